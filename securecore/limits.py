@@ -1,0 +1,103 @@
+"""Every bound and default, each with the place that it comes from."""
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+# --- dump -----------------------------------------------------------------------------------------------------------------
+PIECE_BYTES: Final = MIB
+"""Plaintext bytes of every piece but the last: large enough that independent frames cost under 2 % of size against one stream
+(measured, docs/performance.md), small enough that one piece per worker stays far under the handler's memory budget."""
+
+MAX_FRAME_BYTES: Final = PIECE_BYTES + (PIECE_BYTES >> 8) + 64
+"""A stored frame of one piece: ZSTD_compressBound(1 MiB) of zstd.h is 1 MiB + 1 MiB/256, plus the checksum and header slack."""
+
+MAX_FRAMES: Final = 1 << 24
+"""Frames in one dump (16 TiB of plaintext): twice what x86-64 with 4-level paging on a large machine holds in memory, and well
+below the 0x8000000 frames that the zstd seekable format allows."""
+
+ZSTD_LEVEL: Final = 1
+"""The fastest level that still has entropy coding: at higher levels the crashed process waits for the compressor."""
+
+MAX_REPORT_BYTES: Final = 64 * KIB
+"""A report as JSON: sixteen pages, some ten times the largest that the fields' own bounds let our sender write."""
+
+MAX_MANIFEST_BYTES: Final = 64 * KIB
+"""A JWS manifest: its payload is below 1 KiB; a chain of four large certificates in x5c needs about 24 KiB in base64."""
+
+MAX_RECEIPT_BYTES: Final = 64 * KIB
+"""A tlog-proof: 64 hashes (a tree of 2**64 leaves) take 2.9 KiB, the entry in its extra line below 8 KiB."""
+
+MAX_STATEMENT_BYTES: Final = 64 * KIB
+"""The log key's statement: a JWS like the manifest."""
+
+MAX_ENTRY_BYTES: Final = 16 * KIB
+"""One line of an audit log: fixed fields, peer-supplied words cut to MAX_WORDS."""
+
+MAX_WORDS: Final = 400
+"""Characters of prose that a peer may make us show or keep: five lines of a terminal."""
+
+MAX_CHECKPOINT_BYTES: Final = 16 * KIB
+"""A signed note: three lines and a few signatures; C2SP signed-note asks readers to bound it."""
+
+# --- certificates -----------------------------------------------------------------------------------------------------------
+MAX_CERTIFICATE_BYTES: Final = 16 * KIB
+"""A DER certificate: ours are under 1 KiB; ML-DSA-65 ones, the largest that TLS stacks accept today, are 5.6 KiB."""
+
+MAX_CHAIN: Final = 4
+"""Certificates in a chain: leaf, issuing CA, one cross-signed CA during a rotation, root."""
+
+MAX_CRL_BYTES: Final = 16 * MIB
+"""A CRL file: 100,000 revoked hosts take about 4 MiB."""
+
+CRL_GRACE_S: Final = 7 * 24 * 3600
+"""How long after nextUpdate a CRL still counts, loudly logged: an operator's week off must not be the fleet's outage."""
+
+# --- connections ----------------------------------------------------------------------------------------------------------------
+CONNECT_DEADLINE_S: Final = 5.0
+"""TCP, TLS and READY together: three round trips on a 600 ms satellite link take 1.8 s."""
+
+HANDSHAKE_DEADLINE_S: Final = 10.0
+"""The receiver's patience with a peer that has not yet shown a certificate."""
+
+IDLE_DEADLINE_S: Final = 60.0
+"""Silence of an authenticated peer: longer than the kernel's pause while it walks a large, swapped-out address space."""
+
+RECEIPT_DEADLINE_S: Final = 120.0
+"""From END to RECEIPT: the receiver's fsync of a dump on a slow, busy disk."""
+
+PROGRESS_DEADLINE_S: Final = 10.0
+"""How long one frame may take to leave before the sender calls the wire stalled: 1 MiB in 10 s is 0.8 Mbit/s."""
+
+RING_BYTES: Final = 16 * MIB
+"""Frames sent but not yet acknowledged that the sender keeps in memory: a quarter of the handler's 64 MiB."""
+
+ACK_EVERY_BYTES: Final = 8 * MIB
+"""Stored bytes after which the receiver makes frames durable and says so: half of the sender's ring, so that neither waits."""
+
+MAX_CONNECTIONS: Final = 256
+"""Connections that the receiver serves at once: four times the 64 senders of the design's load budget."""
+
+SHUTDOWN_DEADLINE_S: Final = 20.0
+"""How long SIGTERM lets dumps in flight finish; systemd kills after 90 s by default."""
+
+MAX_RETRY_AFTER_S: Final = 24 * 3600
+"""What a receiver may impose on a sender (R24): a day, as sentry-native caps it."""
+
+# --- the kernel's side ------------------------------------------------------------------------------------------------------------
+CORE_PATTERN_MAX: Final = 127
+"""Characters of core_pattern: CORENAME_MAX_SIZE is 128 in fs/coredump.c, with the final NUL."""
+
+CORE_PIPE_LIMIT: Final = 16
+"""Parallel handlers, as systemd sets it; above zero, the kernel keeps /proc/PID until the handler has closed the pipe."""
+
+PIPE_BYTES: Final = MIB
+"""F_SETPIPE_SZ: the default /proc/sys/fs/pipe-max-size."""
+
+PROC_READ_BYTES: Final = 64 * KIB
+"""At most this much of any /proc file: status, stat and limits are below 4 KiB, cmdline is cut to MAX_TEXT anyway."""
+
+MAX_TEXT: Final = 4096
+"""One text field of a report: PATH_MAX."""

@@ -1,0 +1,111 @@
+"""CrashReport: what is known of a crash, as a flat JSON object with bounded fields.
+
+Every field is optional: a field that cannot be had is absent, and never costs the core. On the wire and in the store the report is
+the sender's own bytes, whose digest the manifest signs; this module reads them leniently (unknown fields are skipped) and bounds
+everything that it hands on.
+"""
+
+import json
+from typing import Final, NamedTuple
+
+from securecore import limits
+from securecore.errors import PeerError
+
+_INTEGER_MAX: Final = (1 << 64) - 1
+_CUTS: Final = (limits.MAX_TEXT, limits.MAX_TEXT // 4, limits.MAX_TEXT // 16, limits.MAX_TEXT // 64)
+"""Characters left of each text, until the report fits: one character outside ASCII takes six or twelve bytes in JSON, and sixteen
+texts of 64 of them take 12 KiB."""
+
+
+class CrashReport(NamedTuple):
+    """A crash, as the sender saw it: what the host says, not what is so. Text is at most MAX_TEXT characters long."""
+
+    sender: str | None = None
+    """The sender's program and version."""
+    source: str | None = None
+    """Where the core came from: ``kernel`` (the handler) or ``file`` (a core that a person had at hand)."""
+    metadata: str | None = None
+    """``verified`` when /proc was read through a directory that the pidfd proved to be the crashed process, else ``arguments``."""
+    signal: int | None = None
+    pid: int | None = None
+    tid: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    dump_mode: int | None = None
+    """PR_GET_DUMPABLE of the process: 1 ordinary, 2 sensitive (set-uid and its like)."""
+    core_limit: int | None = None
+    """Soft RLIMIT_CORE in bytes; 2**64-1 is unlimited."""
+    crashed_at: int | None = None
+    """Unix seconds, by the host's clock."""
+    program: str | None = None
+    """The executable's file name, else the thread's name."""
+    comm: str | None = None
+    executable: str | None = None
+    command_line: str | None = None
+    """Arguments, separated by single spaces; nothing escaped."""
+    cgroup: str | None = None
+    unit: str | None = None
+    container: str | None = None
+    parent_pid: int | None = None
+    threads: int | None = None
+    started_at: int | None = None
+    """Unix seconds, by the host's clock."""
+    boot_id: str | None = None
+    kernel: str | None = None
+    machine: str | None = None
+    node: str | None = None
+    """The kernel's node name; a claim, not the host's identity."""
+    build_id: str | None = None
+    core_name: str | None = None
+    """The file name that a person sent the core from; shown, never used as a path."""
+
+    def encode(self) -> bytes:
+        """Return the canonical JSON: present fields only, keys sorted, ASCII, no spaces.
+
+        Text is cut to MAX_TEXT characters, all of it to fewer where the whole would be longer than MAX_REPORT_BYTES: a process
+        chooses its own command line, and must not make its core undeliverable by it.
+        """
+        encoded = b""
+        for cut in _CUTS:
+            encoded = self._encode_cut(cut)
+            if len(encoded) <= limits.MAX_REPORT_BYTES:
+                break
+        return encoded
+
+    def _encode_cut(self, characters: int) -> bytes:
+        fields: dict[str, int | str] = {}
+        for key, value in zip(self._fields, self, strict=True):
+            if isinstance(value, str):
+                fields[key] = value[:characters]
+            elif value is not None:
+                fields[key] = value
+        return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+_TEXT_FIELDS = frozenset(name for name, hint in CrashReport.__annotations__.items() if hint == str | None)
+
+
+def parse_report(data: bytes) -> CrashReport:
+    """Return the report that a peer sent as JSON.
+
+    Fields of the wrong type or outside 64 bits are dropped, text is cut to MAX_TEXT, lone surrogates become question marks. Raises
+    PeerError when *data* is longer than MAX_REPORT_BYTES or not one JSON object. Not checked: that any of it is true.
+    """
+    if len(data) > limits.MAX_REPORT_BYTES:
+        raise PeerError(f"report is {len(data)} bytes long, at most {limits.MAX_REPORT_BYTES} are allowed")
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise PeerError("report is not JSON") from error
+    if not isinstance(fields, dict):
+        raise PeerError("report is not a JSON object")
+    known: dict[str, int | str] = {}
+    for key, value in fields.items():
+        if key not in CrashReport._fields:
+            continue
+        if key in _TEXT_FIELDS:
+            if isinstance(value, str):
+                known[key] = value[: limits.MAX_TEXT].encode("utf-8", "replace").decode("utf-8")
+        elif type(value) is int and 0 <= value <= _INTEGER_MAX:
+            known[key] = value
+    return CrashReport(**known)  # type: ignore[arg-type]  # the loop above has matched each value's type to its field
