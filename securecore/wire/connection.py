@@ -1,0 +1,127 @@
+"""The protocol as a value machine: bytes in, messages out; messages in, bytes out. No input or output, no clock.
+
+One object is one end's view of one connection. Every message in either direction passes ``_step``, which holds it against the state
+table and against the counts of frames. After an error the connection is closed for good: every further use raises, but for one
+REFUSE that says why.
+"""
+
+from enum import Enum
+
+from securecore import limits
+from securecore.errors import Bug, PeerError
+from securecore.wire import messages
+from securecore.wire.messages import Accept, Ack, Data, Kind, Message, Ready, Refuse, Zero, kind_of
+from securecore.wire.states import TRANSITIONS, End, State
+
+
+class NeedData(Enum):
+    """The value of ``next_message`` when the bytes so far hold no whole message."""
+
+    NEED_DATA = "need data"
+
+
+NEED_DATA = NeedData.NEED_DATA
+
+
+class Connection:
+    """One end's view of a connection."""
+
+    def __init__(self, ours: End) -> None:
+        self._ours = ours
+        self._theirs = End.RECEIVER if ours is End.SENDER else End.SENDER
+        self._buffer = bytearray()
+        self._broken = False
+        self.state = State.GREETING
+        self.max_frames = limits.MAX_FRAMES
+        """What the receiver said in READY."""
+        self.frames = 0
+        """Frames of the dump that is under way that the receiver holds or that were sent."""
+        self.acknowledged = 0
+        """Frames of it that the receiver has said are durable."""
+
+    def send(self, message: Message) -> bytes:
+        """Return the bytes of *message*, which the caller writes to the peer.
+
+        Raises Bug when the state does not allow it, or when the peer would refuse it; nothing may be said after that. After an
+        error REFUSE alone may still be sent, so that a peer which broke the protocol can learn what it did.
+        """
+        if self._broken and not isinstance(message, Refuse):
+            raise Bug("connection is used after an error")
+        try:
+            encoded = messages.encode(message)
+            self._step(self._ours, message)
+        except PeerError as error:
+            self._broken = True
+            raise Bug(f"we may not say this: {error.message}") from error
+        return encoded
+
+    def receive(self, data: bytes | bytearray | memoryview) -> None:
+        """Take bytes from the peer, any number of them; raises Bug after an error."""
+        if self._broken:
+            raise Bug("connection is used after an error")
+        self._buffer += data
+
+    def next_message(self) -> Message | NeedData:
+        """Return the peer's next message, or NEED_DATA.
+
+        Raises PeerError when the peer has broken the protocol; the connection is then unusable. The buffer never holds more than
+        one message's bound beside what one ``receive`` brought.
+        """
+        if self._broken:
+            raise Bug("connection is used after an error")
+        try:
+            message = self._take()
+            if message is not NEED_DATA:
+                self._step(self._theirs, message)
+        except PeerError:
+            self._broken = True
+            self._buffer.clear()
+            raise
+        return message
+
+    @property
+    def holds_partial_message(self) -> bool:
+        """Whether the peer has begun a message that is not yet whole: an end of stream now is a cut in the middle of it."""
+        return bool(self._buffer)
+
+    def _take(self) -> Message | NeedData:
+        if len(self._buffer) < messages.HEADER_BYTES:
+            return NEED_DATA
+        kind, length = messages.decode_header(self._buffer)
+        # A message that the state forbids is refused at its header, before its body costs memory or time.
+        self._check_allowed(self._theirs, kind)
+        if len(self._buffer) < messages.HEADER_BYTES + length:
+            return NEED_DATA
+        body = bytes(memoryview(self._buffer)[messages.HEADER_BYTES : messages.HEADER_BYTES + length])
+        del self._buffer[: messages.HEADER_BYTES + length]
+        return messages.decode_body(kind, body)
+
+    def _check_allowed(self, end: End, kind: Kind) -> State:
+        state = TRANSITIONS.get((self.state, end, kind))
+        if state is None:
+            raise PeerError(f"{kind.name} from the {end.value} is not allowed in state {self.state.value}")
+        return state
+
+    def _step(self, end: End, message: Message) -> None:
+        """The one door: hold *message* against the table and the counts, then move."""
+        state = self._check_allowed(end, kind_of(message))
+        if isinstance(message, Ready):
+            self.max_frames = min(message.max_frames, limits.MAX_FRAMES)
+        elif isinstance(message, Accept):
+            if message.held > self.max_frames:
+                raise PeerError(f"ACCEPT holds {message.held} frames, more than a dump may have")
+            self.frames = self.acknowledged = message.held
+        elif isinstance(message, (Data, Zero)):
+            self._count_frames(message.pieces if isinstance(message, Zero) else 1)
+        elif isinstance(message, Ack):
+            if not self.acknowledged < message.frames <= self.frames:
+                raise PeerError(f"ACK of {message.frames} frames: {self.acknowledged} were acknowledged, {self.frames} sent")
+            self.acknowledged = message.frames
+        self.state = state
+
+    def _count_frames(self, count: int) -> None:
+        if count == 0:
+            raise PeerError("ZERO of no pieces")
+        if self.frames + count > self.max_frames:
+            raise PeerError(f"dump has more than {self.max_frames} frames")
+        self.frames += count
