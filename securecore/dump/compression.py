@@ -1,0 +1,56 @@
+"""From pieces to frames and back: the only place that calls zstd."""
+
+from typing import Final
+
+import zstandard
+
+from securecore import limits
+from securecore.dump.frames import ZERO_PIECE_FRAME, check_frame, zero_frame
+from securecore.errors import BrokenError
+
+_ZERO_PIECE: Final = bytes(limits.PIECE_BYTES)
+
+
+class Compressor:
+    """Turns pieces into frames. Not for use by two threads at once; make one each (zstd releases the interpreter's lock)."""
+
+    __slots__ = ("_zstd",)
+
+    def __init__(self, level: int = limits.ZSTD_LEVEL) -> None:
+        self._zstd = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
+
+    def frame(self, piece: bytes | bytearray | memoryview) -> bytes:
+        """Return the frame of *piece*, 1 to PIECE_BYTES of plaintext."""
+        if is_zero(piece):
+            return ZERO_PIECE_FRAME if len(piece) == limits.PIECE_BYTES else zero_frame(len(piece))
+        return self._zstd.compress(piece)
+
+
+class Decompressor:
+    """Turns frames back into pieces. Not for use by two threads at once."""
+
+    __slots__ = ("_zstd",)
+
+    def __init__(self) -> None:
+        self._zstd = zstandard.ZstdDecompressor()
+
+    def piece(self, frame: bytes | memoryview) -> bytes:
+        """Return the plaintext of *frame*, its checksum verified.
+
+        Raises FrameRefused when it is no frame of ours and BrokenError when it does not decompress to exactly the length that
+        it declares. Memory is bounded by that length, which check_frame bounds.
+        """
+        length = check_frame(frame)
+        try:
+            piece = self._zstd.decompress(frame, max_output_size=length)
+        except zstandard.ZstdError as error:
+            raise BrokenError(f"frame does not decompress: {error}") from error
+        if len(piece) != length:
+            raise BrokenError(f"frame holds {len(piece)} bytes of plaintext, it declares {length}")
+        return piece
+
+
+def is_zero(piece: bytes | bytearray | memoryview) -> bool:
+    """Return whether *piece*, at most PIECE_BYTES long, is all zeroes; at the speed of memory."""
+    # Comparing memoryviews unpacks every item; startswith is one memcmp that stops at the first byte of content.
+    return _ZERO_PIECE.startswith(piece)

@@ -1,0 +1,72 @@
+"""The container: a dump's frames in order, then a seek table, as the zstd seekable format lays it down.
+
+The seek table is a skippable frame, so ``zstd -d`` reads the container as one stream. It is recomputed from the frames whenever a
+container is written, and a reader holds it against the file's size before it believes an offset.
+Source: zstd, contrib/seekable_format/zstd_seekable_compression_format.md, version 0.1.0.
+"""
+
+import struct
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from securecore import limits
+from securecore.errors import BrokenError
+
+_SKIPPABLE_MAGIC: Final = 0x184D2A5E
+_SEEKABLE_MAGIC: Final = 0x8F92EAB1
+_HEADER: Final = struct.Struct("<II")
+_ENTRY: Final = struct.Struct("<II")
+_FOOTER: Final = struct.Struct("<IBI")
+
+
+class FrameEntry(NamedTuple):
+    """Where one frame stands: stored and plaintext lengths in bytes."""
+
+    stored: int
+    plain: int
+
+
+def seek_table(entries: Sequence[FrameEntry]) -> bytes:
+    """Return the seek table for *entries*, without per-frame checksums (each frame has its own)."""
+    body = bytearray()
+    for entry in entries:
+        body += _ENTRY.pack(entry.stored, entry.plain)
+    body += _FOOTER.pack(len(entries), 0, _SEEKABLE_MAGIC)
+    return _HEADER.pack(_SKIPPABLE_MAGIC, len(body)) + bytes(body)
+
+
+def seek_table_bytes(frames: int) -> int:
+    """Return how long the seek table of so many frames is."""
+    return _HEADER.size + frames * _ENTRY.size + _FOOTER.size
+
+
+def footer_frames(footer: bytes) -> int:
+    """Return how many frames a container has, from its last 9 bytes; raises BrokenError when these are no footer of ours."""
+    if len(footer) != _FOOTER.size:
+        raise BrokenError("container is too short to hold a seek table")
+    frames, descriptor, magic = _FOOTER.unpack(footer)
+    if magic != _SEEKABLE_MAGIC or descriptor != 0 or frames > limits.MAX_FRAMES:
+        raise BrokenError("container does not end with a seek table")
+    return int(frames)
+
+
+def parse_seek_table(table: bytes, container_bytes: int) -> list[FrameEntry]:
+    """Return the entries of *table*, the tail of a container that is *container_bytes* long in all.
+
+    Raises BrokenError unless the table is whole, every entry is possible for a frame, only the last piece is short, and the frames
+    fill the rest of the container exactly. Not checked: that the frames are what the table says.
+    """
+    frames = footer_frames(table[-_FOOTER.size :])
+    if len(table) != seek_table_bytes(frames) or _HEADER.unpack_from(table) != (_SKIPPABLE_MAGIC, len(table) - _HEADER.size):
+        raise BrokenError("seek table has the wrong length or header")
+    entries = [FrameEntry(*pair) for pair in _ENTRY.iter_unpack(table[_HEADER.size : -_FOOTER.size])]
+    if any(not 1 <= entry.stored <= limits.MAX_FRAME_BYTES or not 1 <= entry.plain <= limits.PIECE_BYTES for entry in entries):
+        raise BrokenError("seek table has an entry that no frame can have")
+    if any(entry.plain != limits.PIECE_BYTES for entry in entries[:-1]):
+        raise BrokenError("seek table has a short piece before the last")
+    if sum(entry.stored for entry in entries) + len(table) != container_bytes:
+        raise BrokenError("seek table does not add up to the container's size")
+    return entries
+
+
+FOOTER_BYTES: Final = _FOOTER.size
