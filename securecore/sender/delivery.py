@@ -1,0 +1,167 @@
+"""One connection to a receiver: reach it, hear READY, open a dump, send frames, hear what is durable.
+
+One thread owns the socket. Frames go out whole; between them, what the receiver has said is read without waiting. Every wait
+has a deadline. All failures of the network and of the peer come out as SecurecoreError: UnreachableError and BusyError when
+another try may succeed, others when not.
+"""
+
+import select
+import socket
+import ssl
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NoReturn
+
+from securecore import limits, tls
+from securecore.dump.frames import ZERO_PIECE_FRAME
+from securecore.errors import BusyError, ClockError, PeerError, RefusedError, SecurecoreError, UnreachableError
+from securecore.names import Address
+from securecore.wire.connection import NEED_DATA, Connection
+from securecore.wire.messages import Accept, Ack, Data, End, Gone, Message, Open, Ready, Receipt, Refusal, Refuse, Zero
+from securecore.wire.states import End as WireEnd
+
+_RECEIVE_BYTES: Final = 64 * limits.KIB
+
+
+class Delivery:
+    """A connection whose receiver has said READY."""
+
+    def __init__(self, secured: ssl.SSLSocket, address: Address, ready: Ready, connection: Connection) -> None:
+        self.address = address
+        self.store = ready.store
+        self._socket = secured
+        self._connection = connection
+        self._on_ack: Callable[[int], None] = lambda frames: None
+
+    def open(self, message: Open, on_ack: Callable[[int], None]) -> Accept | Receipt | Gone:
+        """Name a dump and return the receiver's answer; *on_ack* is told of every durable count from now on."""
+        self._on_ack = on_ack
+        self._send(self._connection.send(message), limits.PROGRESS_DEADLINE_S)
+        answer = self._receive(limits.IDLE_DEADLINE_S)
+        if not isinstance(answer, (Accept, Receipt, Gone)):
+            raise PeerError(f"{self.address} answered OPEN with {type(answer).__name__}")
+        return answer
+
+    def send_frame(self, frame: bytes) -> None:
+        """Send one frame, and read the acknowledgements that have come in meanwhile."""
+        message = Zero(1) if frame == ZERO_PIECE_FRAME else Data(frame)
+        self._send(self._connection.send(message), limits.PROGRESS_DEADLINE_S)
+        while self._is_readable():
+            self._take_ack(limits.PROGRESS_DEADLINE_S)
+
+    def wait_for_ack(self, deadline_s: float) -> None:
+        """Wait for the next acknowledgement; raises BusyError when none comes in time."""
+        self._take_ack(deadline_s)
+
+    def end(self, manifest: bytes) -> Receipt:
+        """Send the manifest and return the receipt."""
+        self._send(self._connection.send(End(manifest)), limits.PROGRESS_DEADLINE_S)
+        deadline = time.monotonic() + limits.RECEIPT_DEADLINE_S
+        while True:
+            message = self._receive(max(0.1, deadline - time.monotonic()))
+            if isinstance(message, Receipt):
+                return message
+            self._acknowledge(message)
+
+    def close(self) -> None:
+        """Close the connection; says nothing to the peer, for nothing is owed between dumps."""
+        self._socket.close()
+
+    def _take_ack(self, deadline_s: float) -> None:
+        self._acknowledge(self._receive(deadline_s))
+
+    def _acknowledge(self, message: Message) -> None:
+        if not isinstance(message, Ack):
+            raise PeerError(f"{self.address} said {type(message).__name__} while frames were on their way")
+        self._on_ack(message.frames)
+
+    def _is_readable(self) -> bool:
+        return bool(self._socket.pending() or select.select([self._socket], [], [], 0)[0])
+
+    def _send(self, data: bytes, deadline_s: float) -> None:
+        # sendall's time-out is a deadline for the whole call, so a peer that reads a byte now and then does not hold us.
+        self._socket.settimeout(deadline_s)
+        try:
+            self._socket.sendall(data)
+        except OSError as error:
+            self._explain_failed_send(error)
+
+    def _explain_failed_send(self, error: OSError) -> NoReturn:
+        """Raise the receiver's own words when it has said any: a refusal is only learned by reading (RFC 8446 appendix E.1.6)."""
+        self._socket.settimeout(1.0)
+        try:
+            while True:
+                self._receive(1.0)
+        except (UnreachableError, BusyError, OSError):
+            raise tls.explain(error, str(self.address)) from error
+
+    def _receive(self, deadline_s: float) -> Message:
+        return _receive(self._socket, self._connection, self.address, deadline_s)
+
+
+def _receive(secured: ssl.SSLSocket, connection: Connection, address: Address, deadline_s: float) -> Message:
+    """Return the receiver's next message within *deadline_s*; a REFUSE is raised as the error that it means."""
+    deadline = time.monotonic() + deadline_s
+    while (message := connection.next_message()) is NEED_DATA:
+        secured.settimeout(max(0.001, deadline - time.monotonic()))
+        try:
+            data = secured.recv(_RECEIVE_BYTES)
+        except OSError as error:
+            raise tls.explain(error, str(address)) from error
+        if not data:
+            raise UnreachableError(f"{address} closed the connection")
+        connection.receive(data)
+    if isinstance(message, Refuse):
+        raise refusal(message, address)
+    return message
+
+
+def refusal(message: Refuse, address: Address) -> SecurecoreError:
+    """Return the error that a REFUSE means to the sender."""
+    words = "".join(character if character.isprintable() else "?" for character in message.words)
+    text = f"refused by {address}: {words}"
+    if message.code == Refusal.NOT_YET_VALID:
+        return ClockError(text, hint="is this machine's clock right?")
+    if message.code < Refusal.NOT_YET_VALID:
+        return RefusedError(text)
+    wait = min(message.retry_after_s, limits.MAX_RETRY_AFTER_S)
+    return BusyError(text, hint=f"come again in {wait} s" if wait else "come again later")
+
+
+def connect(receivers: Sequence[Address], context: ssl.SSLContext, deadline_s: float = limits.CONNECT_DEADLINE_S) -> Delivery:
+    """Return a Delivery to the first of *receivers*, tried in order, that says READY; *deadline_s* is for each.
+
+    Raises the error of the last one that could be reached at all, else of the last: a refusal tells more than a dead address.
+    """
+    failures: list[SecurecoreError] = []
+    for address in receivers:
+        try:
+            return _connect_one(address, context, deadline_s)
+        except SecurecoreError as error:
+            failures.append(error)
+    spoken = [error for error in failures if not isinstance(error, UnreachableError)]
+    raise (spoken or failures)[-1]
+
+
+def _connect_one(address: Address, context: ssl.SSLContext, deadline_s: float) -> Delivery:
+    deadline = time.monotonic() + deadline_s
+    plain = None
+    try:
+        # As bytes: for text, Python would load its IDNA tables first, at a crash handler's expense.
+        target: Any = (address.host.encode("ascii"), address.port)
+        plain = socket.create_connection(target, timeout=deadline_s)
+        left = max(0.1, deadline - time.monotonic())
+        secured = tls.secure(context, plain, server_name=address.host, deadline_s=left)
+    except OSError as error:
+        if plain is not None:
+            plain.close()
+        raise tls.explain(error, str(address)) from error
+    connection = Connection(WireEnd.SENDER)
+    try:
+        ready = _receive(secured, connection, address, max(0.1, deadline - time.monotonic()))
+        if not isinstance(ready, Ready):
+            raise PeerError(f"{address} greeted with {type(ready).__name__}")
+    except SecurecoreError:
+        secured.close()
+        raise
+    return Delivery(secured, address, ready, connection)

@@ -1,0 +1,110 @@
+"""Delivering what the spool holds: oldest first, each dump from where its receiver's durable frames end."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from securecore import limits
+from securecore.dump import manifest
+from securecore.errors import BrokenError, BusyError, SecurecoreError, StorageError
+from securecore.merkle import Frontier, leaf_hash
+from securecore.names import Address, DumpId
+from securecore.sender.delivery import Delivery, connect
+from securecore.sender.spool import EntryEnd, Spool, SpoolEntry
+from securecore.sender.transfer import Papers, Parcel, answered_already, settle
+from securecore.wire.messages import Accept, Open
+
+
+class Flushed(NamedTuple):
+    """What became of one dump of the spool."""
+
+    dump: DumpId
+    receipt: dict[str, Any] | None
+    failure: SecurecoreError | None
+    sent_frames: int
+    """Frames that were sent now; those that the receiver already held were not."""
+
+
+def flush(
+    spool: Spool, receivers: Sequence[Address], papers: Papers, clock: Callable[[], float] = time.time
+) -> Iterator[Flushed]:
+    """Deliver each dump of the spool that no other process has locked, and yield what became of it.
+
+    A dump is removed once its receipt is checked and kept, or once the receiver says that it was deleted there. After the network
+    has failed, the rest is left for the next time: the exception of the last Flushed says why.
+    """
+    for dump in spool.dump_ids():
+        try:
+            entry = spool.entry(dump)
+        except SecurecoreError as error:
+            yield Flushed(dump, None, error, 0)
+            continue
+        if entry is None:
+            continue
+        attempt = _Attempt(spool, entry, papers, clock)
+        try:
+            receipt = attempt.deliver(receivers)
+        except SecurecoreError as error:
+            entry.close()
+            yield Flushed(dump, None, error, attempt.sent_frames)
+            if isinstance(error, BusyError) or error.name == "unreachable":
+                return
+            continue
+        spool.remove(entry)
+        yield Flushed(dump, receipt, None, attempt.sent_frames)
+
+
+class _Attempt:
+    """One try at one dump."""
+
+    def __init__(self, spool: Spool, entry: SpoolEntry, papers: Papers, clock: Callable[[], float]) -> None:
+        self._spool, self._entry, self._papers, self._clock = spool, entry, papers, clock
+        self._reader = entry.reader()
+        self.sent_frames = 0
+
+    def deliver(self, receivers: Sequence[Address]) -> dict[str, Any]:
+        """Return the receipt's facts; raises SecurecoreError."""
+        delivery = connect(receivers, self._papers.context)
+        try:
+            return self._deliver(delivery)
+        finally:
+            delivery.close()
+
+    def _deliver(self, delivery: Delivery) -> dict[str, Any]:
+        start, end = self._entry.start, self._end()
+        answer = delivery.open(Open(start.dump, self._entry.report, end.predicted_size), lambda frames: None)
+        if not isinstance(answer, Accept):
+            facts = answered_already(answer, delivery, self._papers.credentials, start.dump, self._clock)
+            self._spool.keep_receipt(facts)
+            return facts
+        tree = self._agree(answer, delivery)
+        for index in range(tree.size - start.frontier.size, len(self._reader.entries)):
+            frame = self._reader.frame(index)
+            delivery.send_frame(frame)
+            tree.append(leaf_hash(frame))
+            self.sent_frames += 1
+        parcel = Parcel(start.dump, self._entry.report, start.started_at)
+        return settle(delivery, self._papers.credentials, parcel, end, tree, self._spool, self._clock)
+
+    def _agree(self, answer: Accept, delivery: Delivery) -> Frontier:
+        """Return the tree over the frames that the receiver holds, once its root and ours agree there."""
+        tree = self._entry.frontier_at(answer.held)
+        first = self._entry.start.frontier.size
+        if tree is None:
+            raise StorageError(
+                f"{delivery.address} holds {answer.held} frames of {self._entry.start.dump.short}, the spool those from {first} on",
+                hint=f"frames 0 to {first} went to store {self._entry.start.store}: send it there, or restore that store",
+            )
+        if answer.root != tree.root():
+            raise BrokenError(f"{delivery.address} holds other frames of {self._entry.start.dump.short} than were sent")
+        return tree
+
+    def _end(self) -> EntryEnd:
+        """Return how the source ended; what the entry cannot vouch for is ``cut``."""
+        kept = sum(entry.plain for entry in self._reader.entries)
+        size = self._entry.start.frontier.size * limits.PIECE_BYTES + kept
+        end = self._entry.end()
+        if end is not None and end.size == size:
+            return end
+        ended_at = end.ended_at if end is not None else self._entry.start.started_at
+        return EntryEnd(size, end.predicted_size if end is not None else None, manifest.CUT, ended_at)

@@ -1,0 +1,153 @@
+"""A snapshot of the crashed process from /proc, taken while the kernel holds it.
+
+Everything is read through one descriptor on /proc/PID, opened once, and believed only if the process is still the one that
+crashed: the pidfd from the kernel (%F, Linux 6.16) must name the same pid *after* the reading, and the uid must be the kernel's
+(CVE-2025-4598 and CVE-2025-5054: judged by /proc after the pid had been used again). Nothing outside /proc/PID is read, no path
+that the process chose is opened (R6, R16). A field that cannot be read is left out; it never costs the core.
+"""
+
+import os
+import re
+from typing import Any, Final
+
+from securecore import limits
+from securecore.sender.kernel_arguments import KernelArguments
+
+VERIFIED: Final = "verified"
+UNVERIFIED: Final = "unverified"
+ARGUMENTS: Final = "arguments"
+
+_CONTAINER_ID: Final = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+_UNIT: Final = re.compile(r"[^/]+\.(?:service|scope|slice|socket|mount|swap)")
+
+
+def snapshot(arguments: KernelArguments, proc: str = "/proc") -> dict[str, Any]:
+    """Return report fields about the crashed process, ``metadata`` always among them.
+
+    ``verified``: a pidfd proved that the fields are the crashed process's. ``unverified``: no pidfd to prove it, but the uid
+    agrees. ``arguments``: /proc was gone or another process's; only machine facts are there beside.
+    """
+    fields: dict[str, Any] = _machine(proc)
+    try:
+        directory = os.open(os.path.join(proc, str(arguments.pid)), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        fields["metadata"] = ARGUMENTS
+        return fields
+    try:
+        process, real_uid = _process(directory, proc)
+    finally:
+        os.close(directory)
+    proof = _proof(arguments, real_uid, proc)
+    fields["metadata"] = proof
+    if proof != ARGUMENTS:
+        fields |= process
+    return fields
+
+
+def _proof(arguments: KernelArguments, real_uid: int | None, proc: str) -> str:
+    if real_uid != arguments.uid:
+        return ARGUMENTS
+    if arguments.pidfd is None:
+        return UNVERIFIED
+    # fdinfo of a pidfd says "Pid: -1" once the process was reaped (pidfd_open(2)).
+    info = _read(None, os.path.join(proc, "self", "fdinfo", str(arguments.pidfd)))
+    return VERIFIED if f"\nPid:\t{arguments.pid}\n" in f"\n{info}" else ARGUMENTS
+
+
+def _machine(proc: str) -> dict[str, Any]:
+    uname = os.uname()
+    fields: dict[str, Any] = {"kernel": uname.release, "machine": uname.machine, "node": uname.nodename}
+    boot_id = _read(None, os.path.join(proc, "sys/kernel/random/boot_id")).strip()
+    if boot_id:
+        fields["boot_id"] = boot_id
+    return fields
+
+
+def _process(directory: int, proc: str) -> tuple[dict[str, Any], int | None]:
+    """Return the fields of the process behind *directory*, and its real uid."""
+    fields: dict[str, Any] = {}
+    comm = _read(directory, "comm").rstrip("\n")
+    executable = _link(directory, "exe").removesuffix(" (deleted)")
+    command_line = " ".join(_read(directory, "cmdline").rstrip("\0").split("\0"))
+    cgroup = _cgroup(_read(directory, "cgroup"))
+    status = _status(_read(directory, "status"))
+    found = {
+        "comm": comm,
+        "executable": executable,
+        "program": os.path.basename(executable) or comm,
+        "command_line": command_line[: limits.MAX_TEXT],
+        "cgroup": cgroup,
+        "unit": _unit(cgroup),
+        "container": _container(directory, cgroup, proc),
+        "parent_pid": _number(status.get("PPid")),
+        "threads": _number(status.get("Threads")),
+        "started_at": _started_at(_read(directory, "stat"), _read(None, os.path.join(proc, "stat"))),
+    }
+    for name, value in found.items():
+        if value is not None and value != "":
+            fields[name] = value
+    return fields, _number(status.get("Uid"))
+
+
+def _status(text: str) -> dict[str, str]:
+    """Return the lines of /proc/PID/status; the first of a key counts, for the kernel prints Name first and escapes newlines."""
+    found: dict[str, str] = {}
+    for line in text.split("\n"):
+        key, separator, value = line.partition(":\t")
+        if separator:
+            found.setdefault(key, value)
+    return found
+
+
+def _number(text: str | None) -> int | None:
+    word = (text or "").split("\t")[0].strip()
+    return int(word) if word.isascii() and word.isdigit() else None
+
+
+def _started_at(stat: str, machine_stat: str) -> int | None:
+    """Return the process's start in Unix seconds, from field 22 of stat, counted behind the *last* parenthesis (R15)."""
+    fields = stat.rpartition(")")[2].split()
+    boot = next((line.split()[1] for line in machine_stat.split("\n") if line.startswith("btime ")), "")
+    if len(fields) < 20 or not fields[19].isdigit() or not boot.isdigit():
+        return None
+    return int(boot) + int(fields[19]) // os.sysconf("SC_CLK_TCK")
+
+
+def _cgroup(text: str) -> str | None:
+    return next((line[3:] for line in text.split("\n") if line.startswith("0::")), None)
+
+
+def _unit(cgroup: str | None) -> str | None:
+    names = [part for part in (cgroup or "").split("/") if _UNIT.fullmatch(part) and not part.endswith(".slice")]
+    return names[-1] if names else None
+
+
+def _container(directory: int, cgroup: str | None, proc: str) -> str | None:
+    """Return a container's id, "unknown" when the process lives in other namespaces without one; None on the host itself (R5)."""
+    own = _link(None, os.path.join(proc, "self/ns/mnt")), _link(None, os.path.join(proc, "self/ns/pid"))
+    its = _link(directory, "ns/mnt"), _link(directory, "ns/pid")
+    if its == own:
+        return None
+    identifier = _CONTAINER_ID.search(cgroup or "")
+    return identifier.group() if identifier else "unknown"
+
+
+def _link(directory: int | None, name: str) -> str:
+    try:
+        return os.fsencode(os.readlink(name, dir_fd=directory)).decode("utf-8", "backslashreplace")
+    except OSError:
+        return ""
+
+
+def _read(directory: int | None, name: str) -> str:
+    """Return a small file's text, at most PROC_READ_BYTES of it; empty when it cannot be read."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    except OSError:
+        return ""
+    try:
+        return os.read(fd, limits.PROC_READ_BYTES).decode("utf-8", "backslashreplace")
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)

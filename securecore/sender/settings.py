@@ -1,0 +1,67 @@
+"""What the handler needs to know, compiled by ``securecore setup sender`` into JSON: fast to load, strict to read.
+
+People edit TOML (sender.toml); the crash handler must not pay for a TOML parser at every crash.
+"""
+
+import json
+import os
+import stat
+from typing import Any, Final, NamedTuple
+
+from securecore.errors import ConfigError
+from securecore.names import Address, NameRefused
+
+_VERSION: Final = 1
+_MAX_BYTES: Final = 64 * 1024
+_HINT: Final = "run `securecore setup sender` again"
+
+
+class Settings(NamedTuple):
+    """The handler's settings."""
+
+    receivers: tuple[Address, ...]
+    """Tried in this order."""
+    identity: str
+    """Absolute path of the identity directory."""
+    spool: str
+    """Absolute path of the spool, owned by *uid*."""
+    uid: int
+    """The user that the handler becomes; never 0."""
+    gid: int
+
+    def encode(self) -> bytes:
+        """Return the JSON that load_settings reads."""
+        fields = self._asdict() | {"version": _VERSION, "receivers": [str(address) for address in self.receivers]}
+        return json.dumps(fields, sort_keys=True, indent=1).encode("ascii") + b"\n"
+
+
+def load_settings(path: str) -> Settings:
+    """Return the settings in *path*; raises ConfigError when they are missing, writable by others, or not exactly as expected."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            found = os.fstat(fd)
+            data = os.read(fd, _MAX_BYTES)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", hint=_HINT) from error
+    if not stat.S_ISREG(found.st_mode) or found.st_mode & 0o022 or found.st_uid not in (0, os.geteuid()):
+        raise ConfigError(f"{path}: must be a file that only root can write", hint=f"chown root {path}; chmod go-w {path}")
+    try:
+        fields = json.loads(data)
+        return _settings(fields)
+    except (ValueError, KeyError, TypeError, RecursionError, NameRefused) as error:
+        raise ConfigError(f"{path}: not settings of this version of securecore", hint=_HINT) from error
+
+
+def _settings(fields: dict[str, Any]) -> Settings:
+    if fields.pop("version") != _VERSION or set(fields) != set(Settings._fields):
+        raise ValueError
+    settings = Settings(**fields)._replace(receivers=tuple(Address(text) for text in fields["receivers"]))
+    paths = (settings.identity, settings.spool)
+    if not settings.receivers or not all(type(path) is str and path.startswith("/") for path in paths):
+        raise ValueError
+    if type(settings.uid) is not int or type(settings.gid) is not int:
+        raise ValueError
+    return settings

@@ -1,0 +1,290 @@
+"""The spool: where a sender keeps what it could not deliver.
+
+    SPOOL/FORMAT            "securecore-spool 1", a newline, a UUID, a newline
+    SPOOL/dumps/ID/         one directory for each dump, 0700
+        report.json         as sent in OPEN
+        core.zst            frames from number first_frame on, nothing before and nothing behind
+        entry.json          which frames these are; written last of the first three, so that an entry without it is nothing yet
+        end.json            how the source ended; missing while a handler still writes, or when it was killed
+    SPOOL/receipts.jsonl    one line for each receipt that was returned, append-only
+
+The directory of an entry is locked (flock) while a handler writes it or a flush sends it. docs/store.md has the fields.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+from securecore import limits
+from securecore.dump import directory as files
+from securecore.dump.reader import DumpReader, open_frames
+from securecore.errors import BrokenError, ConfigError, StorageError
+from securecore.merkle import Frontier, leaf_hash
+from securecore.names import DumpId, NameRefused, StoreId
+
+_MAGIC: Final = "securecore-spool 1"
+_DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+class EntryStart(NamedTuple):
+    """What an entry is a part of."""
+
+    dump: DumpId
+    started_at: int
+    """Unix milliseconds."""
+    store: StoreId | None
+    """The store that holds the frames before *frontier*; None when there are none."""
+    frontier: Frontier
+    """The tree over the frames before the first one here; its size is that frame's number."""
+
+
+class EntryEnd(NamedTuple):
+    """How the source ended."""
+
+    size: int
+    """Plaintext bytes of the whole dump."""
+    predicted_size: int | None
+    outcome: str
+    ended_at: int
+    """Unix milliseconds."""
+
+
+class SpoolEntry:
+    """One dump's entry, locked by this process."""
+
+    def __init__(self, start: EntryStart, report: bytes, fd: int, core: int) -> None:
+        self.start = start
+        self.report = report
+        self.stored_bytes = 0
+        self._fd = fd
+        self._core = core
+
+    def append(self, frame: bytes) -> None:
+        """Keep one more frame; raises StorageError when the disk refuses it, and takes back what was written of it."""
+        try:
+            files.write_all(self._core, frame)
+        except StorageError:
+            os.ftruncate(self._core, self.stored_bytes)
+            raise
+        self.stored_bytes += len(frame)
+
+    def finish(self, end: EntryEnd) -> None:
+        """Make the frames durable, and then the statement that these are all."""
+        files.sync(self._core)
+        files.write_new_file("end.json", self._fd, _encode(end._asdict()))
+
+    def end(self) -> EntryEnd | None:
+        """Return how the source ended; None when a handler was killed before it knew."""
+        data = files.read_file("end.json", self._fd, limits.MAX_REPORT_BYTES)
+        return EntryEnd(**_decode(data)) if data is not None else None
+
+    def reader(self) -> DumpReader:
+        """Return a reader over the whole frames; a torn one at the end, of a handler that was killed, is left out."""
+        return open_frames(self._core)[0]
+
+    def frontier_at(self, frames: int) -> Frontier | None:
+        """Return the tree over the dump's first *frames* frames; None when this entry cannot tell."""
+        frontier = self.start.frontier.copy()
+        reader = self.reader()
+        if not 0 <= frames - frontier.size <= len(reader.entries):
+            return None
+        frontier.extend(leaf_hash(reader.frame(index)) for index in range(frames - frontier.size))
+        return frontier
+
+    def close(self) -> None:
+        """Give up the lock."""
+        os.close(self._core)
+        os.close(self._fd)
+
+
+class Spool:
+    """An open spool directory."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def begin(self, start: EntryStart, report: bytes) -> SpoolEntry:
+        """Make the entry for a dump; raises StorageError when there is one already or the disk refuses."""
+        dumps = files.enter_directory("dumps", self._fd)
+        try:
+            name = str(start.dump)
+            if not files.make_directory(name, dumps):
+                raise StorageError(f"spool already holds {name}")
+            fd = self._lock_entry(name, dumps)
+            if fd is None:
+                raise StorageError(f"spool entry {name} is in use")
+        finally:
+            os.close(dumps)
+        files.write_new_file("report.json", fd, report)
+        core = files.create_file("core.zst", fd)
+        fields = {
+            "version": 1,
+            "dump": name,
+            "started_at": start.started_at,
+            "store": str(start.store) if start.store else None,
+            "first_frame": start.frontier.size,
+            "peaks": [peak.hex() for peak in start.frontier.peaks],
+        }
+        files.write_new_file("entry.json", fd, _encode(fields))
+        return SpoolEntry(start, report, fd, core)
+
+    def dump_ids(self) -> list[DumpId]:
+        """Return the dumps in the spool, oldest first."""
+        dumps = files.open_directory("dumps", self._fd)
+        if dumps is None:
+            return []
+        try:
+            names = files.names_in(dumps)
+        finally:
+            os.close(dumps)
+        return [DumpId.parse(name) for name in sorted(names) if _is_dump_id(name)]
+
+    def entry(self, dump: DumpId) -> SpoolEntry | None:
+        """Return the dump's entry, locked; None while another process has it, or when it was removed meanwhile.
+
+        Raises BrokenError when its files do not make an entry.
+        """
+        dumps = files.enter_directory("dumps", self._fd)
+        try:
+            fd = self._lock_entry(str(dump), dumps)
+        finally:
+            os.close(dumps)
+        if fd is None:
+            return None
+        data = files.read_file("entry.json", fd, limits.MAX_REPORT_BYTES)
+        report = files.read_file("report.json", fd, limits.MAX_REPORT_BYTES)
+        core = files.open_file("core.zst", fd, append=True)
+        if data is None or report is None or core is None:
+            os.close(fd)
+            raise BrokenError(f"spool entry {dump.short} was never begun properly", hint="its handler was killed; remove it")
+        return SpoolEntry(_start(dump, data), report, fd, core)
+
+    def remove(self, entry: SpoolEntry) -> None:
+        """Delete an entry, the statement that makes it one first."""
+        for name in ("entry.json", "end.json", "core.zst", "report.json"):
+            files.remove_file(name, entry._fd)
+        dumps = files.enter_directory("dumps", self._fd)
+        try:
+            os.rmdir(str(entry.start.dump), dir_fd=dumps)
+            files.sync(dumps)
+        except OSError as error:
+            raise files.disk_refused(error, "cannot remove a spool entry") from error
+        finally:
+            os.close(dumps)
+        entry.close()
+
+    def keep_receipt(self, fields: dict[str, Any]) -> None:
+        """Append one line to the receipt log, durably."""
+        fd = files.open_file("receipts.jsonl", self._fd, append=True)
+        if fd is None:
+            fd = files.create_file("receipts.jsonl", self._fd)
+            files.sync(self._fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            files.write_all(fd, _encode(fields) + b"\n")
+            files.sync(fd)
+        finally:
+            os.close(fd)
+
+    def receipts(self) -> Iterator[dict[str, Any]]:
+        """Yield the receipt log's lines; a torn last line is left out."""
+        fd = files.open_file("receipts.jsonl", self._fd)
+        if fd is None:
+            return
+        with os.fdopen(fd, "rb") as lines:
+            for line in lines:
+                if line.endswith(b"\n"):
+                    yield _decode(line)
+
+    def close(self) -> None:
+        """Close the directory; entries stay usable."""
+        os.close(self._fd)
+
+    def _lock_entry(self, name: str, dumps: int) -> int | None:
+        fd = files.open_directory(name, dumps)
+        if fd is None:
+            return None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            return None
+        return fd
+
+
+def create_spool(path: str, randomness: bytes, owner: tuple[int, int] | None = None) -> None:
+    """Make *path* a spool, 0700, owned by *owner* (uid, gid), unless it is one; *randomness* is 16 bytes for its id.
+
+    Raises StorageError when something else is in the way.
+    """
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        fd = os.open(path, _DIRECTORY_FLAGS)
+    except OSError as error:
+        raise files.disk_refused(error, f"cannot make spool {path}") from error
+    try:
+        if files.read_file("FORMAT", fd, 200) is None:
+            files.write_new_file("FORMAT", fd, f"{_MAGIC}\n{StoreId.make(randomness)}\n".encode())
+        os.fchmod(fd, 0o700)
+        os.close(files.enter_directory("dumps", fd))
+        if owner is not None:
+            os.chown("dumps", *owner, dir_fd=fd, follow_symlinks=False)
+            os.chown("FORMAT", *owner, dir_fd=fd, follow_symlinks=False)
+            os.fchown(fd, *owner)
+    except OSError as error:
+        raise files.disk_refused(error, f"cannot make spool {path}") from error
+    finally:
+        os.close(fd)
+
+
+def open_spool(path: str) -> Spool:
+    """Return the spool at *path*; raises ConfigError when there is none of this version, or others may look into it."""
+    try:
+        fd = os.open(path, _DIRECTORY_FLAGS)
+    except OSError as error:
+        raise ConfigError(f"spool {path}: {error.strerror}", hint="`securecore setup sender` makes it") from error
+    try:
+        text = files.read_file("FORMAT", fd, 200)
+        mode = os.fstat(fd).st_mode
+        if text is None or text.split(b"\n")[0].decode("ascii", "replace") != _MAGIC:
+            raise ConfigError(f"{path} is not a spool of this version")
+        if mode & 0o077:
+            raise ConfigError(f"spool {path}: mode is {mode & 0o777:04o}, others may look into it", hint=f"chmod 700 {path}")
+    except BaseException:
+        os.close(fd)
+        raise
+    return Spool(fd)
+
+
+def _start(dump: DumpId, data: bytes) -> EntryStart:
+    fields = _decode(data)
+    try:
+        frontier = Frontier.from_peaks(fields["first_frame"], [bytes.fromhex(peak) for peak in fields["peaks"]])
+        store = StoreId.parse(fields["store"]) if fields["store"] else None
+        return EntryStart(DumpId.parse(fields["dump"]), int(fields["started_at"]), store, frontier)
+    except (KeyError, TypeError, ValueError, NameRefused) as error:
+        raise BrokenError(f"spool entry {dump.short}: entry.json is malformed") from error
+
+
+def _is_dump_id(name: str) -> bool:
+    try:
+        DumpId.parse(name)
+    except NameRefused:
+        return False
+    return True
+
+
+def _encode(fields: dict[str, Any]) -> bytes:
+    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def _decode(data: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BrokenError("spool: a file is not JSON") from error
+    if not isinstance(fields, dict):
+        raise BrokenError("spool: a file is not a JSON object")
+    return fields

@@ -1,0 +1,279 @@
+"""One dump's way from the pump to a receipt, or to the spool.
+
+A thread takes the frames in order and sends them. Frames that the receiver has not yet acknowledged as durable stay in a ring in
+memory. When no receiver can be had, or the wire fails or stalls with the ring full, the ring and everything after it go to the
+spool, and a later flush goes on from there. So each frame is always durable at the receiver, in the ring, or in the spool.
+"""
+
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from threading import Event, Thread
+from typing import Any, NamedTuple
+
+from securecore import limits
+from securecore.dump import manifest
+from securecore.errors import Bug, ConfigError, PeerError, SecurecoreError
+from securecore.merkle import Frontier
+from securecore.names import Address, DumpId, StoreId
+from securecore.sender.credentials import Credentials
+from securecore.sender.delivery import Delivery, connect
+from securecore.sender.pump import Frame, Pump
+from securecore.sender.spool import EntryEnd, EntryStart, Spool, SpoolEntry
+from securecore.wire.messages import Accept, Gone, Open, Receipt
+
+
+class Parcel(NamedTuple):
+    """What is known of a dump before its first byte."""
+
+    dump: DumpId
+    report: bytes
+    started_at: int
+    """Unix milliseconds."""
+
+
+class Papers(NamedTuple):
+    """What a sender shows and signs with."""
+
+    context: ssl.SSLContext
+    credentials: Credentials
+
+
+class Outcome(NamedTuple):
+    """How a transfer ended."""
+
+    receipt: dict[str, Any] | None
+    """The receipt's facts, as they stand in the receipt log; None when there is none yet."""
+    failure: SecurecoreError | None
+    """Why the dump did not reach a receiver."""
+    spooled: bool
+    """Whether the spool has what the receiver has not."""
+    spool_failure: SecurecoreError | None
+    """Why the spool could not keep all of it."""
+    size: int
+    stored_bytes: int
+    frames: int
+
+
+class Custody:
+    """The frames that are still ours: sent or not, but not acknowledged."""
+
+    def __init__(self) -> None:
+        self.ring: deque[Frame] = deque()
+        self.ring_bytes = 0
+        self.acknowledged = Frontier()
+        """The tree over the frames that the receiver has made durable."""
+        self.all = Frontier()
+        """The tree over all frames so far."""
+
+    def take(self, frame: Frame) -> None:
+        """Add a frame that has just been made."""
+        self.ring.append(frame)
+        self.ring_bytes += len(frame.stored)
+        self.all.append(frame.leaf)
+
+    def acknowledge(self, frames: int) -> None:
+        """Let go of everything before frame number *frames*."""
+        while self.acknowledged.size < frames:
+            frame = self.ring.popleft()
+            self.ring_bytes -= len(frame.stored)
+            self.acknowledged.append(frame.leaf)
+
+
+class Transfer:
+    """Takes a pump's frames to a receiver, else to the spool, in a thread of its own."""
+
+    def __init__(
+        self,
+        parcel: Parcel,
+        pump: Pump,
+        receivers: Sequence[Address],
+        papers: Papers | ConfigError,
+        spool: Spool | None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """*papers* may be the reason why there are none; then everything goes to the spool."""
+        self._parcel, self._pump, self._receivers, self._papers = parcel, pump, receivers, papers
+        self._spool, self._clock = spool, clock
+        self._custody = Custody()
+        self._delivery: Delivery | None = None
+        self._entry: SpoolEntry | None = None
+        self._failure: SecurecoreError | None = None
+        self._spool_failure: SecurecoreError | None = None
+        self._answer: Receipt | None = None
+        self._receipt: dict[str, Any] | None = None
+        self._stored_bytes = 0
+        self._finished = False
+        self.source_closed = Event()
+        """The caller sets this once the source is closed: only then is anything signed or waited for."""
+        self._thread = Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        """Begin to connect, and to take frames."""
+        self._thread.start()
+
+    def wait(self) -> Outcome:
+        """Return how it ended."""
+        self._thread.join()
+        if not self._finished:
+            raise Bug("the transfer's thread died")
+        end = self._pump.end
+        return Outcome(
+            self._receipt,
+            self._failure,
+            self._entry is not None,
+            self._spool_failure,
+            end.size if end else 0,
+            self._stored_bytes,
+            self._custody.all.size,
+        )
+
+    def _run(self) -> None:
+        try:
+            self._connect()
+            for frame in self._pump.frames():
+                self._stored_bytes += len(frame.stored)
+                self._pass_on(frame)
+            self.source_closed.wait()
+            self._conclude()
+            self._finished = True
+        except SecurecoreError as error:
+            self._failure = self._failure or error
+            self._finished = True
+        finally:
+            self._drain()
+            if self._delivery is not None:
+                self._delivery.close()
+            if self._entry is not None:
+                self._entry.close()
+
+    def _drain(self) -> None:
+        """Take the frames that nobody will keep, if any are left, so that the reading thread does not wait for ever."""
+        self._pump.abandon()
+        for _ in self._pump.frames():
+            pass
+
+    def _connect(self) -> None:
+        try:
+            if isinstance(self._papers, ConfigError):
+                raise self._papers
+            self._delivery = connect(self._receivers, self._papers.context)
+            self._pump.first_piece_read.wait()
+            answer = self._delivery.open(
+                Open(self._parcel.dump, self._parcel.report, self._pump.predicted_size), self._custody.acknowledge
+            )
+            if not isinstance(answer, Accept) or answer.held != 0:
+                raise PeerError(f"{self._delivery.address} says that it has this new dump already")
+        except SecurecoreError as error:
+            self._fall_back(error)
+
+    def _pass_on(self, frame: Frame) -> None:
+        self._custody.take(frame)
+        if self._delivery is None:
+            self._keep_ring()
+            return
+        try:
+            self._delivery.send_frame(frame.stored)
+            while self._custody.ring_bytes > limits.RING_BYTES:
+                self._delivery.wait_for_ack(limits.PROGRESS_DEADLINE_S)
+        except SecurecoreError as error:
+            self._fall_back(error)
+
+    def _fall_back(self, error: SecurecoreError) -> None:
+        """Give the wire up and open the spool; without one the transfer has failed."""
+        self._failure = error
+        store: StoreId | None = None
+        if self._delivery is not None:
+            store = self._delivery.store
+            self._delivery.close()
+            self._delivery = None
+        if self._spool is None:
+            raise error
+        start = EntryStart(
+            self._parcel.dump,
+            self._parcel.started_at,
+            store if self._custody.acknowledged.size else None,
+            self._custody.acknowledged.copy(),
+        )
+        try:
+            self._entry = self._spool.begin(start, self._parcel.report)
+        except SecurecoreError as spool_error:
+            self._spool_failure = spool_error
+            raise error from spool_error
+        self._keep_ring()
+
+    def _keep_ring(self) -> None:
+        """Move the ring into the spool; when the disk refuses, keep what fits and let the crashed process go."""
+        if self._entry is None:
+            raise Bug("frames have nowhere to go")
+        try:
+            while self._custody.ring and self._spool_failure is None:
+                self._entry.append(self._custody.ring[0].stored)
+                self._custody.ring.popleft()
+        except SecurecoreError as error:
+            self._spool_failure = error
+            self._pump.abandon()
+        if self._spool_failure is not None:
+            self._custody.ring.clear()
+
+    def _end(self) -> EntryEnd:
+        source = self._pump.end
+        if source is None:
+            raise Bug("the source has not ended")
+        predicted = source.predicted_size
+        outcome = manifest.COMPLETE
+        if source.failure is not None or self._spool_failure is not None:
+            outcome = manifest.CUT
+        elif predicted is not None and source.size < predicted:
+            outcome = manifest.SOURCE_TRUNCATED
+        return EntryEnd(source.size, predicted, outcome, int(self._clock() * 1000))
+
+    def _conclude(self) -> None:
+        """Say END and hear the receipt; if that fails, the spool keeps what the receiver has not."""
+        end = self._end()
+        if self._delivery is not None and not isinstance(self._papers, ConfigError):
+            credentials = self._papers.credentials
+            try:
+                self._receipt = settle(self._delivery, credentials, self._parcel, end, self._custody.all, self._spool, self._clock)
+            except SecurecoreError as error:
+                self._fall_back(error)
+        if self._entry is not None:
+            try:
+                self._entry.finish(end)
+            except SecurecoreError as error:
+                self._spool_failure = self._spool_failure or error
+
+
+def settle(
+    delivery: Delivery,
+    credentials: Credentials,
+    parcel: Parcel,
+    end: EntryEnd,
+    tree: Frontier,
+    spool: Spool | None,
+    clock: Callable[[], float],
+) -> dict[str, Any]:
+    """Sign and send the manifest, check the receipt, keep it; return its facts.
+
+    All frames of *tree* have been sent or were held. Raises UntrustedError when the receipt does not prove what it should.
+    """
+    # Loading the signing library takes longer than all else that a handler does at its start, so it waits until here.
+    from securecore.sender import evidence
+
+    token = evidence.sign_manifest(credentials, parcel.dump, delivery.store, end, tree, parcel.report, parcel.started_at)
+    facts = evidence.check_receipt(credentials, delivery.end(token), delivery.address, parcel.dump, token, clock())
+    if spool is not None:
+        spool.keep_receipt(facts)
+    return facts
+
+
+def answered_already(
+    answer: Receipt | Gone, delivery: Delivery, credentials: Credentials, dump: DumpId, clock: Callable[[], float]
+) -> dict[str, Any]:
+    """Return the facts of an answer that ends custody before a frame was sent."""
+    from securecore.sender import evidence
+
+    if isinstance(answer, Gone):
+        return {"dump": str(dump), "gone": answer.words[: limits.MAX_WORDS], "receiver": str(delivery.address)}
+    return evidence.check_receipt(credentials, answer, delivery.address, dump, None, clock())

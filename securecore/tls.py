@@ -1,0 +1,155 @@
+"""The two TLS contexts, and what their failures mean in words.
+
+TLS 1.3 only, mutual certificates, ALPN ``securecore/1``. The contexts are made from scratch: ``ssl.create_default_context`` would
+load the system's CAs, and trust in them. A reload makes a new context; a live one is never changed (docs/operations.md).
+
+Two settings are less obvious. ``num_tickets = 0``: a resumed session would skip the judgement of the client's certificate.
+``suppress_ragged_eofs=False``: without it a cut TCP connection reads as a clean end.
+"""
+
+import os
+import socket
+import ssl
+import stat
+from typing import Final
+
+from securecore.errors import (
+    BusyError,
+    ClockError,
+    ConfigError,
+    PeerError,
+    RefusedError,
+    SecurecoreError,
+    UnreachableError,
+    UntrustedError,
+)
+
+ALPN: Final = "securecore/1"
+
+
+def sender_context(identity: str) -> ssl.SSLContext:
+    """Return a client context for the identity directory *identity*: pins its ca.pem, presents its cert.pem.
+
+    Raises ConfigError when a file is missing, unreadable, of loose mode or does not fit. Not checked here: the receiver's profile
+    beyond OpenSSL's purpose and name checks; the receipt's evidence judges its certificate in full.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    _harden(context, identity)
+    return context
+
+
+def receiver_context(identity: str) -> ssl.SSLContext:
+    """Return a server context for *identity* that demands a client certificate; raises as sender_context does.
+
+    Not checked here: the client's profile, its name and revocation; the receiver judges these before it says READY.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    _harden(context, identity)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.num_tickets = 0
+    return context
+
+
+def _harden(context: ssl.SSLContext, identity: str) -> None:
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols([ALPN])
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    key = os.path.join(identity, "key.pem")
+    check_private(key)
+    try:
+        context.load_verify_locations(cafile=os.path.join(identity, "ca.pem"))
+        context.load_cert_chain(os.path.join(identity, "cert.pem"), key, password=_no_passphrase)
+    except ssl.SSLError as error:
+        hint = "issue the identity again, or restore its files"
+        raise ConfigError(f"identity {identity}: {_reason(error)}", hint=hint) from error
+    except OSError as error:
+        raise ConfigError(f"identity {identity}: ca.pem, cert.pem or key.pem: {error.strerror}") from error
+
+
+def _no_passphrase() -> bytes:
+    # Without this OpenSSL would ask at the terminal; a daemon or a crash handler has none.
+    raise ConfigError("identity's key.pem is encrypted", hint="a handler and a receiver need a key that they can read alone")
+
+
+def check_private(path: str) -> None:
+    """Raise ConfigError unless *path* is a regular file that only its owner may read or write (mode & 077 == 0)."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise ConfigError(f"{path}: not a regular file")
+    if found.st_mode & 0o077:
+        raise ConfigError(f"{path}: mode is {found.st_mode & 0o777:04o}, others may read the key", hint=f"chmod 600 {path}")
+
+
+def secure(
+    context: ssl.SSLContext, plain: socket.socket, *, server_name: str | None = None, deadline_s: float
+) -> ssl.SSLSocket:
+    """Return *plain* wrapped in TLS, the handshake done within *deadline_s* in all; *server_name* is None at the receiver.
+
+    Raises OSError or ssl.SSLError (see ``explain``); PeerError when the other end did not agree on our protocol: Python does not
+    enforce ALPN by itself.
+    """
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    plain.settimeout(deadline_s)
+    # As bytes: for text, Python would load its IDNA tables first, at a crash handler's expense.
+    sni = None if server_name is None else server_name.encode("ascii")
+    secured = context.wrap_socket(plain, server_side=sni is None, server_hostname=sni, suppress_ragged_eofs=False)
+    if secured.selected_alpn_protocol() != ALPN:
+        secured.close()
+        raise PeerError(f"the other end does not speak {ALPN}")
+    return secured
+
+
+# What OpenSSL says when it refuses a receiver's certificate (x509_vfy.h), where we have better words.
+_VERIFY_WORDS: Final = {
+    10: "its certificate has expired",
+    18: "its certificate is self-signed",
+    19: "it belongs to another CA",
+    20: "it belongs to another CA",
+    21: "it belongs to another CA",
+    26: "its certificate is not a receiver's",
+    62: "its certificate is for another name",
+    64: "its certificate is for another address",
+}
+_NOT_YET_VALID: Final = 9
+
+# TLS 1.3 alerts (RFC 8446 section 6.2) that a receiver's TLS sends about our certificate, by OpenSSL's names for them.
+_ALERT_WORDS: Final = {
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it demands a client certificate and this host sent none",
+    "TLSV1_ALERT_UNKNOWN_CA": "this host's certificate belongs to another CA",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "this host's certificate has expired, or is not yet valid",
+    "SSLV3_ALERT_CERTIFICATE_REVOKED": "this host's certificate was revoked",
+    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "this host's certificate is not a host's",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "this host's certificate is not acceptable",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "this host's certificate is not acceptable",
+    "TLSV1_ALERT_ACCESS_DENIED": "access denied",
+}
+
+
+def explain(error: OSError, peer: str) -> SecurecoreError:
+    """Return what a failed connection to *peer* means; the exception to raise from *error*."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        if error.verify_code == _NOT_YET_VALID:
+            return ClockError(f"{peer}: its certificate is not yet valid", hint="is this machine's clock right?")
+        words = _VERIFY_WORDS.get(error.verify_code, error.verify_message)
+        return UntrustedError(f"{peer} is not the receiver that we trust: {words}", hint="check --to and the identity's ca.pem")
+    if isinstance(error, ssl.SSLError):
+        reason = error.reason or ""
+        if reason in _ALERT_WORDS:
+            return RefusedError(f"refused by {peer}: {_ALERT_WORDS[reason]}", hint="`securecore pki inspect` shows what it is")
+        if "ALERT_NO_APPLICATION_PROTOCOL" in reason or reason == "NO_PROTOCOLS_AVAILABLE" or "PROTOCOL_VERSION" in reason:
+            return PeerError(f"{peer} does not speak {ALPN} over TLS 1.3")
+        if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNEXPECTED_MESSAGE", "RECORD_LAYER_FAILURE"):
+            return PeerError(f"{peer} does not speak TLS 1.3")
+        if isinstance(error, ssl.SSLEOFError) or "UNEXPECTED_EOF" in reason:
+            return UnreachableError(f"{peer} closed the connection")
+        return PeerError(f"{peer}: TLS failed: {_reason(error)}")
+    if isinstance(error, TimeoutError):
+        return BusyError(f"{peer} did not answer in time")
+    return UnreachableError(f"{peer}: {error.strerror or error}", hint="is the receiver running, and is the address right?")
+
+
+def _reason(error: ssl.SSLError) -> str:
+    return (error.reason or str(error)).replace("_", " ").lower()
