@@ -1,0 +1,108 @@
+"""Certificates as files hold them: bounded parsing, trust anchors, fingerprints."""
+
+from typing import Final, NamedTuple
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.utils import CryptographyDeprecationWarning
+
+from securecore import limits
+from securecore.errors import ConfigError
+
+MAX_ANCHORS: Final = 16
+"""Certificates in a ca.pem: root, hosts CA and receivers CA, twice during a rotation, with room for a merged fleet."""
+
+PARSE_ERRORS: Final = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+    CryptographyDeprecationWarning,
+)
+"""Everything that the cryptography library raises for a certificate or CRL that it can't read, some of it only when a field is
+first asked for. UnsupportedGeneralNameType and InvalidVersion derive from Exception alone. It warns of some malformed certificates
+(a serial number of zero) before it will refuse them in a later release; where warnings are errors, that is a refusal already."""
+
+
+class Anchors(NamedTuple):
+    """What a judge starts from: self-signed roots, and CA certificates that help to build a chain but are not trusted."""
+
+    roots: tuple[x509.Certificate, ...]
+    intermediates: tuple[x509.Certificate, ...]
+
+
+def load_pem_certificates(data: bytes, maximum: int = limits.MAX_CHAIN, *, what: str = "certificates") -> list[x509.Certificate]:
+    """Return the certificates of a PEM text, in order, at least one.
+
+    *what* names the file in messages. Raises ConfigError when there is none, more than *maximum*, one larger than
+    MAX_CERTIFICATE_BYTES, or one that does not parse. Text between the blocks is ignored (RFC 7468 section 2). Not checked:
+    signatures, dates, order.
+    """
+    count = data.count(b"-----BEGIN CERTIFICATE-----")
+    if not 1 <= count <= maximum or len(data) > 2 * maximum * limits.MAX_CERTIFICATE_BYTES:
+        raise ConfigError(f"{what}: expected 1 to {maximum} PEM certificates, found {count} in {len(data)} bytes")
+    try:
+        certificates = x509.load_pem_x509_certificates(data)
+        sizes = [len(certificate.public_bytes(Encoding.DER)) for certificate in certificates]
+    except PARSE_ERRORS as error:
+        raise ConfigError(f"{what}: not a readable PEM certificate: {one_line(error)}") from error
+    if max(sizes) > limits.MAX_CERTIFICATE_BYTES:
+        raise ConfigError(f"{what}: a certificate of {max(sizes)} bytes, at most {limits.MAX_CERTIFICATE_BYTES} are read")
+    return certificates
+
+
+def load_anchors(ca_pem: bytes, *, what: str = "ca.pem") -> Anchors:
+    """Return the anchors of a ca.pem: each self-signed certificate is a root, the others only help.
+
+    Raises ConfigError like load_pem_certificates, when no root is among them, and when a certificate names itself as its issuer
+    without having signed itself. Not checked: dates and profiles; the judge does that for every chain.
+    """
+    roots: list[x509.Certificate] = []
+    intermediates: list[x509.Certificate] = []
+    for certificate in load_pem_certificates(ca_pem, MAX_ANCHORS, what=what):
+        try:
+            names_itself = certificate.subject == certificate.issuer
+        except PARSE_ERRORS as error:
+            raise ConfigError(f"{what}: a certificate's names can't be read: {one_line(error)}") from error
+        if not names_itself:
+            intermediates.append(certificate)
+        elif is_signed_by(certificate, certificate):
+            roots.append(certificate)
+        else:
+            raise ConfigError(f"{what}: {common_name(certificate.subject)} calls itself a root but did not sign itself")
+    if not roots:
+        raise ConfigError(f"{what}: holds no root", hint="put the self-signed certificate there that `securecore pki init` made")
+    return Anchors(tuple(roots), tuple(intermediates))
+
+
+def is_signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Whether *issuer*'s name and key are those that signed *certificate*; says nothing about what *issuer* may sign."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (InvalidSignature, *PARSE_ERRORS):
+        return False
+    return True
+
+
+def fingerprint(certificate: x509.Certificate) -> str:
+    """Return the SHA-256 of the certificate's DER as 64 lower-case hexadecimal digits."""
+    return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def common_name(name: x509.Name) -> str:
+    """Return a distinguished name for people: its common name, else the whole, quoted and cut; never used to decide anything."""
+    try:
+        values = [str(attribute.value) for attribute in name.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
+        text = values[0] if values else name.rfc4514_string()
+    except PARSE_ERRORS:
+        text = "(unreadable)"
+    return ascii(text[: limits.MAX_WORDS // 4])
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's words as one printable line of bounded length."""
+    return ascii(" ".join(str(error).split())[: limits.MAX_WORDS // 2])[1:-1] or type(error).__name__

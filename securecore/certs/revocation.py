@@ -1,0 +1,185 @@
+"""Certificate revocation lists: which certificates of our CAs are not to be believed any more.
+
+OpenSSL's own check is not used: it refuses every host once a CRL expires, and among several CRLs of one CA it takes the newest
+thisUpdate whatever the CRLNumber, so an old list can hide a revocation. Here the highest CRLNumber (RFC 5280 section 5.2.3) of each
+CA counts, an expired list counts for a bounded grace, and what is amiss is told as warnings.
+"""
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final, NamedTuple
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
+
+from securecore import limits
+from securecore.certs import chain
+from securecore.certs.chain import Anchors
+from securecore.certs.conformance import find_extension
+from securecore.certs.judge import Judgement, Reason, Refusal
+from securecore.certs.profiles import BACKDATED_S
+from securecore.errors import ConfigError
+
+MAX_LISTS: Final = 2 * chain.MAX_ANCHORS
+"""CRLs in one file: one for each CA, twice while old and new lie side by side."""
+
+_BLOCK: Final = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
+_EXTENSIONS: Final = {ExtensionOID.CRL_NUMBER, ExtensionOID.AUTHORITY_KEY_IDENTIFIER}
+_HINT: Final = "run `securecore pki crl` where the CA is, and copy the file that it names over the receiver's crl.pem"
+
+
+class _List(NamedTuple):
+    """One CRL, its signature checked, with the revoked serial numbers as a set: a connection must not pay for a linear search."""
+
+    mark: bytes
+    issuer: x509.Certificate
+    number: int
+    this_update: datetime
+    next_update: datetime
+    serials: frozenset[int]
+    crl: x509.CertificateRevocationList
+
+
+class RevocationLists:
+    """The CRLs of one crl.pem, at most one for each CA; immutable, so threads may share it."""
+
+    def __init__(self, lists: Sequence[_List]) -> None:
+        self._lists = tuple(lists)
+
+    @classmethod
+    def parse(cls, crl_pem: bytes, anchors: Anchors) -> "RevocationLists":
+        """Return the lists of a PEM text, each signed by a CA among the anchors.
+
+        Raises ConfigError when the text is larger than MAX_CRL_BYTES, holds no CRL or more than MAX_LISTS, or when one of them is
+        malformed, of a kind that we don't make (delta, indirect, partial), or not signed by a CA of *anchors*. Of several lists of
+        one CA the highest CRLNumber wins, then the newest thisUpdate. Not checked: dates; check() does that.
+        """
+        if len(crl_pem) > limits.MAX_CRL_BYTES:
+            raise ConfigError(f"crl.pem: {len(crl_pem)} bytes, at most {limits.MAX_CRL_BYTES} are read")
+        blocks = _BLOCK.findall(crl_pem)
+        if not 1 <= len(blocks) <= MAX_LISTS:
+            raise ConfigError(f"crl.pem: expected 1 to {MAX_LISTS} PEM revocation lists, found {len(blocks)}", hint=_HINT)
+        best: dict[bytes, _List] = {}
+        for block in blocks:
+            found = _parse_list(block, anchors)
+            other = best.get(found.mark)
+            if other is None or (other.number, other.this_update) < (found.number, found.this_update):
+                best[found.mark] = found
+        return cls(list(best.values()))
+
+    def check(self, judgement: Judgement, now: datetime, grace_s: float = limits.CRL_GRACE_S) -> None:
+        """Raise Refusal when the leaf or its issuing CA is revoked, or when a list that would say so is missing or too old.
+
+        The leaf is looked up in its issuing CA's list, the issuing CA in the root's. A list counts until *grace_s* seconds after
+        its nextUpdate; a revocation that it names counts for ever. Cheap enough for every connection, and again before a commit.
+        """
+        leaf, issuing, root = judgement.chain
+        kind = judgement.purpose.value
+        of_issuing, of_root = self._find(issuing), self._find(root)
+        if of_issuing is not None and leaf.serial_number in of_issuing.serials:
+            raise _revoked(leaf, of_issuing, f"this {kind}'s certificate")
+        if of_root is not None and issuing.serial_number in of_root.serials:
+            raise _revoked(issuing, of_root, f"the certificate of the {kind}s CA")
+        for issuer, found in ((issuing, of_issuing), (root, of_root)):
+            owner = chain.common_name(issuer.subject)
+            if found is None:
+                words = f"the receiver has no revocation list of {owner}, so it believes none of its certificates"
+                raise Refusal(Reason.CRL_MISSING, words, hint=_HINT)
+            if now > found.next_update + timedelta(seconds=grace_s):
+                day = f"{found.next_update:%Y-%m-%d}"
+                words = f"the receiver's revocation list of {owner} expired on {day}, longer ago than is tolerated"
+                raise Refusal(Reason.CRL_EXPIRED, words, hint=_HINT)
+
+    def check_not_older_than(self, previous: "RevocationLists") -> None:
+        """Raise ConfigError when a list of *previous* is gone or has a lower CRLNumber here: somebody put an old file back."""
+        for old in previous._lists:
+            owner = chain.common_name(old.issuer.subject)
+            new = self._find(old.issuer)
+            if new is None:
+                raise ConfigError(f"crl.pem: the revocation list of {owner} is gone", hint=_HINT)
+            if (new.number, new.this_update) < (old.number, old.this_update):
+                words = f"the revocation list of {owner} has number {new.number}, and number {old.number} is already in use"
+                raise ConfigError(f"crl.pem: {words}", hint=_HINT)
+
+    def warnings(self, now: datetime) -> list[str]:
+        """Return a line for the operator on each list that is expired, in the last third of its life, or from the future."""
+        lines: list[str] = []
+        for found in self._lists:
+            owner = chain.common_name(found.issuer.subject)
+            until = f"{found.next_update:%Y-%m-%d %H:%M} UTC"
+            if now > found.next_update:
+                lines.append(f"the revocation list of {owner} expired on {until}; it counts for a short grace only")
+            elif found.this_update > now + timedelta(seconds=BACKDATED_S):
+                lines.append(f"the revocation list of {owner} was made in the future; compare the clocks")
+            elif found.next_update - now < (found.next_update - found.this_update) / 3:
+                lines.append(f"the revocation list of {owner} expires on {until}; make a new one with `securecore pki crl`")
+        return lines
+
+    def _find(self, issuer: x509.Certificate) -> _List | None:
+        mark = _authority(issuer)
+        return next((found for found in self._lists if found.mark == mark), None)
+
+
+def _authority(certificate: x509.Certificate) -> bytes:
+    """Return what makes a CA one CA, whichever of its certificates (renewed, cross-signed) is at hand: its name and key."""
+    key = certificate.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return certificate.subject.public_bytes() + key
+
+
+def _parse_list(block: bytes, anchors: Anchors) -> _List:
+    try:
+        crl = x509.load_pem_x509_crl(block)
+        issuer = _find_issuer(crl, anchors)
+        number = _check_form(crl, issuer)
+        next_update = crl.next_update_utc
+        serials = frozenset(entry.serial_number for entry in crl)
+    except chain.PARSE_ERRORS as error:
+        raise ConfigError(f"crl.pem: a revocation list can't be read: {chain.one_line(error)}") from error
+    if next_update is None:
+        raise ConfigError("crl.pem: a revocation list does not say when the next one is due (RFC 5280 section 5.1.2.5)")
+    return _List(_authority(issuer), issuer, number, crl.last_update_utc, next_update, serials, crl)
+
+
+def _find_issuer(crl: x509.CertificateRevocationList, anchors: Anchors) -> x509.Certificate:
+    """Return the CA certificate whose key signed the list; CAs only, so that no leaf can revoke anything."""
+    for certificate in (*anchors.roots, *anchors.intermediates):
+        usage = find_extension(certificate, x509.KeyUsage)
+        if certificate.subject != crl.issuer or usage is None or not usage.crl_sign:
+            continue
+        key = certificate.public_key()
+        if not isinstance(key, ec.EllipticCurvePublicKey) or crl.signature_algorithm_oid != SignatureAlgorithmOID.ECDSA_WITH_SHA256:
+            continue
+        if crl.is_signature_valid(key):
+            return certificate
+    owner = chain.common_name(crl.issuer)
+    raise ConfigError(f"crl.pem: the revocation list of {owner} is not signed by a CA of ca.pem", hint=_HINT)
+
+
+def _check_form(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> int:
+    """Return the CRLNumber of a list that holds exactly the extensions that ours hold; raises ConfigError."""
+    owner = chain.common_name(issuer.subject)
+    found = {extension.oid: extension.critical for extension in crl.extensions}
+    if set(found) != _EXTENSIONS or any(found.values()):
+        listed = ", ".join(sorted(oid.dotted_string for oid in found)) or "none"
+        words = f"the revocation list of {owner} is not a plain, full one with CRLNumber: its extensions are {listed}"
+        raise ConfigError(f"crl.pem: {words}")
+    authority = crl.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
+    subject = find_extension(issuer, x509.SubjectKeyIdentifier)
+    if subject is None or authority.key_identifier != subject.digest:
+        raise ConfigError(f"crl.pem: the revocation list of {owner} names another key than its issuer's")
+    return crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+
+
+def _revoked(certificate: x509.Certificate, found: _List, what: str) -> Refusal:
+    """Return the refusal of a certificate that is on a list, with the date and reason that the list gives."""
+    entry = found.crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
+    date = entry.revocation_date_utc if entry is not None else found.this_update
+    try:
+        reason = entry.extensions.get_extension_for_class(x509.CRLReason).value.reason.value if entry is not None else "unspecified"
+    except (x509.ExtensionNotFound, *chain.PARSE_ERRORS):
+        reason = "unspecified"
+    words = f"{what} was revoked on {date.astimezone(UTC):%Y-%m-%d} ({reason})"
+    return Refusal(Reason.REVOKED, words, hint="give it a new identity with `securecore pki issue`, once it can be trusted again")

@@ -1,0 +1,170 @@
+"""Issuing: from a name to an identity directory, ready to be carried to its machine.
+
+The order of work: unlock the CA, then, under the PKI's lock, make key and certificate, let the judge look at it, write everything
+into a temporary directory, record the certificate in the ledger, rename the directory into place. So nothing is delivered that
+could not be revoked by name, and whatever fails, a rerun starts afresh. A certificate that was recorded but not delivered is marked
+as discarded; after a power cut in that very moment it stays listed as valid, though its key is gone.
+"""
+
+import base64
+import ipaddress
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from securecore.certs import jws
+from securecore.certs.identity_directory import CA, CERTIFICATE, CRL, KEY, LOG_KEY, LOG_STATEMENT
+from securecore.certs.judge import Purpose, Refusal, judge
+from securecore.certs.private_file import read_public
+from securecore.certs.profiles import HOST, RECEIVER, Profile
+from securecore.errors import PkiError
+from securecore.limits import MAX_CRL_BYTES
+from securecore.names import HostName, NameRefused
+from securecore.pki.directory import PkiDirectory, certificate_pem, issue_fields
+from securecore.pki.keys import AskPassphrase, make_key, make_log_key, private_pem
+from securecore.pki.ledger import Issued, format_time
+from securecore.pki.minting import Address, Authority, mint_leaf
+from securecore.pki.staging import PRIVATE_MODE, PUBLIC_MODE, StagedDirectory, check_free, stage, write_new
+
+LOG_NAME: Final = "{receiver}/securecore"
+"""The name of a receiver's log key in its statement and in checkpoints."""
+
+
+class Issuance(NamedTuple):
+    """What was issued: the leaf, where its identity directory is, and the name's other certificates that are still valid."""
+
+    certificate: x509.Certificate
+    directory: Path
+    names: tuple[str, ...]
+    others: tuple[Issued, ...]
+
+
+class _Request(NamedTuple):
+    profile: Profile
+    names: tuple[HostName, ...]
+    addresses: tuple[Address, ...]
+    days: int
+
+
+def issue_host(
+    pki: PkiDirectory, name: HostName, out: Path, ask_passphrase: AskPassphrase, now: datetime, days: int = HOST.default_days
+) -> Issuance:
+    """Make a host's key, certificate and identity directory *out*.
+
+    Raises PkiError when *out* exists, the name is outside the fleet's domain or *days* out of bounds; NotFoundError, ConfigError,
+    StorageError or BrokenError when the PKI directory is not whole.
+    """
+    return _issue(pki, _Request(HOST, (name,), (), days), out, ask_passphrase, now)
+
+
+def issue_receiver(
+    pki: PkiDirectory,
+    name: HostName,
+    addresses: Sequence[HostName | Address],
+    out: Path,
+    ask_passphrase: AskPassphrase,
+    now: datetime,
+    days: int = RECEIVER.default_days,
+) -> Issuance:
+    """Make a receiver's keys, certificate, log-key statement and identity directory *out*; raises like issue_host.
+
+    The certificate holds *name* first, then *addresses*, each once.
+    """
+    others = [one for one in addresses if isinstance(one, HostName)]
+    names = tuple(dict.fromkeys((name, *others)))
+    numbers = tuple(dict.fromkeys(one for one in addresses if not isinstance(one, HostName)))
+    return _issue(pki, _Request(RECEIVER, names, numbers, days), out, ask_passphrase, now)
+
+
+def parse_address(text: str) -> HostName | Address:
+    """Return the name or address, an IPv6 one with or without brackets, that senders will dial; raises PkiError.
+
+    Refused are addresses that no sender can dial or no certificate hold: unspecified, multicast, with a zone (RFC 4007).
+    """
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        address = ipaddress.ip_address(bare)
+    except ValueError:
+        try:
+            return HostName(text.strip().lower())
+        except NameRefused as error:
+            hint = "a full DNS name such as collector.example.org, or an address such as 192.0.2.7 or 2001:db8::7"
+            raise PkiError(f"not an address of a receiver: {text[:300]!a}", hint=hint) from error
+    if address.is_unspecified or address.is_multicast or "%" in bare:
+        hint = "name the address that senders connect to, not the one to listen on"
+        raise PkiError(f"no sender can dial {bare[:100]!a}", hint=hint)
+    return address
+
+
+def log_statement(receiver: HostName, public_key: bytes, key_pem: bytes, chain_der: Sequence[bytes], now: datetime) -> bytes:
+    """Return the JWS in which a receiver's TLS key vouches for its log key (32 bytes, Ed25519)."""
+    statement = {
+        "type": "securecore/log-key",
+        "version": 1,
+        "name": LOG_NAME.format(receiver=receiver),
+        "public_key": base64.b64encode(public_key).decode("ascii"),
+        "issued_at": format_time(now),
+    }
+    payload = json.dumps(statement, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
+    return jws.sign(payload, key_pem, chain_der, jws.LOG_KEY_TYP)
+
+
+def _issue(pki: PkiDirectory, request: _Request, out: Path, ask_passphrase: AskPassphrase, now: datetime) -> Issuance:
+    check_free(out)
+    # Before the lock: somebody who is still typing a passphrase must not hold up the timer that signs CRLs.
+    issuer = pki.authority(request.profile.signed_by, ask_passphrase)
+    with pki.lock():
+        state = pki.ledger.read()
+        key = make_key()
+        leaf = mint_leaf(
+            request.profile, pki.organisation, request.names, request.addresses, key.public_key(), issuer, now, request.days
+        )
+        _check_with_judge(pki, leaf, issuer, request.profile, now)
+        serial = f"{leaf.serial_number:x}"
+        texts = [str(name) for name in request.names]
+        fields = issue_fields(leaf, request.profile.name, issuer.certificate, texts, [str(one) for one in request.addresses])
+        with stage(out) as staged:
+            key_pem = private_pem(key)
+            staged.write(KEY, key_pem, PRIVATE_MODE)
+            staged.write(CERTIFICATE, certificate_pem(leaf, issuer.certificate), PUBLIC_MODE)
+            if request.profile is RECEIVER:
+                _write_receiver_parts(pki, staged, request.names[0], key_pem, [leaf, issuer.certificate], now)
+            else:
+                staged.write(CA, certificate_pem(pki.certificate("root-ca")), PUBLIC_MODE)
+            write_new(pki.path / "issued" / f"{serial}.pem", certificate_pem(leaf), PUBLIC_MODE)
+            pki.ledger.append(now, "issue", fields)
+            try:
+                staged.publish()
+            finally:
+                if not staged.is_published:
+                    pki.ledger.append(now, "discard", {"serial": serial})
+    others = [one for one in state.issued.values() if one.names and one.names[0] == texts[0] and one.state(now) == "valid"]
+    return Issuance(leaf, out, tuple(texts), tuple(one for one in others if one.profile == request.profile.name))
+
+
+def _write_receiver_parts(
+    pki: PkiDirectory, staged: StagedDirectory, name: HostName, key_pem: bytes, chain: Sequence[x509.Certificate], now: datetime
+) -> None:
+    """Write what a receiver has beside key and certificate: all CAs, the CRLs as they are, the log key and its statement."""
+    anchors = pki.anchors()
+    staged.write(CA, certificate_pem(*anchors.roots, *anchors.intermediates), PUBLIC_MODE)
+    staged.write(CRL, read_public(pki.crl_path, MAX_CRL_BYTES), PUBLIC_MODE)
+    log_key = make_log_key()
+    staged.write(LOG_KEY, private_pem(log_key), PRIVATE_MODE)
+    chain_der = [certificate.public_bytes(Encoding.DER) for certificate in chain]
+    statement = log_statement(name, log_key.public_key().public_bytes_raw(), key_pem, chain_der, now)
+    staged.write(LOG_STATEMENT, statement, PUBLIC_MODE)
+
+
+def _check_with_judge(pki: PkiDirectory, leaf: x509.Certificate, issuer: Authority, profile: Profile, now: datetime) -> None:
+    """Hand nothing out that a receiver or sender would refuse, such as a certificate of a fleet whose root has expired."""
+    purpose = Purpose.RECEIVER if profile is RECEIVER else Purpose.HOST
+    try:
+        judge(leaf.public_bytes(Encoding.DER), [issuer.certificate.public_bytes(Encoding.DER)], pki.anchors(), purpose, now)
+    except Refusal as error:
+        raise PkiError(f"the certificate would be refused by every other end: {error.message}", hint=error.hint) from error

@@ -1,0 +1,159 @@
+"""Directories and files that appear whole or not at all.
+
+A directory is built under a temporary name beside its final one, made durable, and renamed. A run that was killed leaves only the
+temporary directory; the next run for the same place removes it, unless the lock on it shows that another run is still at work.
+"""
+
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from securecore.errors import PkiError, StorageError
+
+PRIVATE_MODE: Final = 0o600
+PUBLIC_MODE: Final = 0o644
+_DIRECTORY_MODE: Final = 0o700
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what a disk can do to us into StorageError, naming the path that the operating system names, else *path*."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{error.filename or path}: {error.strerror or error}") from error
+
+
+class StagedDirectory:
+    """A directory in the making; see stage()."""
+
+    def __init__(self, final: Path, temporary: Path) -> None:
+        self.final = final
+        self.path = temporary
+        self.is_published = False
+
+    def write(self, name: str, data: bytes, mode: int) -> None:
+        """Write one new file, durable, its mode whatever the umask; *name* may lie in a subdirectory made with make_directory."""
+        write_new(self.path / name, data, mode)
+
+    def make_directory(self, name: str) -> None:
+        """Make a subdirectory, for the owner only."""
+        with disk_errors(self.path / name):
+            os.mkdir(self.path / name, _DIRECTORY_MODE)
+
+    def publish(self) -> None:
+        """Give the directory its final name, durably; raises PkiError when something has taken the name, StorageError otherwise."""
+        with disk_errors(self.path):
+            for folder, _folders, _files in os.walk(self.path):
+                sync_directory(Path(folder))
+        check_free(self.final)
+        with disk_errors(self.final):
+            # rename(2) replaces nothing but an empty directory, which there is nothing to lose in.
+            os.rename(self.path, self.final)
+        self.is_published = True
+        with disk_errors(self.final):
+            sync_directory(self.final.parent)
+
+
+@contextmanager
+def stage(final: Path) -> Iterator[StagedDirectory]:
+    """Yield a new, empty directory beside *final*, which publish() renames; without publish() it is removed again.
+
+    Raises PkiError when *final* exists or another run is making it, StorageError when the disk refuses.
+    """
+    check_free(final)
+    temporary = final.parent / f".{final.name}.securecore-partial"
+    with disk_errors(temporary):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.mkdir(temporary, _DIRECTORY_MODE)
+        except FileExistsError:
+            _remove_leftover(temporary)
+            os.mkdir(temporary, _DIRECTORY_MODE)
+        lock = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    staged = StagedDirectory(final, temporary)
+    try:
+        yield staged
+    finally:
+        if not staged.is_published:
+            with disk_errors(temporary):
+                _remove_tree(temporary)
+        os.close(lock)
+
+
+def check_free(path: Path) -> None:
+    """Raise PkiError when anything at all, a dangling link included, stands at *path*."""
+    if os.path.lexists(path):
+        raise PkiError(f"{path} exists already, and nothing is ever overwritten", hint="name another place, or move it away first")
+
+
+def write_new(path: Path, data: bytes, mode: int) -> None:
+    """Write a file that must not exist yet, durable before return; raises StorageError."""
+    with disk_errors(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+
+
+def replace(path: Path, data: bytes, mode: int) -> None:
+    """Replace a file's content in one step, keeping the mode and owner of what was there; *mode* is for a new file.
+
+    A reader that is not root was given its right to read on purpose, so that right must survive. Raises StorageError.
+    """
+    temporary = path.with_name(f".{path.name}.new")
+    with disk_errors(path):
+        temporary.unlink(missing_ok=True)
+        write_new(temporary, data, mode)
+        try:
+            old = os.stat(path)
+        except FileNotFoundError:
+            pass
+        else:
+            if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
+                os.chown(temporary, old.st_uid, old.st_gid)
+            os.chmod(temporary, stat.S_IMODE(old.st_mode))
+        os.rename(temporary, path)
+        sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make a directory's entries durable; raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftover(path: Path) -> None:
+    """Remove what a killed run left; raises PkiError when it isn't ours or its maker is alive, OSError when the disk refuses."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except NotADirectoryError as error:
+        raise PkiError(f"{path} is in the way and is not a directory", hint="look at it, then remove it") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise PkiError(f"another run is making {path} at this moment", hint="wait for it, or name another place") from error
+    else:
+        _remove_tree(path)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_tree(path: Path) -> None:
+    """Remove a directory of ours: plain files and directories, links never followed."""
+    for folder, folders, files in os.walk(path, topdown=False):
+        for name in files:
+            os.unlink(os.path.join(folder, name))
+        for name in folders:
+            os.rmdir(os.path.join(folder, name))
+    os.rmdir(path)

@@ -1,0 +1,124 @@
+"""The ledger: every change shows, a torn end heals, and the state is the replay."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from securecore.errors import BrokenError, NotFoundError
+from securecore.pki.ledger import Fields, Ledger, State, find_serial, format_time, parse_time
+
+NOW = datetime(2026, 11, 22, 3, 0, tzinfo=UTC)
+
+
+def issue(serial: int) -> Fields:
+    """Return the fields of an issue event."""
+    return {
+        "serial": f"{serial:x}",
+        "profile": "host",
+        "names": ["web-1.hosts.test.example"],
+        "addresses": [],
+        "not_before": format_time(NOW),
+        "not_after": format_time(NOW + timedelta(days=90)),
+        "issuer": "1",
+        "fingerprint": "00" * 32,
+        "public_key": "11" * 32,
+    }
+
+
+def filled(path: Path) -> Ledger:
+    """Return a ledger with five events."""
+    ledger = Ledger(path / "ledger.jsonl")
+    for serial in (0xA, 0xB, 0xC):
+        ledger.append(NOW, "issue", issue(serial))
+    ledger.append(NOW, "revoke", {"serial": "a", "reason": "keyCompromise"})
+    ledger.append(NOW, "discard", {"serial": "b"})
+    return ledger
+
+
+def test_state_is_the_replay(tmp_path: Path) -> None:
+    """Certificates, revocations and discards come back by serial number."""
+    ledger = filled(tmp_path)
+    update = {"this_update": format_time(NOW), "next_update": format_time(NOW + timedelta(days=30))}
+    ledger.append(NOW, "crl", {"issuer": "1", "number": 7, "revoked": 1, **update})
+    ledger.append(NOW, "some-later-event", {"colour": "blue"})
+    state = ledger.read()
+    later = NOW + timedelta(days=91)
+    assert [state.issued[serial].state(NOW) for serial in (0xA, 0xB, 0xC)] == ["revoked", "discarded", "valid"]
+    assert [state.issued[serial].state(later) for serial in (0xA, 0xB, 0xC)] == ["revoked", "discarded", "expired"]
+    assert (state.issued[0xA].revoked_at, state.issued[0xA].reason) == (NOW, "keyCompromise")
+    assert (state.crls[1].number, state.crls[1].this_update) == (7, NOW)
+
+
+def test_every_changed_byte_shows(tmp_path: Path) -> None:
+    """Each byte of each line but the last is held by the line after it; one that still parses breaks the chain."""
+    ledger = filled(tmp_path)
+    data = ledger.path.read_bytes()
+    last_line = data.rstrip(b"\n").rfind(b"\n") + 1
+    for offset in range(0, last_line, 3):
+        changed = bytearray(data)
+        changed[offset] ^= 1
+        ledger.path.write_bytes(changed)
+        with pytest.raises(BrokenError, match=r"line [1-5] is not what was written"):
+            ledger.read()
+
+
+def test_missing_and_swapped_lines_show(tmp_path: Path) -> None:
+    """A line can't be taken out, moved or repeated."""
+    ledger = filled(tmp_path)
+    lines = ledger.path.read_bytes().splitlines(keepends=True)
+    for wrong in ([*lines[1:]], [lines[0], *lines[2:]], [lines[1], lines[0], *lines[2:]], [lines[0], *lines]):
+        ledger.path.write_bytes(b"".join(wrong))
+        with pytest.raises(BrokenError):
+            ledger.read()
+
+
+def test_torn_last_line_heals_at_every_length(tmp_path: Path) -> None:
+    """A line without its newline was never acknowledged: it does not count, and the next append takes its place."""
+    ledger = filled(tmp_path)
+    data = ledger.path.read_bytes()
+    begin = data.rstrip(b"\n").rfind(b"\n") + 1
+    for length in range(begin, len(data)):
+        ledger.path.write_bytes(data[:length])
+        assert not ledger.read().issued[0xB].is_discarded
+        ledger.append(NOW, "discard", {"serial": "b"})
+        assert data == ledger.path.read_bytes()
+
+
+def test_broken_ledger_is_not_appended_to(tmp_path: Path) -> None:
+    """Nothing new is signed on top of something that was tampered with."""
+    ledger = filled(tmp_path)
+    ledger.path.write_bytes(ledger.path.read_bytes().replace(b"keyCompromise", b"superseded___"))
+    before = ledger.path.read_bytes()
+    with pytest.raises(BrokenError):
+        ledger.append(NOW, "discard", {"serial": "c"})
+    assert before == ledger.path.read_bytes()
+
+
+@pytest.mark.parametrize("line", [b"[]", b"7", b"{}", b"\xff", b"[" * 5000, b'{"seq":1}'])
+def test_lines_of_another_form_are_broken(line: bytes, tmp_path: Path) -> None:
+    """Whatever stands there, the message names the line."""
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.path.write_bytes(line + b"\n")
+    with pytest.raises(BrokenError, match="line 1"):
+        ledger.read()
+
+
+def test_lines_are_canonical_json(tmp_path: Path) -> None:
+    """One encoding, so that the chain is over something that a person can reproduce; nobody else may read the file."""
+    ledger = filled(tmp_path)
+    for line in ledger.path.read_bytes().splitlines():
+        assert line == json.dumps(json.loads(line), sort_keys=True, separators=(",", ":")).encode()
+    assert ledger.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_unknown_serial_is_named() -> None:
+    """A serial number that nobody issued is not found."""
+    with pytest.raises(NotFoundError, match="serial number ff"):
+        find_serial(State(), 0xFF)
+
+
+def test_times_come_back() -> None:
+    """Whole seconds in UTC."""
+    assert parse_time(format_time(NOW)) == NOW
