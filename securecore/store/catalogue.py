@@ -1,0 +1,277 @@
+"""The catalogue: an index of the store for `list`, never the truth.
+
+It can be thrown away at any time and is rebuilt from the directories. ``reconcile`` holds it against them before it is read: by
+names alone, and only for hosts whose directory has changed since, so that a store of 100,000 dumps lists at once. What it says of a
+dump is what the dump's files say, unverified.
+"""
+
+import os
+import sqlite3
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from itertools import islice
+from types import TracebackType
+from typing import Final, TypeVar
+
+from securecore.dump import directory
+from securecore.errors import SecurecoreError, StorageError
+from securecore.names import DumpId, HostName, NameRefused
+from securecore.store.layout import CATALOGUE, Place, Store
+from securecore.store.rows import DumpRow, format_time, row_of
+
+_VERSION: Final = 1
+_BUSY_S: Final = 5.0
+_BATCH: Final = 1000
+_SETTLED_NS: Final = 2_000_000_000
+"""A directory's change time says nothing of changes within one tick of its file system's clock (2 s on the coarsest), so a mark
+that was younger than this when it was taken is not kept."""
+
+_SCHEMA: Final = (
+    "CREATE TABLE dumps (id TEXT NOT NULL, host TEXT NOT NULL, state TEXT NOT NULL, outcome TEXT, received_at TEXT NOT NULL,"
+    " size_bytes INTEGER, stored_bytes INTEGER NOT NULL, frames INTEGER, signal INTEGER, program TEXT, pid INTEGER, build_id TEXT,"
+    " executable TEXT, crashed_at INTEGER, PRIMARY KEY (host, id)) WITHOUT ROWID",
+    "CREATE INDEX by_time ON dumps (received_at, id)",
+    "CREATE INDEX by_host_and_time ON dumps (host, received_at, id)",
+    "CREATE TABLE marks (host TEXT PRIMARY KEY, inode INTEGER NOT NULL, changed_ns INTEGER NOT NULL) WITHOUT ROWID",
+    f"PRAGMA user_version = {_VERSION}",
+)
+_COLUMNS: Final = ", ".join(DumpRow._fields)
+_INSERT: Final = f"INSERT OR REPLACE INTO dumps ({_COLUMNS}) VALUES ({', '.join('?' for _ in DumpRow._fields)})"  # noqa: S608  # constants
+_SELECT: Final = f"SELECT {_COLUMNS} FROM dumps WHERE received_at >= ?"  # noqa: S608  # constants
+
+_Answer = TypeVar("_Answer")
+
+
+class _Unusable(Exception):
+    """The catalogue's file is not a database, or not one of ours."""
+
+
+class Catalogue:
+    """An open catalogue; a context manager. Safe for use by several threads.
+
+    Its errors are StorageError and cost nothing but the index: whoever stores dumps reports them and goes on.
+    """
+
+    def __init__(self, store: Store, connection: sqlite3.Connection) -> None:
+        self._store = store
+        self._connection = connection
+        self._lock = threading.RLock()
+        self._coming_in: list[DumpRow] = []
+
+    def add(self, row: DumpRow) -> None:
+        """Add a dump, or replace what is known of it."""
+        self._run(lambda: self._add_all([row]))
+
+    def add_dump(self, host: HostName, dump_id: DumpId) -> DumpRow:
+        """Add a published dump from its own files and return its row."""
+        with self._store.open_dump(host, dump_id) as files:
+            row = row_of(files)
+        self.add(row)
+        return row
+
+    def remove(self, host: HostName, dump_id: DumpId) -> None:
+        """Forget a dump."""
+        self._run(lambda: self._forget(host, [str(dump_id)]))
+
+    def reconcile(self, host: HostName | None = None) -> None:
+        """Make the catalogue agree with the directories, of one host or of all, and look up what is still coming in."""
+        self._run(lambda: self._reconcile(host))
+
+    def rows(self, host: HostName | None = None, since: datetime | None = None) -> list[DumpRow]:
+        """Return what is listed, newest first: published dumps and, as of the last reconcile, those still coming in.
+
+        *since* is aware.
+        """
+        earliest = format_time(since) if since is not None else ""
+        published = self._run(lambda: self._select(host, earliest))
+        partial = [row for row in self._coming_in if row.received_at >= earliest and (host is None or row.host == str(host))]
+        if not partial:
+            return published
+        known = {(row.host, row.id) for row in published}
+        partial = [row for row in partial if (row.host, row.id) not in known]
+        return sorted([*published, *partial], key=lambda row: (row.received_at, row.id), reverse=True)
+
+    def close(self) -> None:
+        """Close the catalogue."""
+        with self._lock:
+            self._connection.close()
+
+    def __enter__(self) -> "Catalogue":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _run(self, work: Callable[[], _Answer]) -> _Answer:
+        """Do *work* in one transaction; when the file turns out to be damaged, once more in a new one that holds everything."""
+        with self._lock:
+            try:
+                return self._attempt(work)
+            except _Unusable:
+                self._connection.close()
+                self._connection = _open_connection(self._store, discard=True)
+                self._attempt(lambda: self._reconcile(None))
+                return self._attempt(work)
+
+    def _attempt(self, work: Callable[[], _Answer]) -> _Answer:
+        try:
+            with self._connection:
+                return work()
+        except sqlite3.Error as error:
+            if _is_damage(error):
+                raise _Unusable from error
+            raise StorageError(f"cannot use the catalogue: {error}") from error
+
+    def _reconcile(self, host: HostName | None) -> None:
+        hosts = [host] if host is not None else self._store.host_names()
+        for present in hosts:
+            self._reconcile_host(present)
+        if host is None:
+            here = {str(present) for present in hosts}
+            for (name,) in self._connection.execute("SELECT DISTINCT host FROM dumps").fetchall():
+                if name not in here:
+                    self._connection.execute("DELETE FROM dumps WHERE host = ?", (name,))
+        self._coming_in = _rows_coming_in(self._store, host)
+
+    def _reconcile_host(self, host: HostName) -> None:
+        name = str(host)
+        taken_at = time.time_ns()
+        mark = self._store.change_mark(Place.HOSTS, host)
+        if self._connection.execute("SELECT inode, changed_ns FROM marks WHERE host = ?", (name,)).fetchone() == mark:
+            return
+        here = set(self._store.dump_names(Place.HOSTS, host))
+        known = {dump_id for (dump_id,) in self._connection.execute("SELECT id FROM dumps WHERE host = ?", (name,))}
+        self._forget(host, known - here)
+        new = (row for text in here - known if (row := _find_row(self._store, host, text)) is not None)
+        while batch := list(islice(new, _BATCH)):
+            self._add_all(batch)
+        if taken_at - mark[1] > _SETTLED_NS:
+            self._connection.execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?)", (name, *mark))
+        else:
+            self._connection.execute("DELETE FROM marks WHERE host = ?", (name,))
+
+    def _select(self, host: HostName | None, earliest: str) -> list[DumpRow]:
+        query, arguments = (_SELECT, (earliest,)) if host is None else (f"{_SELECT} AND host = ?", (earliest, str(host)))
+        return list(map(DumpRow._make, self._connection.execute(f"{query} ORDER BY received_at DESC, id DESC", arguments)))
+
+    def _add_all(self, rows: Iterable[DumpRow]) -> None:
+        self._connection.executemany(_INSERT, rows)
+
+    def _forget(self, host: HostName, dump_ids: Iterable[str]) -> None:
+        self._connection.executemany("DELETE FROM dumps WHERE host = ? AND id = ?", [(str(host), text) for text in dump_ids])
+
+
+def open_catalogue(store: Store) -> Catalogue:
+    """Return the store's catalogue, made if need be; reconcile it before it is read.
+
+    Where the file cannot be written, or the store is another user's, it is a copy in memory. Raises StorageError when something
+    other than a file stands in its place.
+    """
+    return Catalogue(store, _open_connection(store, discard=False))
+
+
+def _open_connection(store: Store, *, discard: bool) -> sqlite3.Connection:
+    if os.fstat(store.fd).st_uid != os.geteuid():
+        return _copy_in_memory(store, discard=discard)
+    if discard:
+        for name in (CATALOGUE, f"{CATALOGUE}-wal", f"{CATALOGUE}-shm", f"{CATALOGUE}-journal"):
+            directory.remove_file(name, store.fd)
+    _check_place(store)
+    connection = None
+    try:
+        # SQLite gives its side files the mode of the file itself, which therefore must be made first.
+        os.close(os.open(CATALOGUE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=store.fd))
+        connection = _connect(f"file:{_path(store)}?mode=rw")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        _prepare(connection)
+    except (OSError, sqlite3.Error, _Unusable) as error:
+        if connection is not None:
+            connection.close()
+        if not discard and (isinstance(error, _Unusable) or _is_damage(error)):
+            return _open_connection(store, discard=True)
+        return _copy_in_memory(store, discard=discard)
+    return connection
+
+
+def _copy_in_memory(store: Store, *, discard: bool) -> sqlite3.Connection:
+    """Return a private copy of the catalogue; empty where there is none that can be read."""
+    memory = _connect(":memory:")
+    _check_place(store)
+    if not discard:
+        try:
+            # A snapshot without looking at the write-ahead log may miss the last rows; reconcile finds them by their directories.
+            source = _connect(f"file:{_path(store)}?mode=ro&immutable=1")
+            try:
+                source.backup(memory)
+            finally:
+                source.close()
+            _prepare(memory)
+        except (sqlite3.Error, _Unusable):
+            memory.close()
+            memory = _connect(":memory:")
+    _prepare(memory)
+    return memory
+
+
+def _connect(name: str) -> sqlite3.Connection:
+    return sqlite3.connect(name, timeout=_BUSY_S, check_same_thread=False, uri=name.startswith("file:"))
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    """Make the tables where there are none; raises _Unusable when they are another version's."""
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version == _VERSION:
+        return
+    if version != 0 or connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        raise _Unusable
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        if connection.execute("PRAGMA user_version").fetchone()[0] == 0:  # Another process may have been first.
+            for statement in _SCHEMA:
+                connection.execute(statement)
+
+
+def _check_place(store: Store) -> None:
+    """Refuse a link or anything else in the catalogue's place: SQLite would follow it."""
+    try:
+        status = os.stat(CATALOGUE, dir_fd=store.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise directory.disk_refused(error, "cannot look at the catalogue") from error
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        raise StorageError(f"cannot open the catalogue: {store.path}/{CATALOGUE} is not a regular file", hint="remove it")
+
+
+def _path(store: Store) -> str:
+    """Return a path to the catalogue through the root's descriptor, so that the store may be renamed or its path be relative."""
+    return f"/proc/self/fd/{store.fd}/{CATALOGUE}"
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether SQLite found the file malformed, or tables other than ours in it."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+
+
+def _rows_coming_in(store: Store, host: HostName | None) -> list[DumpRow]:
+    rows = []
+    for owner, dump_id in store.incoming():
+        if host is None or owner == host:
+            row = _find_row(store, owner, str(dump_id))
+            if row is not None:
+                rows.append(row)
+    return rows
+
+
+def _find_row(store: Store, host: HostName, text: str) -> DumpRow | None:
+    """Return the row of a dump; None when *text* is no dump id, the dump has just vanished, or is no directory of ours."""
+    try:
+        with store.open_dump(host, DumpId.parse(text)) as files:
+            return row_of(files)
+    except (NameRefused, SecurecoreError):
+        return None

@@ -1,0 +1,368 @@
+"""A dump on its way into the store: frames appended and made durable, then manifest, receipt and the rename that publishes it.
+
+What is where when, so that a crash at any instant leaves a state that the next start knows:
+
+1. ``begin``: the directory, an empty ``core.zst`` and the report under its aside name. Nothing has been acknowledged.
+2. ``sync``: the report gets its name. A directory without ``report.json`` therefore holds nothing that anybody was promised.
+3. ``finish``: the seek table, then ``manifest.jws``. A directory with a manifest has a whole core and is rolled forward.
+4. ``put_receipt``, ``publish``: the receipt, then the rename to the published dumps.
+"""
+
+import fcntl
+import os
+from array import array
+from collections.abc import Sequence
+from typing import overload
+
+from securecore import limits
+from securecore.dump import directory
+from securecore.dump.container import FrameEntry, seek_table, seek_table_bytes
+from securecore.dump.reader import read_exactly, scan_frames
+from securecore.errors import BrokenError, Bug, BusyError, NotFoundError, PeerError, StorageError
+from securecore.merkle import Frontier, leaf_hash
+from securecore.names import DumpId, HostName
+from securecore.store.layout import Place, Store
+from securecore.store.reading import CORE, MANIFEST, RECEIPT, REPORT
+from securecore.store.removal import remove_incoming
+
+
+class AlreadyStored(StorageError):
+    """The dump is published; ``receipt`` holds the stored receipt, to be given to whoever offers the dump again."""
+
+    def __init__(self, dump_id: DumpId, receipt: bytes) -> None:
+        super().__init__(f"dump {dump_id} is already stored")
+        self.receipt = receipt
+
+
+class _FrameLengths(Sequence[FrameEntry]):
+    """A dump's seek table entries in four bytes a frame: every piece but the last is whole, so only the stored lengths are kept."""
+
+    def __init__(self) -> None:
+        self._stored = array("I")
+        self._last_plain = limits.PIECE_BYTES
+
+    def add(self, stored: int, plain: int) -> None:
+        if self._last_plain != limits.PIECE_BYTES:
+            raise PeerError("a frame follows a short piece, which must be the last")
+        if not 1 <= plain <= limits.PIECE_BYTES or not 1 <= stored <= limits.MAX_FRAME_BYTES:
+            raise PeerError(f"frame of {stored} bytes for {plain} bytes of plaintext is out of bounds")
+        if len(self._stored) == limits.MAX_FRAMES:
+            raise PeerError(f"dump has more than {limits.MAX_FRAMES} frames")
+        self._stored.append(stored)
+        self._last_plain = plain
+
+    @property
+    def plain_bytes(self) -> int:
+        return max(len(self._stored) - 1, 0) * limits.PIECE_BYTES + (self._last_plain if self._stored else 0)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    @overload
+    def __getitem__(self, index: int) -> FrameEntry: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[FrameEntry]: ...
+    def __getitem__(self, index: int | slice) -> FrameEntry | list[FrameEntry]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        stored = self._stored[index]
+        last = index in (-1, len(self._stored) - 1)
+        return FrameEntry(stored, self._last_plain if last else limits.PIECE_BYTES)
+
+
+class IncomingDump:
+    """One dump that is coming in. For one thread at a time; holds a lock that keeps every other writer away from the dump.
+
+    After an error that a disk caused, everything but close is refused: what reached the disk is found out by resume.
+    """
+
+    def __init__(self, store: Store, host: HostName, dump_id: DumpId, fd: int, core: int) -> None:
+        self.host = host
+        self.dump_id = dump_id
+        self.has_manifest = False
+        """The sender has finished and the manifest is durable: the commit is to be done again from the audit entry on."""
+        self.has_receipt = False
+        """The receipt is durable too: only publish is missing."""
+        self._store = store
+        self._fd = fd
+        self._core = core
+        self._lengths = _FrameLengths()
+        self._frontier = Frontier()
+        self._stored_bytes = 0
+        self._is_named = False
+        self._usable = True
+        try:
+            fcntl.flock(core, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.close()
+            raise BusyError(f"dump {dump_id} is being written by another session") from error
+        except OSError as error:
+            self.close()
+            raise directory.disk_refused(error, f"cannot lock dump {dump_id}") from error
+
+    @classmethod
+    def begin(cls, store: Store, host: HostName, dump_id: DumpId, report: bytes) -> "IncomingDump":
+        """Return a new, empty dump with *report* as the sender sent it; nothing is durable before the first sync.
+
+        Raises AlreadyStored when it is published, StorageError when it is already coming in (then resume it) or the disk refuses.
+        """
+        _check_not_stored(store, host, dump_id)
+        host_fd = store.host_directory(Place.INCOMING, host)
+        try:
+            try:
+                os.mkdir(str(dump_id), 0o700, dir_fd=host_fd)
+            except OSError as error:
+                raise directory.disk_refused(error, f"cannot begin dump {dump_id}") from error
+            fd = directory.open_directory(str(dump_id), host_fd)
+        finally:
+            os.close(host_fd)
+        if fd is None:
+            raise StorageError(f"cannot begin dump {dump_id}: its directory vanished")
+        try:
+            report_fd = directory.create_file(directory.aside_name(REPORT), fd)
+            try:
+                directory.write_all(report_fd, report)
+            finally:
+                os.close(report_fd)
+            core = directory.create_file(CORE, fd)
+        except StorageError:
+            os.close(fd)
+            remove_incoming(store, host, dump_id)
+            raise
+        return cls(store, host, dump_id, fd, core)
+
+    @classmethod
+    def resume(cls, store: Store, host: HostName, dump_id: DumpId, report: bytes | None = None) -> "IncomingDump":
+        """Return the dump as far as it is whole; everything that it then says it holds is durable.
+
+        The frames are walked and hashed again, and what follows the last whole one is cut off, unless the manifest is there: then
+        the core must be whole with its seek table (BrokenError if not). Raises AlreadyStored when it is published; NotFoundError
+        when it is not coming in, or holds nothing that was ever acknowledged (then begin it); PeerError when *report*, if given,
+        differs from the one that it began with; BusyError while another session writes it.
+        """
+        _check_not_stored(store, host, dump_id)
+        fd = store.open_dump(host, dump_id).fd
+        try:
+            stored_report = directory.read_file(REPORT, fd, limits.MAX_REPORT_BYTES)
+            core = directory.open_file(CORE, fd, append=True) if stored_report is not None else None
+            if core is None:
+                raise NotFoundError(f"dump {dump_id} holds nothing that was acknowledged")
+            if report is not None and report != stored_report:
+                os.close(core)
+                raise PeerError(f"dump {dump_id} was begun with another report")
+        except BaseException:
+            os.close(fd)
+            raise
+        dump = cls(store, host, dump_id, fd, core)
+        try:
+            dump._recover()
+        except BaseException:
+            dump.close()
+            raise
+        return dump
+
+    @property
+    def frames(self) -> int:
+        """Frames appended."""
+        return len(self._lengths)
+
+    @property
+    def root(self) -> bytes:
+        """Merkle root over the frames appended."""
+        return self._frontier.root()
+
+    @property
+    def frontier(self) -> Frontier:
+        """A copy of the tree's frontier."""
+        return self._frontier.copy()
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all frames appended, without the seek table."""
+        return self._stored_bytes
+
+    @property
+    def container_bytes(self) -> int:
+        """Bytes of core.zst when it is finished: the frames and their seek table."""
+        return self._stored_bytes + seek_table_bytes(len(self._lengths))
+
+    @property
+    def plain_bytes(self) -> int:
+        """Plaintext bytes that the frames appended stand for."""
+        return self._lengths.plain_bytes
+
+    def append(self, frame: bytes | memoryview, plain_length: int) -> None:
+        """Add one frame that check_frame has passed, with the plaintext length that it returned; not yet durable.
+
+        Raises PeerError when a frame cannot follow (a short piece came before, too many, out of bounds), StorageError when the disk
+        refuses. Not checked: the frame's content.
+        """
+        self._check_open_for_frames()
+        self._lengths.add(len(frame), plain_length)
+        self._write(frame)
+        self._frontier.append(leaf_hash(frame))
+        self._stored_bytes += len(frame)
+
+    def sync(self) -> None:
+        """Make everything appended so far durable, the report first; only then may it be acknowledged."""
+        self._check_open_for_frames()
+        self._sync_core()
+        self._name_report()
+
+    def finish(self, manifest: bytes) -> None:
+        """Append the seek table and keep *manifest*, both durable. Not checked: the manifest; the caller has judged it."""
+        self._check_open_for_frames()
+        self._write(seek_table(self._lengths))
+        self._sync_core()
+        self._name_report()
+        self._put(MANIFEST, manifest)
+        self.has_manifest = True
+
+    def read_manifest(self) -> bytes:
+        """Return the manifest that finish has kept."""
+        return self._read(MANIFEST, limits.MAX_MANIFEST_BYTES)
+
+    def read_report(self) -> bytes:
+        """Return the report as the sender sent it; only once it is durable."""
+        return self._read(REPORT, limits.MAX_REPORT_BYTES)
+
+    def read_receipt(self) -> bytes:
+        """Return the receipt that put_receipt has kept."""
+        return self._read(RECEIPT, limits.MAX_RECEIPT_BYTES)
+
+    def put_receipt(self, receipt: bytes) -> None:
+        """Keep the receipt, durably."""
+        self._check_usable()
+        if not self.has_manifest or self.has_receipt:
+            raise Bug("a receipt follows a manifest, once")
+        self._put(RECEIPT, receipt)
+        self.has_receipt = True
+
+    def publish(self) -> None:
+        """Move the dump to the published ones, durably and never replacing anything, and close it."""
+        self._check_usable()
+        if not self.has_receipt:
+            raise Bug("a dump is published with its receipt")
+        self._usable = False
+        source = self._store.host_directory(Place.INCOMING, self.host)
+        try:
+            target = self._store.host_directory(Place.HOSTS, self.host)
+            try:
+                if self._store.find_place(self.host, self.dump_id) is Place.HOSTS:
+                    raise StorageError(f"cannot publish dump {self.dump_id}: one of that name is there")
+                # A directory never replaces a file, a link or a directory that holds something: rename(2).
+                os.rename(str(self.dump_id), str(self.dump_id), src_dir_fd=source, dst_dir_fd=target)
+                directory.sync(target)
+            except OSError as error:
+                raise directory.disk_refused(error, f"cannot publish dump {self.dump_id}") from error
+            finally:
+                os.close(target)
+            directory.sync(source)
+        finally:
+            os.close(source)
+        self.close()
+
+    def discard(self) -> None:
+        """Remove the dump and close it. Raises StorageError when something that is not ours stands in its directory."""
+        self._usable = False
+        remove_incoming(self._store, self.host, self.dump_id)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the dump; what was synced stays, and resume finds it."""
+        self._usable = False
+        for fd in (self._core, self._fd):
+            if fd >= 0:
+                os.close(fd)
+        self._core = self._fd = -1
+
+    def _recover(self) -> None:
+        self._is_named = True
+        for name in directory.names_in(self._fd):
+            if directory.is_aside(name):
+                directory.remove_file(name, self._fd)
+        self.has_manifest = directory.read_file(MANIFEST, self._fd, limits.MAX_MANIFEST_BYTES) is not None
+        self.has_receipt = directory.read_file(RECEIPT, self._fd, limits.MAX_RECEIPT_BYTES) is not None
+        for scanned in scan_frames(self._core):
+            self._lengths.add(len(scanned.data), scanned.plain)
+            self._frontier.append(leaf_hash(scanned.data))
+            self._stored_bytes += len(scanned.data)
+        tail = os.fstat(self._core).st_size - self._stored_bytes
+        if self.has_manifest:
+            table = seek_table(self._lengths)
+            if tail != len(table) or read_exactly(self._core, self._stored_bytes, tail) != table:
+                raise BrokenError(f"dump {self.dump_id}: {CORE} is damaged though its manifest was durable")
+        elif tail:
+            try:
+                os.ftruncate(self._core, self._stored_bytes)
+            except OSError as error:
+                raise directory.disk_refused(error, f"cannot cut the torn end of dump {self.dump_id}") from error
+        # Bytes that a killed process has written may still be on their way to the disk, and the caller is about to vouch for them.
+        directory.sync(self._core)
+        directory.sync(self._fd)
+
+    def _check_usable(self) -> None:
+        if not self._usable:
+            raise Bug("a dump was used after it was closed, published or refused by the disk")
+
+    def _check_open_for_frames(self) -> None:
+        self._check_usable()
+        if self.has_manifest:
+            raise Bug("a dump with a manifest takes no more frames")
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self._usable = False
+        directory.write_all(self._core, data)
+        self._usable = True
+
+    def _sync_core(self) -> None:
+        self._usable = False
+        try:
+            os.fdatasync(self._core)
+        except OSError as error:
+            raise directory.disk_refused(error, f"cannot make dump {self.dump_id} durable") from error
+        self._usable = True
+
+    def _name_report(self) -> None:
+        """Give the report its name, and make the dump's directory and its entry in the host's durable; once."""
+        if self._is_named:
+            return
+        self._usable = False
+        aside = directory.aside_name(REPORT)
+        report = directory.open_file(aside, self._fd)
+        if report is None:
+            raise StorageError(f"cannot keep the report of dump {self.dump_id}: it vanished")
+        try:
+            directory.sync(report)
+        finally:
+            os.close(report)
+        directory.link_into_place(aside, REPORT, self._fd)
+        directory.sync(self._fd)
+        host_fd = self._store.host_directory(Place.INCOMING, self.host)
+        try:
+            directory.sync(host_fd)
+        finally:
+            os.close(host_fd)
+        self._is_named = self._usable = True
+
+    def _put(self, name: str, data: bytes) -> None:
+        self._usable = False
+        directory.write_new_file(name, self._fd, data)
+        self._usable = True
+
+    def _read(self, name: str, max_bytes: int) -> bytes:
+        self._check_usable()
+        data = directory.read_file(name, self._fd, max_bytes)
+        if data is None:
+            raise BrokenError(f"dump {self.dump_id}: {name} is missing")
+        return data
+
+
+def _check_not_stored(store: Store, host: HostName, dump_id: DumpId) -> None:
+    if store.find_place(host, dump_id) is not Place.HOSTS:
+        return
+    with store.open_dump(host, dump_id) as files:
+        receipt = files.read_receipt()
+    if receipt is None:
+        raise BrokenError(f"dump {dump_id} of {host} is published without its receipt")
+    raise AlreadyStored(dump_id, receipt)

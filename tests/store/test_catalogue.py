@@ -1,0 +1,319 @@
+"""The catalogue: what it lists is what the directories hold, whatever happened behind its back."""
+
+import os
+import shutil
+import sqlite3
+import stat
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from securecore.audit.log import HostLogs
+from securecore.dump.manifest import CUT, SOURCE_TRUNCATED
+from securecore.errors import StorageError
+from securecore.names import HostName
+from securecore.store.catalogue import Catalogue, open_catalogue
+from securecore.store.layout import Place, Store, create_store
+from securecore.store.rows import DumpRow, format_time, row_of
+from securecore.store.writer import IncomingDump
+from tests.support.certificates import Hierarchy
+from tests.support.dumps import (
+    NOW,
+    REPORT,
+    WEB,
+    Signer,
+    begin,
+    core_bytes,
+    dump_id,
+    dump_path,
+    logs_of,
+    make_log_signer,
+    make_signer,
+    store_dump,
+)
+
+CORE = core_bytes(1, 40)
+DB = HostName("db-2.hosts.test.example")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """A new store."""
+    with create_store(str(tmp_path / "store")) as made:
+        yield made
+
+
+@pytest.fixture
+def logs(store: Store) -> Iterator[HostLogs]:
+    """The store's audit logs."""
+    made = logs_of(store, make_log_signer())
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def signer(hierarchy: Hierarchy) -> Signer:
+    """The host web-1."""
+    return make_signer(hierarchy)
+
+
+@pytest.fixture
+def catalogue(store: Store) -> Iterator[Catalogue]:
+    """The store's catalogue."""
+    with open_catalogue(store) as opened:
+        yield opened
+
+
+def listed(catalogue: Catalogue, host: HostName | None = None) -> list[str]:
+    catalogue.reconcile(host)
+    return [row.id for row in catalogue.rows(host)]
+
+
+def plain_row(number: int, host: HostName = WEB, moment: datetime = NOW) -> DumpRow:
+    return DumpRow(
+        str(dump_id(number)), str(host), "complete", "complete", format_time(moment), 1, 1, 1, 11, "nginx", 1, None, None, None
+    )
+
+
+def test_a_row_says_what_the_files_say(store: Store, logs: HostLogs, signer: Signer) -> None:
+    """Every field comes from the report, the manifest, the receipt's entry or the core's size."""
+    store_dump(store, logs, signer, dump_id(1), CORE)
+    with store.open_dump(WEB, dump_id(1)) as files:
+        assert row_of(files) == DumpRow(
+            id=str(dump_id(1)),
+            host=str(WEB),
+            state="complete",
+            outcome="complete",
+            received_at="2026-11-22T09:14:22.123Z",
+            size_bytes=len(CORE),
+            stored_bytes=(dump_path(store, dump_id(1)) / "core.zst").stat().st_size,
+            frames=2,
+            signal=11,
+            program="nginx",
+            pid=4711,
+            build_id="4f1c",
+            executable="/usr/sbin/nginx",
+            crashed_at=1,
+        )
+
+
+@pytest.mark.parametrize("outcome", [CUT, SOURCE_TRUNCATED])
+def test_other_outcomes_are_incomplete(outcome: str, store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue) -> None:
+    """A published dump whose manifest does not say complete is listed as incomplete, with its outcome."""
+    store_dump(store, logs, signer, dump_id(1), CORE, outcome=outcome)
+    catalogue.reconcile()
+    assert [(row.state, row.outcome) for row in catalogue.rows()] == [("incomplete", outcome)]
+
+
+@pytest.mark.parametrize("name", ["report.json", "manifest.jws", "receipt", "core.zst"])
+@pytest.mark.parametrize("content", [None, b"", b"\xff" * 100, b"a.b.c", b"a.e30.c", b"[" * 60000, b"extra e30=\nextra W10=\n"])
+def test_damaged_files_are_listed(
+    name: str, content: bytes | None, store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue
+) -> None:
+    """A dump with a missing or malformed file is listed beside the others, incomplete when it is the manifest."""
+    store_dump(store, logs, signer, dump_id(1), CORE)
+    path = dump_path(store, dump_id(1)) / name
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    catalogue.reconcile()
+    assert [(row.id, row.state) for row in catalogue.rows()] == [
+        (str(dump_id(1)), "incomplete" if name == "manifest.jws" else "complete")
+    ]
+
+
+def test_dumps_that_are_coming_in_are_listed_as_incomplete(store: Store, catalogue: Catalogue) -> None:
+    """A partial dump shows what its report says, the time of its directory, and no size; without a report, nothing of it."""
+    begin(store, dump_id(1), CORE).close()
+    IncomingDump.begin(store, WEB, dump_id(2), REPORT).close()
+    moment = datetime(2026, 1, 2, tzinfo=UTC)
+    for number in (1, 2):
+        os.utime(dump_path(store, dump_id(number), "incoming"), (moment.timestamp(), moment.timestamp()))
+    catalogue.reconcile()
+    rows = {row.id: row for row in catalogue.rows()}
+    assert {row.state for row in rows.values()} == {"incomplete"}
+    first, second = rows[str(dump_id(1))], rows[str(dump_id(2))]
+    assert (first.received_at, first.size_bytes, first.frames, first.outcome) == ("2026-01-02T00:00:00.000Z", None, None, None)
+    assert (first.program, second.program) == ("nginx", None)
+    assert first.stored_bytes > 0
+
+
+def test_a_published_dump_is_listed_once(store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue) -> None:
+    """A dump that was coming in and is then published and added has one row."""
+    incoming = begin(store, dump_id(1), CORE)
+    catalogue.reconcile()
+    assert [row.state for row in catalogue.rows()] == ["incomplete"]
+    incoming.discard()
+    store_dump(store, logs, signer, dump_id(1), CORE)
+    catalogue.add_dump(WEB, dump_id(1))
+    assert [row.state for row in catalogue.rows()] == ["complete"]
+
+
+def test_reconcile_follows_the_directories(store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue) -> None:
+    """Dumps that were added or removed behind the catalogue's back are so in the next list."""
+    store_dump(store, logs, signer, dump_id(1), CORE)
+    store_dump(store, logs, signer, dump_id(2), CORE)
+    assert set(listed(catalogue)) == {str(dump_id(1)), str(dump_id(2))}
+    shutil.rmtree(dump_path(store, dump_id(1)))
+    assert listed(catalogue) == [str(dump_id(2))]
+    shutil.copytree(dump_path(store, dump_id(2)), dump_path(store, dump_id(3)))
+    assert set(listed(catalogue)) == {str(dump_id(2)), str(dump_id(3))}
+    shutil.rmtree(Path(store.path) / "hosts" / str(WEB))
+    assert listed(catalogue) == []
+
+
+def test_a_settled_directory_is_not_read_again(
+    store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once a host's directory has been quiet, reconcile does not look into it until it changes; then it does."""
+    store_dump(store, logs, signer, dump_id(1), CORE)
+    later = time.time_ns() + 10_000_000_000
+    monkeypatch.setattr(time, "time_ns", lambda: later)
+    assert listed(catalogue) == [str(dump_id(1))]
+    read: list[HostName] = []
+    original = store.dump_names
+
+    def watched(place: Place, host: HostName) -> list[str]:
+        if place is Place.HOSTS:
+            read.append(host)
+        return original(place, host)
+
+    monkeypatch.setattr(store, "dump_names", watched)
+    assert listed(catalogue) == [str(dump_id(1))]
+    assert read == []
+    shutil.rmtree(dump_path(store, dump_id(1)))
+    assert listed(catalogue) == []
+    assert read == [WEB]
+
+
+def test_rows_by_host_and_time_newest_first(store: Store, catalogue: Catalogue) -> None:
+    """Rows come newest first, of one host or all, from a moment on."""
+    for number in range(4):
+        catalogue.add(plain_row(number, (WEB, DB)[number % 2], NOW + timedelta(hours=number)))
+    assert [row.id for row in catalogue.rows()] == [str(dump_id(number)) for number in (3, 2, 1, 0)]
+    assert [row.id for row in catalogue.rows(DB)] == [str(dump_id(number)) for number in (3, 1)]
+    assert [row.id for row in catalogue.rows(since=NOW + timedelta(hours=2))] == [str(dump_id(number)) for number in (3, 2)]
+    assert [row.id for row in catalogue.rows(WEB, NOW + timedelta(hours=1))] == [str(dump_id(2))]
+
+
+def test_remove(catalogue: Catalogue) -> None:
+    """A removed dump is no longer listed; removing it again is no error."""
+    catalogue.add(plain_row(1))
+    catalogue.remove(WEB, dump_id(1))
+    catalogue.remove(WEB, dump_id(1))
+    assert catalogue.rows() == []
+
+
+def test_rows_outlive_the_process(store: Store, catalogue: Catalogue) -> None:
+    """What one process has added, the next one reads."""
+    catalogue.add(plain_row(1))
+    catalogue.close()
+    with open_catalogue(store) as again:
+        assert again.rows() == [plain_row(1)]
+
+
+def test_two_processes_share_it(store: Store, catalogue: Catalogue) -> None:
+    """Two open catalogues of one store see each other's rows."""
+    with open_catalogue(store) as other:
+        catalogue.add(plain_row(1))
+        other.add(plain_row(2))
+        assert len(catalogue.rows()) == len(other.rows()) == 2
+
+
+@pytest.mark.parametrize("content", [b"not a database" * 100, b"SQLite format 3\x00" + b"\xff" * 4080, b"\x00" * 4096])
+def test_a_corrupt_catalogue_is_rebuilt(content: bytes, store: Store, logs: HostLogs, signer: Signer) -> None:
+    """A file that is no database is thrown away and everything is listed again."""
+    store_dump(store, logs, signer, dump_id(1), CORE)
+    path = Path(store.path) / "catalogue.sqlite"
+    path.write_bytes(content)
+    path.chmod(0o600)
+    with open_catalogue(store) as opened:
+        assert listed(opened) == [str(dump_id(1))]
+
+
+def test_damage_behind_the_header_is_rebuilt(store: Store, logs: HostLogs, signer: Signer) -> None:
+    """Damage that only shows when a table is read is mended on the way, too."""
+    store_dump(store, logs, signer, dump_id(1), CORE)
+    with open_catalogue(store) as opened:
+        opened.reconcile()
+        opened._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    path = Path(store.path) / "catalogue.sqlite"
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (path.stat().st_size - 4096))
+    with open_catalogue(store) as opened:
+        assert [row.id for row in opened.rows()] == [str(dump_id(1))]
+
+
+@pytest.mark.parametrize("statement", ["PRAGMA user_version = 99", "CREATE TABLE other (x)"])
+def test_another_versions_catalogue_is_rebuilt(statement: str, store: Store, logs: HostLogs, signer: Signer) -> None:
+    """Tables of another version, or another program's, are thrown away."""
+    store_dump(store, logs, signer, dump_id(1), CORE)
+    connection = sqlite3.connect(Path(store.path) / "catalogue.sqlite")
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
+    with open_catalogue(store) as opened:
+        assert listed(opened) == [str(dump_id(1))]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a store away")
+def test_another_users_store_is_listed_from_memory(store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue) -> None:
+    """Where the store is not ours nothing is written, and everything is listed."""
+    store_dump(store, logs, signer, dump_id(1), CORE)
+    catalogue.reconcile()
+    catalogue.close()
+    store_dump(store, logs, signer, dump_id(2), CORE)
+    os.chown(store.path, 65534, 65534)
+    before = {path.name: path.stat().st_mtime_ns for path in Path(store.path).iterdir()}
+    with open_catalogue(store) as opened:
+        assert set(listed(opened)) == {str(dump_id(1)), str(dump_id(2))}
+    assert {path.name: path.stat().st_mtime_ns for path in Path(store.path).iterdir()} == before
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "fifo", "directory", "hard link"])
+def test_a_planted_catalogue_is_refused(kind: str, store: Store, tmp_path: Path) -> None:
+    """A link, FIFO, directory or second name in the catalogue's place is refused; what it leads to is untouched."""
+    target, path = tmp_path / "target", Path(store.path) / "catalogue.sqlite"
+    target.write_bytes(b"")
+    if kind == "link":
+        path.symlink_to(target)
+    elif kind == "dangling":
+        path.symlink_to(tmp_path / "nothing")
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        os.link(target, path)
+    with pytest.raises(StorageError, match="not a regular file"):
+        open_catalogue(store)
+    assert target.read_bytes() == b""
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_its_files_are_private(store: Store) -> None:
+    """The database and its side files are 0600 even when the umask takes nothing away."""
+    old = os.umask(0)
+    try:
+        with open_catalogue(store) as opened:
+            opened.add(plain_row(1))
+            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in Path(store.path).glob("catalogue*")}
+    finally:
+        os.umask(old)
+    assert set(modes.values()) == {0o600}
+    assert "catalogue.sqlite" in modes
+
+
+def test_strangers_among_dumps_do_not_stop_the_list(store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue) -> None:
+    """A file or a link among the dump directories is passed over."""
+    store_dump(store, logs, signer, dump_id(1), CORE)
+    host = Path(store.path) / "hosts" / str(WEB)
+    (host / "notes").touch()
+    (host / str(dump_id(2))).touch()
+    (host / str(dump_id(3))).symlink_to(host / str(dump_id(1)))
+    assert listed(catalogue) == [str(dump_id(1))]
