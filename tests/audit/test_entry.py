@@ -1,0 +1,148 @@
+"""Audit entries: one line each whatever a peer says, one encoding, and agreement with the manifest."""
+
+from datetime import datetime, timedelta, timezone
+from hashlib import sha256
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from securecore import limits
+from securecore.audit.entry import check_received, encode, extracted_entry, find_received, parse_entry, received_entry, timestamp
+from securecore.dump.manifest import CUT, Manifest
+from securecore.errors import BrokenError, Bug
+from securecore.names import StoreId
+from tests.support.dumps import NOW, WEB, dump_id
+
+STORE = StoreId.make(bytes(16))
+MANIFEST = Manifest(dump_id(1), WEB, STORE, "complete", 10, 10, 1, b"\x01" * 32, b"\x02" * 32, 1, 2, "securecore test")
+TOKEN = b"a.b.c"
+
+
+def make(**more: object) -> bytes:
+    return received_entry(NOW, MANIFEST, TOKEN, stored_bytes=50, certificate="3fa2", **more)  # type: ignore[arg-type]
+
+
+def test_fields_of_a_received_entry() -> None:
+    """An entry says what was received, when, from whom, and the digests that tie it to the dump."""
+    assert parse_entry(make(program="nginx", signal=11)) == {
+        "version": 1,
+        "event": "received",
+        "time": "2026-11-22T09:14:22.123Z",
+        "dump": str(dump_id(1)),
+        "host": str(WEB),
+        "store": str(STORE),
+        "outcome": "complete",
+        "state": "complete",
+        "size": 10,
+        "stored_bytes": 50,
+        "frames": 1,
+        "root": "01" * 32,
+        "report_sha256": "02" * 32,
+        "manifest_sha256": sha256(TOKEN).hexdigest(),
+        "certificate": "3fa2",
+        "program": "nginx",
+        "signal": 11,
+    }
+
+
+def test_other_outcomes_are_incomplete() -> None:
+    """The state is complete only when the manifest says so."""
+    entry = received_entry(NOW, MANIFEST._replace(outcome=CUT), TOKEN, stored_bytes=50, certificate="3fa2")
+    assert (parse_entry(entry)["state"], parse_entry(entry)["outcome"]) == ("incomplete", "cut")
+
+
+def test_fields_of_an_extracted_entry() -> None:
+    """An extraction names the dump and who took it, by number and name."""
+    assert parse_entry(extracted_entry(NOW, dump_id(1), WEB, uid=1000, user="anna")) == {
+        "version": 1,
+        "event": "extracted",
+        "time": "2026-11-22T09:14:22.123Z",
+        "dump": str(dump_id(1)),
+        "host": str(WEB),
+        "uid": 1000,
+        "user": "anna",
+    }
+
+
+@given(st.text(max_size=1000))
+def test_no_text_forges_a_line(text: str) -> None:
+    """Whatever a peer calls its program, the entry is one printable ASCII line within its bound, and says received once."""
+    entry = make(program=text)
+    assert all(0x20 <= byte < 0x7F for byte in entry)
+    assert len(entry) <= limits.MAX_ENTRY_BYTES
+    assert parse_entry(entry)["program"] == text[:255]
+    assert find_received(entry) == dump_id(1)
+    assert find_received(extracted_entry(NOW, dump_id(1), WEB, uid=0, user=text)) is None
+
+
+def test_a_newline_in_a_name_stays_a_name() -> None:
+    """R14: a name with a newline and an entry in it is one entry."""
+    hostile = 'x"}\n{"event":"received","time":"x"}\n'
+    assert b"\n" not in make(program=hostile)
+    assert parse_entry(make(program=hostile))["program"] == hostile
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"1",
+        b'{"event":"x","time":1}',
+        b'{"event":"x"}',
+        b'{"event":"x","time":"y","z":[]}',
+        b'{"event":"x","time":"y","z":1.5}',
+        b'{"event":"x","time":"y","z":true}',
+        b'{"event":"x", "time":"y"}',
+        b'{"time":"y","event":"x"}',
+        b'{"event":"x","event":"x","time":"y"}',
+        '{"event":"ü","time":"y"}'.encode(),
+        b'{"event":"x","time":"y"}\n',
+        b"\xff",
+        b"[" * 10_000,
+        b'{"event":"' + b"x" * limits.MAX_ENTRY_BYTES + b'","time":"y"}',
+    ],
+)
+def test_other_forms_are_refused(entry: bytes) -> None:
+    """Anything but a flat object with event and time in its canonical encoding is no entry."""
+    with pytest.raises(BrokenError, match="audit entry"):
+        parse_entry(entry)
+    assert find_received(entry) is None
+
+
+def test_unknown_events_and_fields_are_let_through() -> None:
+    """A later version's entries are read."""
+    assert parse_entry(b'{"event":"x","new":null,"time":"y"}') == {"event": "x", "new": None, "time": "y"}
+
+
+def test_an_entry_without_a_dump_id_received_nothing() -> None:
+    """An entry that calls itself received but names no dump stands for none."""
+    assert find_received(b'{"dump":"nonsense","event":"received","time":"y"}') is None
+
+
+def test_agreement_with_the_manifest() -> None:
+    """An entry agrees with its own manifest, and with no other in any field."""
+    fields = parse_entry(make())
+    check_received(fields, MANIFEST, TOKEN)
+    agreed = "event dump host store outcome state size frames root report_sha256 manifest_sha256"
+    for name in agreed.split():
+        for changed in ({**fields, name: "other"}, {key: value for key, value in fields.items() if key != name}):
+            with pytest.raises(BrokenError, match=f"says {name} is"):
+                check_received(changed, MANIFEST, TOKEN)
+    with pytest.raises(BrokenError, match="manifest_sha256"):
+        check_received(fields, MANIFEST, b"another token")
+
+
+def test_times_are_utc_and_of_one_length() -> None:
+    """Any zone becomes UTC; milliseconds are always there; a time without a zone is a bug."""
+    assert timestamp(datetime(2026, 1, 1, 1, tzinfo=timezone(timedelta(hours=2)))) == "2025-12-31T23:00:00.000Z"
+    with pytest.raises(Bug):
+        timestamp(datetime(2026, 1, 1))  # noqa: DTZ001
+
+
+def test_an_entry_of_ours_is_never_too_long() -> None:
+    """An entry beyond the bound is a bug, not a line that no reader takes."""
+    with pytest.raises(Bug):
+        encode({"event": "x", "time": "y", "z": "x" * limits.MAX_ENTRY_BYTES})

@@ -1,0 +1,165 @@
+"""The container: read by zstd itself, and believed only where its seek table adds up."""
+
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+from typing import Final
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from securecore import limits
+from securecore.dump.compression import Compressor
+from securecore.dump.container import (
+    FOOTER_BYTES,
+    FrameEntry,
+    footer_frames,
+    parse_seek_table,
+    seek_table,
+    seek_table_bytes,
+)
+from securecore.errors import BrokenError
+
+WHOLE: Final = limits.PIECE_BYTES
+ENTRIES: Final = [FrameEntry(100, WHOLE), FrameEntry(37, WHOLE), FrameEntry(50, 1234)]
+STORED: Final = 187
+ZSTD: Final = shutil.which("zstd")
+
+
+def container_of(plain: bytes) -> bytes:
+    """Return the container of *plain*."""
+    compressor, frames, entries = Compressor(), [], []
+    for at in range(0, len(plain), WHOLE):
+        piece = plain[at : at + WHOLE]
+        frames.append(compressor.frame(piece))
+        entries.append(FrameEntry(len(frames[-1]), len(piece)))
+    return b"".join(frames) + seek_table(entries)
+
+
+def test_the_seek_table_is_that_of_the_format() -> None:
+    """Skippable frame 0x184D2A5E, 8 bytes for each frame, then count, descriptor 0 and 0x8F92EAB1, all little-endian."""
+    expected = struct.pack("<II IIII IBI", 0x184D2A5E, 8 * 2 + 9, 100, WHOLE, 50, 7, 2, 0, 0x8F92EAB1)
+    assert expected == seek_table([FrameEntry(100, WHOLE), FrameEntry(50, 7)])
+
+
+@pytest.mark.parametrize("frames", [0, 1, 3, 1000])
+def test_a_seek_table_has_the_length_that_is_predicted(frames: int) -> None:
+    """So that a disk can be asked for it beforehand."""
+    assert seek_table_bytes(frames) == len(seek_table([FrameEntry(10, WHOLE)] * frames))
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_seek_table_survives(count: int) -> None:
+    """Parsing gives back the entries, for an empty dump too."""
+    entries = ENTRIES[3 - count :]
+    table = seek_table(entries)
+    assert entries == parse_seek_table(table, sum(entry.stored for entry in entries) + len(table))
+
+
+def lie(entries: list[FrameEntry], at: int = 0, data: bytes = b"") -> bytes:
+    """Return a seek table with *data* written over it at offset *at*."""
+    table = seek_table(entries)
+    at %= len(table)
+    return table[:at] + data + table[at + len(data) :]
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (lie([FrameEntry(0, WHOLE), FrameEntry(187, 5)]), "no frame can have"),
+        (lie([FrameEntry(187, 0)]), "no frame can have"),
+        (lie([FrameEntry(187, WHOLE + 1)]), "no frame can have"),
+        (lie([FrameEntry(limits.MAX_FRAME_BYTES + 1, WHOLE)]), "no frame can have"),
+        (lie([FrameEntry(100, 5), FrameEntry(87, WHOLE)]), "short piece before the last"),
+        (lie([FrameEntry(100, WHOLE), FrameEntry(86, 5)]), "does not add up"),
+        (lie([FrameEntry(100, WHOLE), FrameEntry(88, 5)]), "does not add up"),
+        (lie([]), "does not add up"),
+        (lie(ENTRIES, 0, b"\x50\x2a\x4d\x18"), "wrong length or header"),
+        (lie(ENTRIES, 4, b"\0\0\0\0"), "wrong length or header"),
+        (lie(ENTRIES, -4, b"\0"), "does not end with a seek table"),
+        (lie(ENTRIES, -5, b"\x80"), "does not end with a seek table"),
+        (lie(ENTRIES, -9, struct.pack("<I", 2)), "wrong length or header"),
+        (lie(ENTRIES, -9, struct.pack("<I", 4)), "wrong length or header"),
+        (lie(ENTRIES, -9, struct.pack("<I", limits.MAX_FRAMES)), "wrong length or header"),
+        (lie(ENTRIES, -9, struct.pack("<I", limits.MAX_FRAMES + 1)), "does not end with a seek table"),
+        (lie(ENTRIES, -9, b"\xff\xff\xff\xff"), "does not end with a seek table"),
+    ],
+)  # fmt: skip
+def test_a_lie_in_the_seek_table_is_refused(table: bytes, words: str) -> None:
+    """Every offset that a reader will use follows from entries that are possible and add up."""
+    with pytest.raises(BrokenError, match=words):
+        parse_seek_table(table, STORED + len(table))
+
+
+def test_truncation_at_every_offset_is_refused() -> None:
+    """Of the table, from either end."""
+    table = seek_table(ENTRIES)
+    for cut in range(len(table)):
+        for part in (table[:cut], table[len(table) - cut :]):
+            with pytest.raises(BrokenError):
+                parse_seek_table(part, STORED + len(table))
+
+
+@pytest.mark.parametrize("length", [0, 8, 10])
+def test_a_footer_has_nine_bytes(length: int) -> None:
+    """Anything else is too short to be a container."""
+    with pytest.raises(BrokenError, match="too short"):
+        footer_frames(bytes(length))
+
+
+@given(st.binary(max_size=120), st.integers(0, 10_000))
+def test_arbitrary_bytes_are_refused(table: bytes, size: int) -> None:
+    """Or add up, which arbitrary bytes do not."""
+    with pytest.raises(BrokenError):
+        parse_seek_table(table, size)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1 << 21), st.integers(0, 1 << 21)), max_size=6))
+def test_accepted_entries_fill_the_container(pairs: list[tuple[int, int]]) -> None:
+    """Whatever is accepted is in bounds, with whole pieces but the last."""
+    table = seek_table([FrameEntry(*pair) for pair in pairs])
+    stored = sum(pair[0] for pair in pairs)
+    try:
+        entries = parse_seek_table(table, stored + len(table))
+    except BrokenError:
+        return
+    assert entries == pairs
+    assert all(entry.plain == WHOLE for entry in entries[:-1])
+    assert all(0 < entry.stored <= limits.MAX_FRAME_BYTES and 0 < entry.plain <= WHOLE for entry in entries)
+
+
+PLAINS: Final = {
+    "empty": b"",
+    "short": b"some bytes",
+    "zeroes": bytes(2 * WHOLE + 5),
+    "mixed": b"abcd" * (WHOLE // 2) + bytes(WHOLE) + b"the end",
+}
+
+
+@pytest.mark.skipif(ZSTD is None, reason="the zstd program is not installed")
+@pytest.mark.parametrize("name", PLAINS)
+def test_the_zstd_program_reads_a_container(name: str, tmp_path: Path) -> None:
+    """`zstd -d` gives the plain bytes, `-t` passes, `-l` counts our frames and the seek table as a skippable one."""
+    plain = PLAINS[name]
+    path = tmp_path / "core.zst"
+    path.write_bytes(container_of(plain))
+    assert plain == subprocess.run([str(ZSTD), "-dc", str(path)], capture_output=True, check=True).stdout
+    subprocess.run([str(ZSTD), "-tq", str(path)], check=True)
+    listing = subprocess.run([str(ZSTD), "-l", str(path)], capture_output=True, check=True, text=True).stdout
+    assert listing.splitlines()[1].split()[:2] == [str(-(-len(plain) // WHOLE) + 1), "1"]
+
+
+@pytest.mark.parametrize("name", PLAINS)
+def test_the_library_reads_a_container_as_one_stream(name: str) -> None:
+    """Across frames; the seek table is skipped."""
+    reader = zstandard.ZstdDecompressor().stream_reader(container_of(PLAINS[name]), read_across_frames=True)
+    assert PLAINS[name] == reader.read()
+
+
+def test_the_footer_counts_the_frames() -> None:
+    """From the last nine bytes alone."""
+    counts = [footer_frames(container_of(PLAINS[name])[-FOOTER_BYTES:]) for name in ("mixed", "empty")]
+    assert counts == [4, 0]
