@@ -70,7 +70,7 @@ class Address:
         bracketed = host.startswith("[") and host.endswith("]")
         host = host[1:-1] if bracketed else host
         good_port = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535
-        good_host = bool((_ADDRESS6 if bracketed else _ADDRESS).match(host))
+        good_host = bool(":" in host and _ADDRESS6.match(host) if bracketed else _ADDRESS.match(host))
         if not (separator and good_port and good_host):
             raise NameRefused(f"not an address: {text[:300]!a}", hint="HOST:PORT, as in collector.example.org:4455 or [::1]:4455")
         self.host = host

@@ -14,7 +14,7 @@ _MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _BLOCK_MAX: Final = 128 * 1024
 """Block_Maximum_Size of RFC 8878 section 3.1.1.2.4."""
 _WINDOW_MAX: Final = 8 * 1024 * 1024
-"""Every decoder should take windows of 8 MiB (RFC 8878 section 3.1.1.1.2); ``zstd -d`` refuses those above 128 MiB."""
+"""Every decoder should take windows of 8 MiB (RFC 8878 section 3.1.1.1.2); ``zstd -d`` refuses others."""
 _MAX_BLOCKS: Final = 4096
 """zstd writes 8 blocks for a piece, or up to 196 for each of the 8 when it splits them (ZSTD_MAX_NB_BLOCK_SPLITS of zstd 1.5).
 Without a bound, a frame of empty blocks costs its reader a quarter of a second (measured)."""

@@ -1,0 +1,124 @@
+"""From the last frame to the receipt, in the one order that survives a crash at any instant.
+
+1. The manifest is checked against what is held.
+2. The core with its seek table, then the manifest: durable.
+3. The audit entry, then the checkpoint over it: durable. From here on the dump counts as received.
+4. The receipt into the dump's directory: durable.
+5. The directory is moved among the published ones: durable.
+6. Only then does the sender hear of it.
+
+A start finds a dump in any of these states and goes on from step 3: an entry that is there already is not written again.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from hashlib import sha256
+
+from securecore.audit.entry import received_entry
+from securecore.audit.log import HostLogs
+from securecore.certs import jws
+from securecore.dump.manifest import COMPLETE, MANIFEST_TYP, Manifest, parse_manifest
+from securecore.errors import BrokenError, SecurecoreError
+from securecore.limits import MAX_MANIFEST_BYTES
+from securecore.names import StoreId
+from securecore.report import parse_report
+from securecore.store.layout import Store
+from securecore.store.recovery import sweep_incoming
+from securecore.store.writer import IncomingDump
+
+
+class Committer:
+    """Writes audit entries and publishes dumps; for several threads at once. The caller holds the store's lock."""
+
+    def __init__(self, store: Store, logs: HostLogs, clock: Callable[[], datetime]) -> None:
+        self._store = store
+        self._logs = logs
+        self._clock = clock
+
+    def finish(self, dump: IncomingDump, token: bytes, report: bytes, certificate: bytes) -> bytes:
+        """Do steps 1 to 5 for a dump whose frames are all here; return its receipt.
+
+        *report* is as the session's OPEN had it, *certificate* the leaf (DER) that the session was opened with. Raises BrokenError
+        when the manifest does not hold; then nothing was written and the frames stay for another try.
+        """
+        check_manifest(token, dump, self._store.store_id, report, certificate)
+        dump.finish(token)
+        return self.commit(dump)
+
+    def commit(self, dump: IncomingDump) -> bytes:
+        """Do steps 3 to 5 for a dump whose manifest is durable; return its receipt."""
+        log = self._logs.log_of(dump.host)
+        if dump.has_receipt:
+            receipt = dump.read_receipt()
+        else:
+            index = log.find(dump.dump_id)
+            receipt = log.append(self._entry(dump)) if index is None else log.receipt_for(index)
+            dump.put_receipt(receipt)
+        dump.publish()
+        return receipt
+
+    def roll_forward(self) -> list[tuple[str, SecurecoreError | None]]:
+        """Finish what a crash has interrupted; return each such dump in words, with what stood in the way.
+
+        A dump that cannot be finished stays where it is, for its operator to look at, and does not keep the receiver from starting.
+        """
+        done: list[tuple[str, SecurecoreError | None]] = []
+        leftovers = sweep_incoming(self._store)
+        done += [(f"{dump_id} of {host}", error) for host, dump_id, error in leftovers.stuck]
+        for host, dump_id in leftovers.finished:
+            try:
+                dump = IncomingDump.resume(self._store, host, dump_id)
+                try:
+                    check_manifest(dump.read_manifest(), dump, self._store.store_id, dump.read_report(), None)
+                    self.commit(dump)
+                finally:
+                    dump.close()
+                done.append((f"{dump_id} of {host}", None))
+            except SecurecoreError as error:
+                done.append((f"{dump_id} of {host}", error))
+        return done
+
+    def _entry(self, dump: IncomingDump) -> bytes:
+        token = dump.read_manifest()
+        parts = jws.parse(token, MAX_MANIFEST_BYTES)
+        report = parse_report(dump.read_report())
+        return received_entry(
+            self._clock().astimezone(UTC),
+            parse_manifest(parts.payload),
+            token,
+            stored_bytes=dump.container_bytes,
+            certificate=sha256(parts.chain_der[0]).hexdigest(),
+            program=report.program,
+            signal=report.signal,
+        )
+
+
+def check_manifest(token: bytes, dump: IncomingDump, store: StoreId, report: bytes, certificate: bytes | None) -> Manifest:
+    """Return the manifest in *token* after holding it against everything that is known of the dump; raises BrokenError.
+
+    1. The signature is by the key of its own x5c[0], and this is the session's *certificate* (when there is a session).
+    2. It speaks of this dump, this host and this store.
+    3. Number of frames, plaintext size and Merkle root are those that were recomputed here; the report's digest likewise.
+    4. It does not claim more than it says: ``complete`` is not shorter than predicted.
+
+    Not checked: the chain; the session's certificate was judged when the session began, and is again before a commit.
+    """
+    parts = jws.verify(token, MANIFEST_TYP, MAX_MANIFEST_BYTES)
+    if certificate is not None and parts.chain_der[0] != certificate:
+        raise BrokenError("manifest is signed with another certificate than the session's")
+    manifest = parse_manifest(parts.payload)
+    expected = {
+        "dump": dump.dump_id,
+        "host": dump.host,
+        "store": store,
+        "frames": dump.frames,
+        "size": dump.plain_bytes,
+        "root": dump.root,
+        "report_sha256": sha256(report).digest(),
+    }
+    for field, value in expected.items():
+        if getattr(manifest, field) != value:
+            raise BrokenError(f"manifest states another {field} than what was received")
+    if manifest.outcome == COMPLETE and manifest.predicted_size is not None and manifest.size < manifest.predicted_size:
+        raise BrokenError("manifest calls a dump complete that is shorter than predicted")
+    return manifest

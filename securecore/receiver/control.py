@@ -1,0 +1,215 @@
+"""The control socket: how commands on the receiver's machine have their acts audited by the one process that may append.
+
+STORE/control.sock, 0600. A request is one JSON object and a newline; the answer is the same, with a descriptor beside it where the
+request asks for a core. Who asks is what the kernel says (SO_PEERCRED), and only root and the store's owner may.
+
+    {"verb": "extract", "host": HOST, "dump": ID}  ->  {"ok": true} and core.zst, open for reading, once the entry is durable
+                                                   ->  {"error": MESSAGE, "code": EXIT_CODE}
+"""
+
+import array
+import json
+import logging
+import os
+import pwd
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from securecore.audit.checkpoint import LogSigner
+from securecore.audit.entry import extracted_entry
+from securecore.audit.log import HostLogs
+from securecore.audit.statement import verify_statement
+from securecore.certs.identity_directory import load_identity, load_receiver_parts
+from securecore.errors import ConfigError, PeerError, SecurecoreError, StorageError
+from securecore.names import DumpId, HostName, NameRefused
+from securecore.store.layout import Store
+
+SOCKET: Final = "control.sock"
+_REQUEST_BYTES: Final = 4096
+_DEADLINE_S: Final = 10.0
+_CREDENTIALS: Final = struct.Struct("3i")
+
+log = logging.getLogger("securecore.receiver")
+
+
+class ControlServer:
+    """Answers requests one at a time in a thread of its own; they are rare and short."""
+
+    def __init__(self, store: Store, logs: HostLogs, clock: Callable[[], datetime]) -> None:
+        self._store = store
+        self._logs = logs
+        self._clock = clock
+        self._listener: socket.socket | None = None
+
+    def start(self) -> None:
+        """Listen; a socket that a dead receiver left is replaced (the caller holds the store's lock, so it is dead)."""
+        try:
+            os.unlink(SOCKET, dir_fd=self._store.fd)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise StorageError(f"cannot replace {SOCKET}: {error.strerror}") from error
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        mask = os.umask(0o177)
+        try:
+            listener.bind(_socket_path(self._store))
+            listener.listen(8)
+        except OSError as error:
+            listener.close()
+            raise StorageError(f"cannot listen on {SOCKET}: {error.strerror}") from error
+        finally:
+            os.umask(mask)
+        self._listener = listener
+        threading.Thread(target=self._serve, args=(listener,), daemon=True).start()
+
+    def close(self) -> None:
+        """Stop answering."""
+        if self._listener is not None:
+            # A shutdown wakes the thread that waits in accept; closing alone would not.
+            self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
+            self._listener = None
+
+    def _serve(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.settimeout(_DEADLINE_S)
+                try:
+                    self._answer(connection)
+                except OSError as error:
+                    log.warning("control request was not answered: %s", error.strerror or error)
+
+    def _answer(self, connection: socket.socket) -> None:
+        core = -1
+        try:
+            uid = _peer_uid(connection)
+            if uid not in (0, os.geteuid()):
+                raise ConfigError("only root and the store's owner may ask the receiver")
+            core = self._extract(_read_request(connection), uid)
+            answer: dict[str, Any] = {"ok": True}
+        except SecurecoreError as error:
+            answer = {"error": error.message, "code": error.exit_code}
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [core]))] if core >= 0 else []
+        try:
+            connection.sendmsg([json.dumps(answer).encode("ascii") + b"\n"], ancillary)
+        finally:
+            if core >= 0:
+                os.close(core)
+
+    def _extract(self, request: dict[str, Any], uid: int) -> int:
+        if request.get("verb") != "extract":
+            raise PeerError("the request's verb is unknown")
+        try:
+            host, dump = HostName(str(request.get("host"))), DumpId.parse(str(request.get("dump")))
+        except NameRefused as error:
+            raise PeerError(error.message) from error
+        core = take_core(self._store, self._logs, host, dump, uid, self._clock())
+        log.info("extracted host=%s dump=%s uid=%d", host, dump, uid)
+        return core
+
+
+def take_core(store: Store, logs: HostLogs, host: HostName, dump: DumpId, uid: int, now: datetime) -> int:
+    """Return a descriptor on a dump's core.zst once the audit entry that says who took it is durable.
+
+    The caller holds the store's lock. Raises NotFoundError when there is no such dump.
+    """
+    with store.open_dump(host, dump) as files:
+        core = files.open_core()
+    try:
+        logs.log_of(host).append(extracted_entry(now, dump, host, uid=uid, user=_user_name(uid)))
+    except SecurecoreError:
+        os.close(core)
+        raise
+    return core
+
+
+def take_core_alone(store: Store, host: HostName, dump: DumpId, identity: Path, now: datetime) -> int:
+    """Do what take_core does where no receiver runs: with the store's lock, and the log key of a receiver's identity directory.
+
+    Raises ConfigError when the identity's log key is not the one of its statement.
+    """
+    lock = store.lock()
+    try:
+        parts = load_receiver_parts(identity)
+        log_key = verify_statement(parts.log_statement, load_identity(identity).anchors)
+        signer = LogSigner(log_key.name, parts.log_key)
+        if signer.public_key != log_key.public_key:
+            raise ConfigError(f"identity {identity}: log-key.pem is not the key of log-key.jws")
+        logs = HostLogs(signer, lambda owner: store.audit_directory(owner, create=True))
+        try:
+            return take_core(store, logs, host, dump, os.getuid(), now)
+        finally:
+            logs.close()
+    finally:
+        lock.close()
+
+
+def ask_for_core(store: Store, host: HostName, dump: DumpId) -> int | None:
+    """Return a descriptor on a dump's core.zst from the receiver that runs on *store*; None when none runs there.
+
+    Raises StorageError when it does not answer; else whatever the receiver says as ConfigError.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(_DEADLINE_S)
+    try:
+        connection.connect(_socket_path(store))
+    except (FileNotFoundError, ConnectionRefusedError):
+        connection.close()
+        return None
+    except OSError as error:
+        connection.close()
+        raise StorageError(f"the receiver on {store.path} does not answer: {error.strerror or error}") from error
+    try:
+        request = {"verb": "extract", "host": str(host), "dump": str(dump)}
+        connection.sendall(json.dumps(request).encode("ascii") + b"\n")
+        data, fds, _flags, _address = socket.recv_fds(connection, _REQUEST_BYTES, 1)
+        answer = json.loads(data)
+    except (OSError, ValueError) as error:
+        raise StorageError(f"the receiver on {store.path} does not answer: {error}") from error
+    finally:
+        connection.close()
+    if not answer.get("ok") or not fds:
+        raise ConfigError(f"the receiver on {store.path} refused: {answer.get('error', 'no descriptor')}")
+    return fds[0]
+
+
+def _socket_path(store: Store) -> str:
+    # Through the descriptor: a socket's address has room for 107 bytes only, and a store's path may be longer.
+    return f"/proc/self/fd/{store.fd}/{SOCKET}"
+
+
+def _peer_uid(connection: socket.socket) -> int:
+    _pid, uid, _gid = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return int(uid)
+
+
+def _read_request(connection: socket.socket) -> dict[str, Any]:
+    data = b""
+    while not data.endswith(b"\n") and len(data) < _REQUEST_BYTES:
+        part = connection.recv(_REQUEST_BYTES - len(data))
+        if not part:
+            break
+        data += part
+    try:
+        request = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise PeerError("the request is not JSON") from error
+    if not isinstance(request, dict):
+        raise PeerError("the request is not a JSON object")
+    return request
+
+
+def _user_name(uid: int) -> str | None:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return None

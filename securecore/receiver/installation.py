@@ -1,0 +1,94 @@
+"""What a receiver's files say: pure text, made from a few facts. ``securecore setup receiver`` writes it (cli/setup.py)."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from securecore import limits
+from securecore.errors import ConfigError
+from securecore.names import Address
+
+SERVICE: Final = "/etc/systemd/system/securecore-receiver.service"
+SYSUSERS: Final = "/usr/lib/sysusers.d/securecore-receiver.conf"
+
+_PRIVILEGED_PORTS: Final = 1024
+
+_FILES_PER_CONNECTION: Final = 16
+"""Descriptors for one connection: its socket, the dump's directory and core, the log's directory and entries, and as much again."""
+
+_STOP_S: Final = int(limits.SHUTDOWN_DEADLINE_S + 4 * limits.PROGRESS_DEADLINE_S)
+"""After the receiver's own bound for what is in flight, a few interrupted sessions end the disk write that they are in."""
+
+
+def receiver_service(
+    interpreter: str, listen: Sequence[Address], store: str, identity: str, user: str, group: str | None = None
+) -> bytes:
+    """Return the systemd unit of a receiver: no privilege, no capability, and only the store to write to.
+
+    Raises ConfigError when a path cannot stand in a unit. MemoryDenyWriteExecute holds for Python and the cryptography library as
+    they are (tests/receiver/test_installation.py runs a receiver under it).
+    """
+    for path in (interpreter, store, identity):
+        if not path.isprintable() or set(path) & set(" \"'\\%$"):
+            raise ConfigError(f"{path!a}: a path in a systemd unit must not have spaces, quotes, backslashes, % or $")
+    # An IPv6 address may have a zone (fe80::1%eth0), and % begins a specifier in a unit.
+    addresses = " ".join(f"--listen {address}" for address in listen).replace("%", "%%")
+    capability = "CAP_NET_BIND_SERVICE" if any(0 < address.port < _PRIVILEGED_PORTS for address in listen) else ""
+    return _SERVICE.format(
+        command=f"{interpreter} -I -m securecore.cli.main receive {addresses} --store {store} --identity {identity}",
+        user=user,
+        group=f"Group={group}\n" if group is not None else "",
+        store=store,
+        capability=capability,
+        files=limits.MAX_CONNECTIONS * _FILES_PER_CONNECTION,
+        stop_s=_STOP_S,
+    ).encode()
+
+
+_SERVICE: Final = """\
+[Unit]
+Description=securecore receiver: takes core dumps from hosts into a store
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+Type=exec
+ExecStart={command}
+ExecReload=/bin/kill -HUP $MAINPID
+User={user}
+{group}Restart=on-failure
+RestartSec=5s
+TimeoutStopSec={stop_s}s
+UMask=0077
+LimitNOFILE={files}
+# Its memory holds the TLS key.
+LimitCORE=0
+NoNewPrivileges=yes
+CapabilityBoundingSet={capability}
+AmbientCapabilities={capability}
+ProtectSystem=strict
+ReadWritePaths={store}
+ProtectHome=yes
+PrivateTmp=yes
+PrivateDevices=yes
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+ProtectProc=invisible
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+RemoveIPC=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged
+SystemCallErrorNumber=EPERM
+
+[Install]
+WantedBy=multi-user.target
+"""

@@ -1,0 +1,288 @@
+"""The collecting daemon: listens, gives each connection a thread, reloads on SIGHUP, ends in good order on SIGTERM.
+
+The main thread accepts and minds signals; it never touches TLS, so a peer that stalls its handshake stalls only its own thread.
+"""
+
+import logging
+import select
+import signal
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Final, NamedTuple
+
+from securecore import limits, tls
+from securecore.audit.log import HostLogs
+from securecore.errors import ConfigError, NotFoundError, SecurecoreError
+from securecore.names import Address
+from securecore.receiver.commit import Committer
+from securecore.receiver.control import ControlServer
+from securecore.receiver.material import Material, load_material
+from securecore.receiver.session import Service, Session, quoted
+from securecore.store.layout import Store, StoreLock, create_store, open_store
+
+_BACKLOG: Final = 128
+"""Connections that the kernel holds while none is accepted: twice the 64 senders of the design's load budget."""
+
+_WARN_EVERY_S: Final = 3600.0
+"""How often what is amiss with the material is repeated in the log."""
+
+log = logging.getLogger("securecore.receiver")
+
+
+class ReceiverSettings(NamedTuple):
+    """What the command line gives."""
+
+    listen: tuple[Address, ...]
+    store: Path
+    identity: Path
+
+
+def utc_now() -> datetime:
+    """Return the time, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+class Receiver:
+    """A receiver that holds its store's lock; made ready by ``open_receiver``, run by ``serve``, ended by ``stop``."""
+
+    def __init__(self, settings: ReceiverSettings, store: Store, lock: StoreLock, material: Material) -> None:
+        self._settings = settings
+        self._store = store
+        self._lock = lock
+        self._logs = HostLogs(material.signer, lambda host: store.audit_directory(host, create=True))
+        committer = Committer(store, self._logs, utc_now)
+        self._service = Service(store, material, committer, utc_now)
+        self._control = ControlServer(store, self._logs, utc_now)
+        self._listeners: list[socket.socket] = []
+        self._sessions: dict[threading.Thread, Session | None] = {}
+        self._sessions_lock = threading.Lock()
+        self._wakeup, self._waker = socket.socketpair()
+        self._wakeup.setblocking(False)
+        self._waker.setblocking(False)
+        self._is_stopping = False
+        self._is_reloading = False
+        self.addresses: list[Address] = []
+        """Where it listens, with the ports that the kernel chose."""
+
+    @property
+    def material(self) -> Material:
+        """The material in use now."""
+        return self._service.material
+
+    @property
+    def session_count(self) -> int:
+        """Connections that are being served, those in their handshake included."""
+        with self._sessions_lock:
+            return len(self._sessions)
+
+    def prepare(self) -> None:
+        """Finish what a crash has interrupted, publish the log key's statement, and listen; raises SecurecoreError."""
+        for dump, error in self._service.committer.roll_forward():
+            level = logging.ERROR if error else logging.INFO
+            log.log(level, "recovered dump=%s error=%s", dump, quoted(error.message) if error else "-")
+        material = self._service.material
+        self._store.put_log_key(material.parts.log_statement, (material.identity.path / "ca.pem").read_bytes())
+        for address in self._settings.listen:
+            self._listeners.append(_listen(address))
+            bound = self._listeners[-1].getsockname()
+            self.addresses.append(Address(f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"))
+        self._control.start()
+
+    def serve(self) -> None:
+        """Accept until ``stop``, then let what is in flight finish within its bound, and close everything."""
+        self._warn()
+        poll = select.poll()
+        for listener in (*self._listeners, self._wakeup):
+            poll.register(listener, select.POLLIN)
+        by_fd = {listener.fileno(): listener for listener in self._listeners}
+        warned = time.monotonic()
+        while not self._is_stopping:
+            for fd, _ in poll.poll(_WARN_EVERY_S * 1000):
+                if fd in by_fd:
+                    self._accept(by_fd[fd])
+                else:
+                    _drain(self._wakeup)
+            if self._is_reloading:
+                self._is_reloading = False
+                self._reload()
+            if time.monotonic() - warned > _WARN_EVERY_S:
+                self._warn()
+                warned = time.monotonic()
+        self._close()
+
+    def stop(self) -> None:
+        """End ``serve``; for signal handlers and other threads."""
+        self._is_stopping = True
+        self._wake()
+
+    def reload(self) -> None:
+        """Make ``serve`` load the identity directory again; for signal handlers and other threads."""
+        self._is_reloading = True
+        self._wake()
+
+    def handle_signals(self) -> None:
+        """Stop on SIGTERM and SIGINT, reload on SIGHUP; only in the main thread."""
+
+        def handler(number: int, frame: FrameType | None) -> None:
+            if number == signal.SIGHUP:
+                self.reload()
+            else:
+                self.stop()
+
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, handler)
+
+    def _wake(self) -> None:
+        try:
+            self._waker.send(b"\0")
+        except OSError:
+            pass  # The buffer is full of reasons to wake up, or the receiver is closed.
+
+    def _reload(self) -> None:
+        try:
+            self._service.material = load_material(self._settings.identity, utc_now(), self._service.material)
+        except SecurecoreError as error:
+            log.error("reload failed, the last good material stays: %s", quoted(error.message))
+            return
+        log.info("reloaded identity=%s", self._settings.identity)
+        self._warn()
+
+    def _warn(self) -> None:
+        material = self._service.material
+        for line in material.revocation.warnings(utc_now()):
+            log.warning("%s", line)
+        days = (material.own.not_after - utc_now()).days
+        if days < 30:
+            log.warning("the receiver's certificate expires in %d days", days)
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            plain, address = listener.accept()
+        except OSError as error:
+            # Out of descriptors or memory: the connection stays in the backlog, and the loop must not spin on it.
+            log.error("accept failed: %s", error.strerror)
+            time.sleep(0.1)
+            return
+        peer = f"{address[0]}:{address[1]}"
+        with self._sessions_lock:
+            if len(self._sessions) >= limits.MAX_CONNECTIONS:
+                log.warning("failed peer=%s error='too many connections'", peer)
+                plain.close()
+                return
+            thread = threading.Thread(target=self._run_session, args=(plain, peer), daemon=True)
+            self._sessions[thread] = None
+        thread.start()
+
+    def _run_session(self, plain: socket.socket, peer: str) -> None:
+        thread = threading.current_thread()
+        try:
+            secured = tls.secure(self._service.material.context, plain, deadline_s=limits.HANDSHAKE_DEADLINE_S)
+            session = Session(secured, peer, self._service)
+            with self._sessions_lock:
+                self._sessions[thread] = session
+            session.run()
+        except (OSError, SecurecoreError) as error:
+            words = error.message if isinstance(error, SecurecoreError) else _handshake_words(error)
+            log.warning("failed host=- peer=%s error=%s", peer, quoted(words))
+            plain.close()
+        finally:
+            with self._sessions_lock:
+                del self._sessions[thread]
+
+    def _close(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        log.info("stopping, %d connections", len(self._sessions))
+        self._end_sessions()
+        self._control.close()
+        self._logs.close()
+        self._lock.close()
+        self._store.close()
+        self._wakeup.close()
+        self._waker.close()
+        log.info("stopped")
+
+    def _end_sessions(self) -> None:
+        """Interrupt idle sessions at once, the others when the bound is over; what they had made durable stays."""
+        deadline = time.monotonic() + limits.SHUTDOWN_DEADLINE_S
+        while True:
+            with self._sessions_lock:
+                sessions = dict(self._sessions)
+            if not sessions:
+                return
+            is_over = time.monotonic() > deadline
+            for session in sessions.values():
+                if session is not None and (session.is_idle or is_over):
+                    session.interrupt()
+            if is_over:
+                for thread in sessions:
+                    thread.join(timeout=limits.PROGRESS_DEADLINE_S)
+                return
+            next(iter(sessions)).join(timeout=0.2)
+
+
+def open_receiver(settings: ReceiverSettings) -> Receiver:
+    """Return a receiver ready to serve: store opened (made, when its directory is absent or empty) and locked, identity tested."""
+    material = load_material(settings.identity, utc_now())
+    try:
+        store = open_store(str(settings.store))
+    except NotFoundError:
+        store = create_store(str(settings.store))
+    try:
+        lock = store.lock()
+    except BaseException:
+        store.close()
+        raise
+    receiver = Receiver(settings, store, lock, material)
+    try:
+        receiver.prepare()
+    except BaseException:
+        receiver._close()
+        raise
+    return receiver
+
+
+def run(settings: ReceiverSettings, announce: Callable[[Sequence[Address]], None]) -> None:
+    """Run a receiver until SIGTERM or SIGINT; *announce* is told where it listens."""
+    receiver = open_receiver(settings)
+    receiver.handle_signals()
+    announce(receiver.addresses)
+    receiver.serve()
+
+
+def _listen(address: Address) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        listener = socket.create_server((address.host, address.port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {address}: {error.strerror or error}") from error
+    listener.setblocking(False)
+    return listener
+
+
+def _drain(wakeup: socket.socket) -> None:
+    try:
+        while wakeup.recv(4096):
+            pass
+    except BlockingIOError:
+        pass
+
+
+def _handshake_words(error: OSError) -> str:
+    """Return why a handshake failed, in words for the operator of the receiver."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"client certificate refused by TLS: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        reason = (error.reason or str(error)).replace("_", " ").lower()
+        if "peer did not return a certificate" in reason:
+            return "client sent no certificate"
+        return f"TLS handshake failed: {reason}"
+    if isinstance(error, TimeoutError):
+        return "TLS handshake was not finished in time"
+    return f"connection failed: {error.strerror or error}"

@@ -1,0 +1,237 @@
+"""One connection after its TLS handshake: judge, greet, take dumps. The thread that runs it owns the socket."""
+
+import logging
+import os
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final
+
+from securecore import limits
+from securecore.certs.judge import Judgement, Reason
+from securecore.certs.judge import Refusal as CertificateRefusal
+from securecore.dump.frames import ZERO_PIECE_FRAME, FrameRefused, check_frame
+from securecore.errors import BrokenError, BusyError, PeerError, SecurecoreError, StorageError, UnreachableError
+from securecore.names import DumpId, HostName
+from securecore.receiver.commit import Committer
+from securecore.receiver.material import Material
+from securecore.receiver.presence import Presence
+from securecore.report import parse_report
+from securecore.store.layout import Store
+from securecore.store.recovery import open_incoming
+from securecore.store.writer import AlreadyStored, IncomingDump
+from securecore.wire.connection import NEED_DATA, Connection
+from securecore.wire.messages import Accept, Ack, Data, End, Message, Open, Ready, Receipt, Refusal, Refuse, Zero
+from securecore.wire.states import End as WireEnd
+
+_RECEIVE_BYTES: Final = 256 * limits.KIB
+_LINGER_S: Final = 2.0
+"""How long a refused peer may take to read why, while what it still sends is thrown away."""
+
+_CERTIFICATE_CODES: Final = {
+    Reason.UNKNOWN_ISSUER: Refusal.UNKNOWN_ISSUER,
+    Reason.EXPIRED: Refusal.EXPIRED,
+    Reason.NOT_YET_VALID: Refusal.NOT_YET_VALID,
+    Reason.REVOKED: Refusal.REVOKED,
+    Reason.WRONG_PURPOSE: Refusal.WRONG_PURPOSE,
+    Reason.BAD_NAME: Refusal.BAD_NAME,
+    Reason.CRL_EXPIRED: Refusal.REVOCATION_UNKNOWN,
+    Reason.CRL_MISSING: Refusal.REVOCATION_UNKNOWN,
+}
+
+log = logging.getLogger("securecore.receiver")
+
+
+class Service:
+    """What all sessions of a receiver share; *material* is replaced by a reload."""
+
+    def __init__(self, store: Store, material: Material, committer: Committer, clock: Callable[[], datetime]) -> None:
+        self.store = store
+        self.material = material
+        self.committer = committer
+        self.clock = clock
+        self.presence = Presence()
+
+
+class Session:
+    """One authenticated-to-be connection."""
+
+    def __init__(self, secured: ssl.SSLSocket, peer: str, service: Service) -> None:
+        self._socket = secured
+        self._peer = peer
+        self._service = service
+        self._connection = Connection(WireEnd.RECEIVER)
+        self._dump: DumpId | None = None
+        self._is_busy = False
+        self._unsynced = 0
+        self._leaf = secured.getpeercert(binary_form=True) or b""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no dump is under way: such a session may be interrupted without loss of work."""
+        return not self._is_busy
+
+    def interrupt(self) -> None:
+        """Make the session's thread fail at its next read or write; for other threads."""
+        try:
+            # The method of plain sockets: SSLSocket.shutdown would take the TLS state from under the session's own thread.
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+    def run(self) -> None:
+        """Serve the connection to its end; every way that it can end is logged, none is raised."""
+        host = None
+        try:
+            judgement = self._service.material.check_host(self._leaf, self._service.clock())
+            host = judgement.name
+            self._send(Ready(self._service.store.store_id, limits.MAX_FRAMES))
+            self._serve(judgement)
+        except SecurecoreError as error:
+            self._end_badly(error, host)
+        finally:
+            self._socket.close()
+
+    def _serve(self, judgement: Judgement) -> None:
+        while (message := self._receive()) is not None:
+            if isinstance(message, Open):
+                with self._service.presence.claim(judgement.name, message.dump, self.interrupt):
+                    self._take_dump(message, judgement)
+
+    def _take_dump(self, opening: Open, judgement: Judgement) -> None:
+        host, started = judgement.name, time.monotonic()
+        report = parse_report(opening.report)
+        self._dump = opening.dump
+        log.info("started host=%s dump=%s program=%s peer=%s", host, opening.dump, quoted(report.program), self._peer)
+        try:
+            dump = open_incoming(self._service.store, host, opening.dump, opening.report)
+        except AlreadyStored as stored:
+            self._send_receipt(stored.receipt)
+            self._dump = None
+            return
+        self._is_busy = True
+        try:
+            if dump.has_manifest:
+                receipt = self._service.committer.commit(dump)
+            else:
+                self._send(Accept(dump.frames, dump.root))
+                receipt = self._commit(self._take_frames(dump), dump, opening.report)
+        except UnreachableError:
+            # The sender may never come back: what is here is kept as far as it goes, acknowledged or not.
+            if not dump.has_manifest:
+                dump.sync()
+            raise
+        finally:
+            dump.close()
+            self._is_busy = False
+        self._send_receipt(receipt)
+        self._dump = None
+        log.info(
+            "complete host=%s dump=%s size=%d stored=%d seconds=%.3f",
+            host, opening.dump, dump.plain_bytes, dump.stored_bytes, time.monotonic() - started,
+        )  # fmt: skip
+
+    def _take_frames(self, dump: IncomingDump) -> bytes:
+        """Store frames until the manifest comes, and return it."""
+        self._unsynced = 0
+        while True:
+            message = self._receive()
+            if message is None:
+                raise UnreachableError("connection ended before END")
+            if isinstance(message, End):
+                return message.manifest
+            if isinstance(message, Data):
+                self._store(dump, message.frame, check_frame(message.frame))
+            elif isinstance(message, Zero):
+                for _ in range(message.pieces):
+                    self._store(dump, ZERO_PIECE_FRAME, limits.PIECE_BYTES)
+
+    def _store(self, dump: IncomingDump, frame: bytes, plain: int) -> None:
+        dump.append(frame, plain)
+        self._unsynced += len(frame)
+        if self._unsynced >= limits.ACK_EVERY_BYTES:
+            dump.sync()
+            self._unsynced = 0
+            self._send(Ack(dump.frames))
+
+    def _commit(self, manifest: bytes, dump: IncomingDump, report: bytes) -> bytes:
+        # A long transfer may outlive the host's certificate: what was judged before READY is judged again by today's lists.
+        self._service.material.check_host(self._leaf, self._service.clock())
+        return self._service.committer.finish(dump, manifest, report, self._leaf)
+
+    def _send_receipt(self, receipt: bytes) -> None:
+        self._send(Receipt(receipt, self._service.material.parts.log_statement))
+
+    def _send(self, message: Message) -> None:
+        data = self._connection.send(message)
+        self._socket.settimeout(limits.PROGRESS_DEADLINE_S)
+        try:
+            self._socket.sendall(data)
+        except OSError as error:
+            raise UnreachableError(f"connection was lost: {error.strerror or error}") from error
+
+    def _receive(self) -> Message | None:
+        """Return the peer's next message, None when it ended the connection between two dumps."""
+        while (message := self._connection.next_message()) is NEED_DATA:
+            self._socket.settimeout(limits.IDLE_DEADLINE_S)
+            try:
+                data = self._socket.recv(_RECEIVE_BYTES)
+            except ssl.SSLError as error:
+                if self._dump is None and not self._connection.holds_partial_message:
+                    return None  # Senders close without a TLS farewell; between dumps nothing can be lost by that.
+                raise UnreachableError("connection was cut") from error
+            except TimeoutError as error:
+                raise UnreachableError(f"peer was silent for {limits.IDLE_DEADLINE_S:.0f} s") from error
+            except OSError as error:
+                raise UnreachableError(f"connection was lost: {error.strerror or error}") from error
+            if not data:
+                if self._dump is None and not self._connection.holds_partial_message:
+                    return None
+                raise UnreachableError("connection was ended by the peer")
+            self._connection.receive(data)
+        return message
+
+    def _end_badly(self, error: SecurecoreError, host: HostName | None) -> None:
+        """Log why, and tell the peer when it still listens."""
+        log.warning("failed host=%s dump=%s peer=%s error=%s", host or "-", self._dump or "-", self._peer, quoted(error.message))
+        if isinstance(error, UnreachableError):
+            return
+        try:
+            self._send(refuse(error))
+            self._linger()
+        except (SecurecoreError, OSError):
+            pass
+
+    def _linger(self) -> None:
+        """Wait for the peer to go: closing with unread data in the buffer would reset the connection, and our words with it."""
+        socket.socket.shutdown(self._socket, socket.SHUT_WR)
+        deadline = time.monotonic() + _LINGER_S
+        while (left := deadline - time.monotonic()) > 0:
+            self._socket.settimeout(left)
+            # Below TLS: nothing that comes now is looked at.
+            if not os.read(self._socket.fileno(), _RECEIVE_BYTES):
+                break
+
+
+def refuse(error: SecurecoreError) -> Refuse:
+    """Return the REFUSE that tells a peer of *error*: our own words for what is the peer's doing, few for what is ours."""
+    if isinstance(error, CertificateRefusal):
+        return Refuse(_CERTIFICATE_CODES.get(error.reason, Refusal.BAD_CERTIFICATE), error.message)
+    if isinstance(error, FrameRefused):
+        return Refuse(Refusal.BAD_FRAME, error.message)
+    if isinstance(error, BrokenError):
+        return Refuse(Refusal.BAD_MANIFEST, error.message)
+    if isinstance(error, PeerError):
+        return Refuse(Refusal.BAD_REQUEST, error.message)
+    if isinstance(error, BusyError):
+        return Refuse(Refusal.BUSY, error.message, retry_after_s=10)
+    if isinstance(error, StorageError):
+        return Refuse(Refusal.STORAGE, "the receiver's disk refuses to store this", retry_after_s=60)
+    return Refuse(Refusal.BUSY, "the receiver cannot take this now", retry_after_s=60)
+
+
+def quoted(text: str | None) -> str:
+    """Return peer-supplied text as one printable word for a log line."""
+    return ascii(text[: limits.MAX_WORDS]) if text is not None else "-"

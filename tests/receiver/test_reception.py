@@ -1,0 +1,204 @@
+"""A core's way from a pipe to the store over real TLS, and who is not let in."""
+
+import random
+import shutil
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from securecore import limits, tls
+from securecore.dump.reader import open_container
+from securecore.errors import PeerError, RefusedError, SecurecoreError, UnreachableError, UntrustedError
+from securecore.names import Address, HostName
+from securecore.pki.revocation import revoke_name
+from securecore.receiver.server import Receiver
+from securecore.sender.delivery import connect
+from securecore.sender.flush import flush
+from securecore.sender.spool import create_spool, open_spool
+from securecore.store.layout import open_store
+from tests.support.certificates import DOMAIN, Fleet, no_passphrase
+from tests.support.receivers import new_dump_id, papers_of, running_receiver, send_bytes
+
+
+@pytest.fixture
+def receiver(fleet: Fleet, tmp_path: Path) -> Iterator[Receiver]:
+    """A receiver with an empty store."""
+    with running_receiver(fleet.receiver, tmp_path / "store") as running:
+        yield running
+
+
+def stored_cores(store_path: Path) -> dict[str, bytes]:
+    """Return every published core's plaintext, by dump id, read by a reader of its own."""
+    cores = {}
+    with open_store(str(store_path)) as store:
+        for host in store.host_names():
+            for dump in store.dump_ids(host):
+                with store.open_dump(host, dump) as files:
+                    fd = files.open_core()
+                    cores[str(dump)] = b"".join(open_container(fd).pieces())
+    return cores
+
+
+CORES = {
+    "empty": b"",
+    "one byte": b"x",
+    "one piece exactly": random.Random(1).randbytes(limits.PIECE_BYTES),
+    "a byte more than a piece": random.Random(2).randbytes(limits.PIECE_BYTES + 1),
+    "zeroes": bytes(5 * limits.PIECE_BYTES + 17),
+    "zeroes between": b"a" * 100 + bytes(4 * limits.PIECE_BYTES) + b"z",
+    "incompressible": random.Random(3).randbytes(20 * limits.MIB),
+}
+
+
+@pytest.mark.parametrize("name", CORES)
+def test_a_core_is_stored_byte_for_byte_and_its_receipt_checks(name: str, fleet: Fleet, receiver: Receiver, tmp_path: Path) -> None:
+    """Whatever the core's length and content, the store gives back exactly these bytes, and the receipt proves the entry."""
+    outcome = send_bytes(CORES[name], papers_of(fleet.host), receiver.addresses)
+
+    assert outcome.failure is None
+    assert outcome.receipt is not None
+    assert list(stored_cores(tmp_path / "store").values()) == [CORES[name]]
+    assert outcome.receipt["index"] == 0
+
+
+def test_a_dump_that_is_offered_again_gets_its_stored_receipt(fleet: Fleet, receiver: Receiver, tmp_path: Path) -> None:
+    """A sender that missed the receipt and comes back with the same id is not stored twice."""
+    dump, core, papers = new_dump_id(), random.Random(5).randbytes(3 * limits.MIB), papers_of(fleet.host)
+    spool_path = tmp_path / "spool"
+    create_spool(str(spool_path), bytes(16))
+    spool = open_spool(str(spool_path))
+    nowhere = [Address("127.0.0.1:9")]
+    assert send_bytes(core, papers, receiver.addresses, dump=dump).receipt is not None
+
+    kept = send_bytes(core, papers, nowhere, spool=spool, dump=dump)
+    flushed = list(flush(spool, receiver.addresses, papers))
+
+    assert kept.spooled
+    assert [(result.failure, result.sent_frames) for result in flushed] == [(None, 0)]
+    assert list(stored_cores(tmp_path / "store")) == [str(dump)]
+    assert spool.dump_ids() == []
+
+
+def test_without_a_receiver_the_core_goes_to_the_spool_and_later_arrives_whole(fleet: Fleet, tmp_path: Path) -> None:
+    """No receiver: everything is kept; a flush delivers it byte for byte, keeps the receipt and empties the spool."""
+    core, papers = random.Random(6).randbytes(9 * limits.MIB) + bytes(3 * limits.MIB), papers_of(fleet.host)
+    create_spool(str(tmp_path / "spool"), bytes(16))
+    spool = open_spool(str(tmp_path / "spool"))
+
+    outcome = send_bytes(core, papers, [Address("127.0.0.1:9")], spool=spool)
+    with running_receiver(fleet.receiver, tmp_path / "store") as running:
+        flushed = list(flush(spool, running.addresses, papers))
+
+    assert isinstance(outcome.failure, UnreachableError)
+    assert outcome.spooled
+    assert [result.failure for result in flushed] == [None]
+    assert list(stored_cores(tmp_path / "store").values()) == [core]
+    assert spool.dump_ids() == []
+    assert len(list(spool.receipts())) == 1
+
+
+def revoke_host(fleet: Fleet) -> None:
+    """Revoke the fleet's first host and give the receiver the new list, as an operator does."""
+    name = HostName(f"{fleet.host.name}.{DOMAIN}")
+    revoke_name(fleet.pki, name, "keyCompromise", no_passphrase, datetime.now(UTC))
+    shutil.copyfile(fleet.pki.path / "crl.pem", fleet.receiver / "crl.pem")
+
+
+def refusal_of(papers_identity: Path, receiver: Receiver) -> SecurecoreError:
+    """Return the error that a sender with that identity meets."""
+    with pytest.raises(SecurecoreError) as caught:
+        connect(receiver.addresses, papers_of(papers_identity).context)
+    return caught.value
+
+
+def test_a_revoked_host_is_refused_before_ready_in_words_at_both_ends(
+    own_fleet: Fleet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The sender reads date and reason of the revocation; the receiver's log has them too; nothing is stored."""
+    revoke_host(own_fleet)
+    with running_receiver(own_fleet.receiver, tmp_path / "store") as running:
+        error = refusal_of(own_fleet.host, running)
+
+    assert isinstance(error, RefusedError)
+    assert "revoked on" in error.message
+    assert any("revoked on" in record.getMessage() for record in caplog.records)
+    assert stored_cores(tmp_path / "store") == {}
+
+
+def test_a_host_of_another_ca_is_refused(own_fleet: Fleet, receiver: Receiver, fleet: Fleet, tmp_path: Path) -> None:
+    """Same names, another root: each end refuses the other, also when the impostor trusts our receiver."""
+    error = refusal_of(own_fleet.host, receiver)
+    shutil.copyfile(fleet.host / "ca.pem", own_fleet.host / "ca.pem")
+    answer = refusal_of(own_fleet.host, receiver)
+
+    assert isinstance(error, UntrustedError)
+    assert "another CA" in error.message
+    assert isinstance(answer, RefusedError)
+    assert "another CA" in answer.message
+
+
+def test_a_client_without_a_certificate_is_refused(fleet: Fleet, receiver: Receiver, caplog: pytest.LogCaptureFixture) -> None:
+    """No certificate, no READY: the client reads an alert, the log says why."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(fleet.host / "ca.pem")
+    context.set_alpn_protocols([tls.ALPN])
+
+    with pytest.raises(RefusedError, match="sent none"):
+        connect(receiver.addresses, context)
+
+
+def test_a_receivers_certificate_is_no_host_certificate(fleet: Fleet, receiver: Receiver) -> None:
+    """A receiver's own certificate cannot be used to send."""
+    error = refusal_of(fleet.receiver, receiver)
+
+    assert isinstance(error, RefusedError)
+
+
+def test_a_host_certificate_cannot_pose_as_a_receiver(fleet: Fleet) -> None:
+    """A stolen host key, used to listen, is refused by every sender before a byte is sent."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(fleet.host / "cert.pem", fleet.host / "key.pem")
+    context.set_alpn_protocols([tls.ALPN])
+
+    def serve() -> None:
+        plain, _ = listener.accept()
+        with plain, pytest.raises(OSError):
+            context.wrap_socket(plain, server_side=True).recv(1)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    with pytest.raises(UntrustedError):
+        connect([Address(f"127.0.0.1:{listener.getsockname()[1]}")], papers_of(fleet.host).context)
+    thread.join()
+    listener.close()
+
+
+def test_a_receiver_under_another_name_is_refused(fleet: Fleet, receiver: Receiver) -> None:
+    """The certificate must be for the name that was dialled, not just from our CA."""
+    port = receiver.addresses[0].port
+    with pytest.raises(UntrustedError, match="another name"):
+        connect([Address(f"localhost:{port}")], papers_of(fleet.host).context)
+
+
+def test_a_plaintext_listener_is_refused_in_words(fleet: Fleet) -> None:
+    """A collector of the old kind, plain TCP, gets no byte of a core."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        plain, _ = listener.accept()
+        with plain:
+            plain.sendall(b"220 welcome\r\n")
+            plain.recv(4096)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    with pytest.raises(PeerError, match="does not speak"):
+        connect([Address(f"127.0.0.1:{listener.getsockname()[1]}")], papers_of(fleet.host).context)
+    thread.join()
+    listener.close()

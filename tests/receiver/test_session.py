@@ -1,0 +1,335 @@
+"""A session by its messages, each sent by hand over real TLS: what is refused, what survives a cut, who wins."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from securecore import limits
+from securecore.dump.compression import Compressor
+from securecore.dump.frames import ZERO_PIECE_FRAME
+from securecore.errors import RefusedError, SecurecoreError
+from securecore.merkle import Frontier, leaf_hash
+from securecore.names import DumpId, HostName, StoreId
+from securecore.pki.revocation import revoke_name
+from securecore.receiver.server import Receiver
+from securecore.sender import evidence
+from securecore.sender.delivery import Delivery, connect
+from securecore.sender.spool import EntryEnd
+from securecore.store.layout import open_store
+from securecore.wire import messages
+from securecore.wire.messages import Accept, Ack, Data, End, Message, Open, Receipt, Zero
+from tests.support.certificates import DOMAIN, Fleet, no_passphrase
+from tests.support.receivers import new_dump_id, papers_of, running_receiver
+
+REPORT = b'{"program":"crasher"}'
+PIECES = [os.urandom(limits.PIECE_BYTES), bytes(limits.PIECE_BYTES), b"the end"]
+
+
+class Hand:
+    """A sender whose messages the test chooses."""
+
+    def __init__(self, fleet: Fleet, receiver: Receiver, host: str = "web-1") -> None:
+        self.papers = papers_of(fleet.hosts[host])
+        self.delivery: Delivery = connect(receiver.addresses, self.papers.context)
+        self.tree = Frontier()
+        self.size = 0
+
+    def open(self, dump: DumpId, report: bytes = REPORT) -> Accept | Receipt:
+        """Open a dump and take over what the receiver says that it holds."""
+        answer = self.delivery.open(Open(dump, report, None), lambda frames: None)
+        assert isinstance(answer, (Accept, Receipt))
+        return answer
+
+    def send(self, piece: bytes) -> None:
+        """Send one piece as a frame."""
+        frame = Compressor().frame(piece)
+        self.delivery.send_frame(frame)
+        self.tree.append(leaf_hash(frame))
+        self.size += len(piece)
+
+    def say(self, message: Message) -> None:
+        """Send any message past our own state table, and read the answer."""
+        self.delivery._send(messages.encode(message), 10)
+        self.delivery._receive(10)
+
+    def send_and_wait(self, frame: bytes) -> None:
+        """Send any bytes as a frame and wait for what the receiver says to it."""
+        self.delivery.send_frame(frame)
+        self.delivery.wait_for_ack(10)
+
+    def manifest(self, dump: DumpId, *, store: StoreId | None = None, report: bytes = REPORT, **changes: object) -> bytes:
+        """Return a signed manifest for what was sent, with *changes* to how the source ended."""
+        end = EntryEnd(self.size, None, "complete", 1)._replace(**changes)  # type: ignore[arg-type]
+        where = store or self.delivery.store
+        return evidence.sign_manifest(self.papers.credentials, dump, where, end, self.tree, report, 1)
+
+
+Hands = Callable[..., Hand]
+
+
+@pytest.fixture
+def hands() -> Iterator[Hands]:
+    """Makes hands, and closes their connections in the end."""
+    with ExitStack() as stack:
+
+        def make(fleet: Fleet, receiver: Receiver, host: str = "web-1") -> Hand:
+            hand = Hand(fleet, receiver, host)
+            stack.callback(hand.delivery.close)
+            return hand
+
+        yield make
+
+
+@pytest.fixture
+def receiver(fleet: Fleet, tmp_path: Path) -> Iterator[Receiver]:
+    """A receiver with an empty store."""
+    with running_receiver(fleet.receiver, tmp_path / "store") as running:
+        yield running
+
+
+def published(tmp_path: Path) -> list[str]:
+    """Return the ids of all published dumps."""
+    with open_store(str(tmp_path / "store")) as store:
+        return [str(dump) for host in store.host_names() for dump in store.dump_ids(host)]
+
+
+STEPS = ["open", "first", "second", "third"]
+
+
+@pytest.mark.parametrize("last", STEPS)
+def test_a_cut_after_any_message_leaves_no_complete_dump(
+    last: str, fleet: Fleet, receiver: Receiver, tmp_path: Path, hands: Hands
+) -> None:
+    """However much was sent, without END there is nothing that looks whole."""
+    dump, hand = new_dump_id(), hands(fleet, receiver)
+    hand.open(dump)
+    for piece in PIECES[: STEPS.index(last)]:
+        hand.send(piece)
+    hand.delivery.close()
+    receiver.stop()
+    wait_until_idle(receiver)
+
+    assert published(tmp_path) == []
+
+
+def wait_until_idle(receiver: Receiver) -> None:
+    """Wait until no session is left."""
+    deadline = time.monotonic() + 10
+    while receiver.session_count and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert receiver.session_count == 0
+
+
+def test_a_cut_dump_is_resumed_where_its_durable_frames_end(fleet: Fleet, receiver: Receiver, tmp_path: Path, hands: Hands) -> None:
+    """What the receiver holds is named by count and root, and the dump is finished from there."""
+    dump, first = new_dump_id(), hands(fleet, receiver)
+    first.open(dump)
+    pieces = [os.urandom(limits.PIECE_BYTES) for _ in range(9)]
+    for piece in pieces:
+        first.send(piece)
+    first.delivery.wait_for_ack(10)
+    first.delivery.close()
+
+    second = hands(fleet, receiver)
+    answer = second.open(dump)
+    assert isinstance(answer, Accept)
+    for piece in pieces[: answer.held]:
+        second.tree.append(leaf_hash(Compressor().frame(piece)))
+        second.size += len(piece)
+    held_root = second.tree.root()
+    for piece in pieces[answer.held :]:
+        second.send(piece)
+    receipt = second.delivery.end(second.manifest(dump))
+
+    assert answer.held >= 8
+    assert held_root == answer.root
+    evidence.check_receipt(second.papers.credentials, receipt, second.delivery.address, dump, None, time.time())
+    assert published(tmp_path) == [str(dump)]
+
+
+def test_the_newest_session_for_a_dump_wins(fleet: Fleet, receiver: Receiver, tmp_path: Path, hands: Hands) -> None:
+    """A sender that comes back before its old connection is noticed dead is not kept waiting."""
+    dump, older, newer = new_dump_id(), hands(fleet, receiver), hands(fleet, receiver)
+    older.open(dump)
+    older.send(PIECES[0])
+
+    answer = newer.open(dump)
+
+    assert isinstance(answer, Accept)
+    with pytest.raises(SecurecoreError, match=r"closed|lost|reset|Broken pipe"):
+        older.delivery.wait_for_ack(10)
+
+
+MANIFEST_LIES = {
+    "another size": lambda hand, dump: hand.manifest(dump, size=hand.size + 1),
+    "complete though shorter than predicted": lambda hand, dump: hand.manifest(dump, predicted_size=hand.size + 1),
+    "another dump": lambda hand, dump: hand.manifest(new_dump_id()),
+    "another store": lambda hand, dump: hand.manifest(dump, store=StoreId.make(os.urandom(16))),
+    "another report": lambda hand, dump: hand.manifest(dump, report=b"{}"),
+    "no manifest": lambda hand, dump: b"x",
+    "a flipped byte": lambda hand, dump: flip(hand.manifest(dump)),
+}
+
+
+def flip(token: bytes) -> bytes:
+    """Return *token* with one character in the middle of its payload changed."""
+    middle = len(token.split(b".")[0]) + 20
+    return token[:middle] + (b"A" if token[middle : middle + 1] != b"A" else b"B") + token[middle + 1 :]
+
+
+@pytest.mark.parametrize("lie", MANIFEST_LIES)
+def test_a_manifest_that_does_not_hold_is_refused(lie: str, fleet: Fleet, receiver: Receiver, tmp_path: Path, hands: Hands) -> None:
+    """Every statement of the manifest is held against what was received."""
+    dump, hand = new_dump_id(), hands(fleet, receiver)
+    hand.open(dump)
+    for piece in PIECES:
+        hand.send(piece)
+
+    with pytest.raises(RefusedError):
+        hand.delivery.end(MANIFEST_LIES[lie](hand, dump))
+
+    assert published(tmp_path) == []
+
+
+def test_a_manifest_signed_by_another_host_is_refused(fleet: Fleet, receiver: Receiver, tmp_path: Path, hands: Hands) -> None:
+    """A manifest must be signed with the very certificate of the session, not just with a good one."""
+    dump, hand, other = new_dump_id(), hands(fleet, receiver), hands(fleet, receiver, "db-2")
+    hand.open(dump)
+    hand.send(PIECES[2])
+    other.tree, other.size = hand.tree, hand.size
+
+    with pytest.raises(RefusedError, match="another certificate"):
+        hand.delivery.end(other.manifest(dump))
+
+    assert published(tmp_path) == []
+
+
+BAD_FRAMES = {
+    "no frame": b"hello",
+    "trailing bytes": ZERO_PIECE_FRAME + b"x",
+    "cut off": Compressor().frame(b"abc" * 1000)[:-1],
+    "two frames": Compressor().frame(b"abc") * 2,
+}
+
+
+@pytest.mark.parametrize("name", BAD_FRAMES)
+def test_what_is_no_frame_is_refused(name: str, fleet: Fleet, receiver: Receiver, hands: Hands) -> None:
+    """DATA is exactly one frame; the sender is told so in words."""
+    hand = hands(fleet, receiver)
+    hand.open(new_dump_id())
+
+    with pytest.raises(RefusedError, match="frame"):
+        hand.send_and_wait(BAD_FRAMES[name])
+
+
+def test_nothing_may_follow_a_short_piece(fleet: Fleet, receiver: Receiver, hands: Hands) -> None:
+    """Only the last piece may be shorter than 1 MiB: offsets are computed from that."""
+    hand = hands(fleet, receiver)
+    hand.open(new_dump_id())
+    hand.send(b"short")
+
+    with pytest.raises(RefusedError, match="short piece"):
+        hand.send_and_wait(ZERO_PIECE_FRAME)
+
+
+OUT_OF_ORDER = {"DATA first": Data(b"x"), "ZERO first": Zero(1), "END first": End(b"x")}
+
+
+@pytest.mark.parametrize("name", OUT_OF_ORDER)
+def test_a_message_out_of_order_ends_the_connection_in_words(name: str, fleet: Fleet, receiver: Receiver, hands: Hands) -> None:
+    """The receiver trusts no order but the state table's."""
+    hand = hands(fleet, receiver)
+    with pytest.raises(RefusedError, match="not allowed in state"):
+        hand.say(OUT_OF_ORDER[name])
+
+
+def test_a_sender_may_not_speak_the_receivers_messages(fleet: Fleet, receiver: Receiver, hands: Hands) -> None:
+    """There is no verb by which a sender could acknowledge, list or read."""
+    hand = hands(fleet, receiver)
+    with pytest.raises(RefusedError, match="not allowed"):
+        hand.say(Ack(1))
+
+
+def test_two_hosts_may_use_the_same_dump_id(fleet: Fleet, receiver: Receiver, tmp_path: Path, hands: Hands) -> None:
+    """A dump is (host, id): nobody can block or reach another host's dump by guessing its id."""
+    dump = new_dump_id()
+    for name in ("web-1", "db-2"):
+        hand = hands(fleet, receiver, name)
+        answer = hand.open(dump)
+        assert isinstance(answer, Accept)
+        assert answer.held == 0
+        hand.send(name.encode())
+        hand.delivery.end(hand.manifest(dump))
+
+    assert published(tmp_path) == [str(dump)] * 2
+
+
+def test_a_dump_resumed_with_another_report_is_refused(fleet: Fleet, receiver: Receiver, hands: Hands) -> None:
+    """The report of a dump is what it was when the dump began."""
+    dump, first = new_dump_id(), hands(fleet, receiver)
+    first.open(dump)
+    for _ in range(9):
+        first.send(os.urandom(limits.PIECE_BYTES))
+    first.delivery.wait_for_ack(10)
+    first.delivery.close()
+
+    with pytest.raises(RefusedError, match="another report"):
+        hands(fleet, receiver).open(dump, b'{"program":"other"}')
+
+
+def test_a_host_revoked_while_it_sends_gets_no_receipt(own_fleet: Fleet, tmp_path: Path, hands: Hands) -> None:
+    """Revocation is judged again before the commit, by the list that was loaded meanwhile."""
+    with running_receiver(own_fleet.receiver, tmp_path / "store") as running:
+        dump, hand = new_dump_id(), hands(own_fleet, running)
+        hand.open(dump)
+        hand.send(PIECES[2])
+        revoke_name(own_fleet.pki, HostName(f"web-1.{DOMAIN}"), "keyCompromise", no_passphrase, datetime.now(UTC))
+        shutil.copyfile(own_fleet.pki.path / "crl.pem", own_fleet.receiver / "crl.pem")
+        before = running.material
+        running.reload()
+        wait_for_reload(running, before)
+
+        with pytest.raises(RefusedError, match="revoked on"):
+            hand.delivery.end(hand.manifest(dump))
+
+    assert published(tmp_path) == []
+
+
+def wait_for_reload(receiver: Receiver, before: object) -> None:
+    """Wait until the receiver's material is another one."""
+    deadline = time.monotonic() + 10
+    while receiver.material is before and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert receiver.material is not before
+
+
+def test_bad_material_on_reload_keeps_the_last_good_one(
+    own_fleet: Fleet, tmp_path: Path, caplog: pytest.LogCaptureFixture, hands: Hands
+) -> None:
+    """A reload that fails is logged and changes nothing."""
+    with running_receiver(own_fleet.receiver, tmp_path / "store") as running:
+        (own_fleet.receiver / "crl.pem").write_text("garbage")
+        before = running.material
+        running.reload()
+        deadline = time.monotonic() + 10
+        while not any("reload failed" in record.getMessage() for record in caplog.records) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        dump, hand = new_dump_id(), hands(own_fleet, running)
+        hand.open(dump)
+        hand.send(PIECES[2])
+        hand.delivery.end(hand.manifest(dump))
+
+    assert running.material is before
+    assert published(tmp_path) == [str(dump)]
+
+
+def test_a_second_receiver_on_the_same_store_is_refused(fleet: Fleet, receiver: Receiver, tmp_path: Path, hands: Hands) -> None:
+    """One appender: a store has one receiver."""
+    with pytest.raises(SecurecoreError, match="another receiver"), running_receiver(fleet.receiver, tmp_path / "store"):
+        pass

@@ -1,0 +1,144 @@
+"""Real crashes: core_pattern borrowed from the machine, programs that crash, handlers that the kernel starts."""
+
+import json
+import os
+import resource
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from securecore.cli import core_pattern
+from securecore.errors import BusyError
+from securecore.names import Address
+from securecore.sender.kernel_arguments import SPECIFIERS
+from securecore.sender.settings import Settings
+from securecore.sender.spool import create_spool
+
+Found = TypeVar("Found")
+
+NOBODY = 65534
+
+needs_kernel = pytest.mark.skipif(
+    not core_pattern.is_borrowable(), reason="needs root and a writable /proc/sys/kernel/core_pattern"
+)
+
+# Stands between the kernel and the handler, as the handler's parent: keeps what the kernel sent, and how much memory it took.
+_TEE = """#!{python} -I
+import fcntl, json, os, resource, subprocess, sys
+core = fcntl.fcntl(0, fcntl.F_DUPFD, 20)
+null = os.open("/dev/null", os.O_RDWR)
+for fd in (0, 1, 2):
+    os.dup2(null, fd)
+reading, writing = os.pipe()
+fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 1 << 20)
+handler = subprocess.Popen([{handler!r}, *sys.argv[1:]], stdin=reading, pass_fds=(3,), close_fds=True, env={{}}, cwd="/")
+os.close(reading)
+with open({copy!r}, "wb") as copy:
+    while data := os.read(core, 1 << 20):
+        copy.write(data)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(writing, view):]
+os.close(writing)
+os.close(core)
+code = handler.wait()
+usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+with open({facts!r} + ".new", "w") as facts:
+    json.dump({{"code": code, "max_resident_kib": usage.ru_maxrss}}, facts)
+os.rename({facts!r} + ".new", {facts!r})
+"""
+
+
+class Host:
+    """A host's side of this machine: identity, spool, settings and handler script in a directory of their own."""
+
+    def __init__(self, directory: Path, identity: Path, receivers: list[Address]) -> None:
+        directory.mkdir(mode=0o700)
+        self.identity = identity
+        self.spool = directory / "spool"
+        self.settings = directory / "handler.json"
+        self.handler = directory / "handler"
+        self._directory = directory
+        create_spool(str(self.spool), os.urandom(16), (NOBODY, NOBODY))
+        self.settings.write_bytes(Settings(tuple(receivers), str(identity), str(self.spool), NOBODY, NOBODY).encode())
+        write_script(
+            self.handler,
+            f"#!{sys.executable} -I\nfrom securecore.sender.handler import main\n\nmain({str(self.settings)!r})\n",
+        )
+
+    def tee(self) -> tuple[Path, Path, Path]:
+        """Return a script for core_pattern in front of the handler, where it keeps the core, and where it writes its facts."""
+        script, copy, facts = (self._directory / name for name in ("tee", "core", "facts.json"))
+        write_script(script, _TEE.format(python=sys.executable, handler=str(self.handler), copy=str(copy), facts=str(facts)))
+        return script, copy, facts
+
+    def receipts(self) -> list[dict[str, object]]:
+        """Return the receipts that the handler has kept."""
+        log = self.spool / "receipts.jsonl"
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+    def wait_for_receipts(self, count: int, deadline_s: float = 60) -> list[dict[str, object]]:
+        """Return the receipts once there are *count*; fails when they do not come."""
+        return wait_until(lambda: self.receipts() if len(self.receipts()) >= count else None, deadline_s)
+
+    def spooled(self) -> list[str]:
+        """Return the ids of the dumps in the spool."""
+        return sorted(path.name for path in (self.spool / "dumps").iterdir())
+
+
+def wait_until(find: Callable[[], Found | None], deadline_s: float = 60) -> Found:
+    """Return what *find* finds, asking again until it is not None; fails the test when the deadline is over."""
+    deadline = time.monotonic() + deadline_s
+    while (found := find()) is None:
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {deadline_s} s in vain")
+        time.sleep(0.01)
+    return found
+
+
+def write_script(path: Path, text: str) -> None:
+    """Write an executable script."""
+    path.write_text(text)
+    path.chmod(stat.S_IRWXU | stat.S_IRGRP | stat.S_IXGRP | stat.S_IROTH | stat.S_IXOTH)
+
+
+@contextmanager
+def crashing_into(program: Path) -> Iterator[None]:
+    """Have the kernel start *program* for each crash while the block runs; waits for its turn where others borrow the pattern."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            with core_pattern.borrowed(f"|{program} {SPECIFIERS}"):
+                yield
+            return
+        except BusyError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+def build_crasher(source: Path, directory: Path) -> Path:
+    """Compile one of scripts/crashers; skips the test where there is no compiler."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    program = directory / source.stem
+    if not program.exists():
+        subprocess.run([compiler, "-g", "-O1", "-pthread", "-o", str(program), str(source)], check=True)
+    return program
+
+
+def start_crash(arguments: list[str], cwd: Path) -> "subprocess.Popen[bytes]":
+    """Start a program that will crash, with an unlimited RLIMIT_CORE."""
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    return subprocess.Popen(
+        arguments, cwd=cwd, stderr=subprocess.DEVNULL, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, unlimited)
+    )

@@ -1,0 +1,78 @@
+"""A real receiver in the test's own process, and real transfers to it."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from securecore import tls
+from securecore.names import Address, DumpId
+from securecore.receiver.server import Receiver, ReceiverSettings, open_receiver
+from securecore.report import CrashReport
+from securecore.sender.credentials import read_credentials
+from securecore.sender.pump import Pump
+from securecore.sender.spool import Spool
+from securecore.sender.transfer import Outcome, Papers, Parcel, Transfer
+
+
+@contextmanager
+def running_receiver(identity: Path, store: Path, *, port: int = 0) -> Iterator[Receiver]:
+    """Run a receiver on loopback while the block runs."""
+    logging.getLogger("securecore.receiver").setLevel(logging.INFO)
+    receiver = open_receiver(ReceiverSettings((Address(f"127.0.0.1:{port}"),), store, identity))
+    thread = threading.Thread(target=receiver.serve)
+    thread.start()
+    try:
+        yield receiver
+    finally:
+        receiver.stop()
+        thread.join()
+
+
+def papers_of(identity: Path) -> Papers:
+    """Return what a sender with that identity directory shows and signs with."""
+    return Papers(tls.sender_context(str(identity)), read_credentials(str(identity)))
+
+
+def new_dump_id() -> DumpId:
+    """Return a fresh id."""
+    return DumpId.make(time.time_ns() // 1_000_000, os.urandom(10))
+
+
+def send_bytes(
+    core: bytes,
+    papers: Papers,
+    receivers: list[Address],
+    *,
+    spool: Spool | None = None,
+    report: CrashReport | None = None,
+    dump: DumpId | None = None,
+) -> Outcome:
+    """Send *core* through a pipe, as a handler does, and return how it ended."""
+    reading, writing = os.pipe()
+    writer = threading.Thread(target=_write_all, args=(writing, core))
+    writer.start()
+    now_ms = time.time_ns() // 1_000_000
+    encoded = (report or CrashReport(sender="test", program="crasher", signal=11, pid=4711)).encode()
+    pump = Pump()
+    transfer = Transfer(Parcel(dump or new_dump_id(), encoded, now_ms), pump, receivers, papers, spool)
+    transfer.start()
+    try:
+        pump.read(reading)
+    finally:
+        os.close(reading)
+        transfer.source_closed.set()
+    outcome = transfer.wait()
+    writer.join()
+    return outcome
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+    except BrokenPipeError:
+        pass  # The reader has let go early, as a handler may.
