@@ -1,0 +1,130 @@
+"""``securecore audit``: read and verify the audit logs of a store."""
+
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from securecore.audit.checkpoint import origin_of
+from securecore.audit.entry import parse_entry
+from securecore.audit.log import ENTRIES, scan_lines
+from securecore.audit.verification import verify_log
+from securecore.cli import evidence, options, terminal
+from securecore.cli.options import host_option, json_option, root_option, store_option
+from securecore.cli.verify import print_checks
+from securecore.dump import directory as files
+from securecore.errors import BrokenError, SecurecoreError
+from securecore.names import HostName
+from securecore.store.layout import Store, open_store
+
+EPILOG = """\b
+Examples:
+  securecore audit log --host web-1
+  securecore audit verify --root ca.pem
+"""
+
+
+@click.group("audit", epilog=EPILOG)
+def command() -> None:
+    """Who sent what, and who took it out: one append-only, signed log for each host."""
+
+
+@command.command("log")
+@store_option
+@host_option
+@json_option
+def log_(store_path: str, host_text: str | None, as_json: bool) -> None:
+    """Print the entries, oldest first, as they stand; nothing is verified."""
+    with open_store(store_path) as store:
+        rows = [row for host in _chosen(store, host_text) for row in _entries(store, host)]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+    elif not rows:
+        click.echo("no entries")
+    else:
+        terminal.table(("ENTRY", "TIME", "HOST", "EVENT", "DUMP", "WHAT"), [_cells(row) for row in rows])
+
+
+@command.command("verify")
+@store_option
+@host_option
+@root_option
+@json_option
+def verify_(store_path: str, host_text: str | None, root_path: Path | None, as_json: bool) -> int:
+    """Verify the logs: every entry, every hash, the checkpoint's signature, up to the root that you trust."""
+    code, documents = 0, []
+    with open_store(store_path) as store:
+        anchors, is_own = evidence.load_anchors(store, root_path)
+        log_key = evidence.load_log_key(store, anchors)
+        for host in _chosen(store, host_text):
+            fd = store.audit_directory(host, create=False)
+            try:
+                with terminal.Progress(f"verifying {host}", None) as progress:
+                    result = verify_log(
+                        fd, origin_of(log_key.name, host), log_key.public_key, progress=lambda done, total: progress.update(done)
+                    )
+            finally:
+                os.close(fd)
+            code = code if result.ok else BrokenError.exit_code
+            documents.append(
+                {"host": str(host), "origin": result.origin, "ok": result.ok, "entries": result.size, "unsigned": result.unsigned}
+                | {"checks": [check._asdict() for check in result.checks]}
+            )
+            if not as_json:
+                click.echo(f"{host}  log {result.origin}")
+                print_checks(result.checks)
+                unsigned = f", {result.unsigned} more not yet under a checkpoint" if result.unsigned else ""
+                verdict = terminal.good("ok") if result.ok else terminal.bad("BROKEN")
+                click.echo(f"{host}  {verdict}  {result.size} entries{unsigned}")
+    if as_json:
+        click.echo(json.dumps(documents, indent=1))
+    elif not documents:
+        click.echo("no audit logs")
+    elif is_own:
+        click.echo(evidence.OWN_ROOT, err=True)
+    return code
+
+
+def _chosen(store: Store, host_text: str | None) -> list[HostName]:
+    known = store.audited_hosts()
+    host = options.find_host(host_text, known)
+    return [host] if host is not None else known
+
+
+def _entries(store: Store, host: HostName) -> list[dict[str, Any]]:
+    fd = store.audit_directory(host, create=False)
+    try:
+        entries = files.open_file(ENTRIES, fd)
+    finally:
+        os.close(fd)
+    if entries is None:
+        return []
+    rows = []
+    try:
+        for index, line in enumerate(scan_lines(entries)):
+            try:
+                fields: dict[str, Any] = dict(parse_entry(line.data))
+            except SecurecoreError as error:
+                fields = {"event": "unreadable", "problem": error.message}
+            rows.append({"entry": index, "host": str(host)} | fields)
+    finally:
+        os.close(entries)
+    return rows
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    time = terminal.when(datetime.fromisoformat(row["time"])) if row.get("time") else "-"
+    dump = terminal.short_id(str(row["dump"])) if row.get("dump") else "-"
+    return (str(row["entry"]), time, row["host"].split(".")[0], terminal.printable(row["event"], 16), dump, _what(row))
+
+
+def _what(row: dict[str, Any]) -> str:
+    if row["event"] == "received":
+        what = f"{terminal.size(row.get('size'))} {row.get('state')}"
+        return f"{what}, {terminal.printable(row['program'], 24)}" if row.get("program") else what
+    if row["event"] == "extracted":
+        return f"by {terminal.printable(str(row.get('user') or row.get('uid')), 32)}"
+    return terminal.printable(str(row.get("problem", "")), 80)

@@ -1,0 +1,86 @@
+"""Borrowing the machine's core_pattern for a while, and giving it back whatever happens.
+
+The pattern belongs to the whole machine. A lock keeps two borrowers apart; a guardian, a process of its own, notices the borrower's
+death by the end of a pipe, kill -9 included, and puts the old values back.
+"""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from securecore import limits
+from securecore.errors import BusyError, ConfigError
+
+CORE_PATTERN: Final = Path("/proc/sys/kernel/core_pattern")
+CORE_PIPE_LIMIT: Final = Path("/proc/sys/kernel/core_pipe_limit")
+_LOCK: Final = "/run/securecore-core-pattern.lock"
+_DONE: Final = b"d"
+
+
+def is_borrowable() -> bool:
+    """Return whether this process may set core_pattern: root, with /proc/sys writable."""
+    return os.geteuid() == 0 and os.access(CORE_PATTERN, os.W_OK)
+
+
+@contextmanager
+def borrowed(pattern: str, pipe_limit: int = limits.CORE_PIPE_LIMIT) -> Iterator[None]:
+    """Set core_pattern and core_pipe_limit while the block runs.
+
+    Raises ConfigError when the pattern is too long or this process may not set it, BusyError while another process borrows it.
+    """
+    if len(pattern) > limits.CORE_PATTERN_MAX:
+        raise ConfigError(f"core_pattern is {len(pattern)} characters long, the kernel takes {limits.CORE_PATTERN_MAX}")
+    lock = _take_lock()
+    try:
+        old_pattern, old_limit = CORE_PATTERN.read_text("utf-8").rstrip("\n"), CORE_PIPE_LIMIT.read_text("ascii").strip()
+        guardian = subprocess.Popen(
+            [sys.executable, "-I", "-m", "securecore.cli.core_pattern", old_pattern, old_limit],
+            stdin=subprocess.PIPE, start_new_session=True, pass_fds=(lock,),
+        )  # fmt: skip
+        try:
+            _write(str(pipe_limit), pattern)
+            yield
+        finally:
+            _write(old_limit, old_pattern)
+            guardian.communicate(_DONE)
+    finally:
+        os.close(lock)
+
+
+def guard(old_pattern: str, old_limit: str) -> None:
+    """Wait for the borrower's word; put the old values back when its end of the pipe closes without one."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    if os.read(0, 1) != _DONE:
+        _write(old_limit, old_pattern)
+
+
+def _take_lock() -> int:
+    try:
+        lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise ConfigError(f"cannot set core_pattern: {error.strerror}", hint="only root can") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise BusyError("another process borrows core_pattern", hint="wait until it has finished") from error
+    return lock
+
+
+def _write(limit: str, pattern: str) -> None:
+    try:
+        CORE_PIPE_LIMIT.write_text(limit, "ascii")
+        CORE_PATTERN.write_text(pattern, "utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot set core_pattern: {error.strerror}", hint="root can, where /proc/sys is writable") from error
+
+
+if __name__ == "__main__":
+    guard(sys.argv[1], sys.argv[2])

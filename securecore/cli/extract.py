@@ -1,0 +1,136 @@
+"""``securecore extract``: write a dump's core to a file, or to standard output."""
+
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import click
+
+from securecore import limits
+from securecore.certs import jws
+from securecore.cli import options, terminal
+from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, host_option, store_option
+from securecore.dump import directory as files
+from securecore.dump.compression import is_zero
+from securecore.dump.manifest import parse_manifest
+from securecore.dump.reader import DumpReader, open_container, open_frames
+from securecore.errors import BrokenError, IncompleteError, StorageError
+from securecore.names import DumpId, HostName
+from securecore.receiver import control
+from securecore.store.layout import Store, open_store
+
+_HOLE_BYTES: Final = 64 * limits.KIB
+"""Stretches of zeroes at least this long become holes: sixteen looks at a piece instead of 256, and few small writes."""
+
+EPILOG = """\b
+Examples:
+  securecore extract 9c41d07e -o core.nginx
+  securecore extract 9c41d07e -o - | gzip > core.gz
+  gdb /usr/sbin/nginx core.nginx
+"""
+
+
+@click.command("extract", epilog=EPILOG)
+@click.argument("text", metavar="ID")
+@click.option("-o", "--output", required=True, metavar="FILE|-", help="Where to; a file is made sparse and never overwritten.")
+@click.option("--partial", is_flag=True, help="Also a dump that is labelled incomplete.")
+@store_option
+@host_option
+@click.option(
+    "--identity", type=click.Path(path_type=Path), default=DEFAULT_RECEIVER_IDENTITY, show_default=True,
+    help="The receiver's identity, to sign the audit entry with where no receiver runs.",
+)  # fmt: skip
+def command(text: str, output: str, partial: bool, store_path: str, host_text: str | None, identity: Path) -> None:
+    """Write the core of one dump to FILE, or to standard output.
+
+    Who extracted what is written into the host's audit log first: by the receiver that runs on this store, else by this command
+    with the receiver's identity.
+    """
+    if output == "-" and sys.stdout.isatty():
+        raise click.UsageError("a core does not belong on a terminal; use -o FILE, or pipe it somewhere")
+    if output != "-" and os.path.lexists(output):
+        raise StorageError(f"{output}: already exists", hint="name another file, or remove it first")
+    with open_store(store_path) as store:
+        host, dump = store.find(text, options.find_host(host_text, store.host_names()))
+        with store.open_dump(host, dump) as found:
+            manifest = found.read_manifest()
+            label = _outcome(manifest)
+            if label != "complete" and not partial:
+                raise IncompleteError(f"{dump.short} is incomplete ({label})", hint="--partial writes what there is")
+        core = _take(store, host, dump, identity)
+    try:
+        reader = open_container(core) if manifest is not None else open_frames(core)[0]
+        damaged = _write_to(reader, output, f"extracting {dump.short}", partial)
+    finally:
+        os.close(core)
+    if damaged:
+        holes = ", ".join(map(str, damaged[:10]))
+        raise BrokenError(f"{dump.short}: {len(damaged)} frames are damaged and became holes: {holes}")
+    if output != "-":
+        click.echo(f"{dump.short}  {terminal.size(reader.size)} written to {output}")
+
+
+def _outcome(manifest: bytes | None) -> str:
+    if manifest is None:
+        return "still coming in, or cut"
+    return parse_manifest(jws.parse(manifest, limits.MAX_MANIFEST_BYTES).payload).outcome
+
+
+def _take(store: Store, host: HostName, dump: DumpId, identity: Path) -> int:
+    """Return the core's descriptor, from the receiver that runs on the store, else by our own audit entry."""
+    core = control.ask_for_core(store, host, dump)
+    if core is None:
+        core = control.take_core_alone(store, host, dump, identity, datetime.now(UTC))
+    return core
+
+
+def _write_to(reader: DumpReader, output: str, label: str, partial: bool) -> list[int]:
+    """Write the plaintext and return the pieces that are damaged; only with *partial* there can be any."""
+    with terminal.Progress(label, reader.size) as progress:
+        if output == "-":
+            return _write_pieces(reader, sys.stdout.fileno(), partial, progress, sparse=False)
+        fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            damaged = _write_pieces(reader, fd, partial, progress, sparse=True)
+            os.ftruncate(fd, reader.size)
+            os.fsync(fd)
+        except BaseException:
+            # Half a core that looks like a whole one is worse than none.
+            os.unlink(output)
+            raise
+        finally:
+            os.close(fd)
+    return damaged
+
+
+def _write_pieces(reader: DumpReader, fd: int, partial: bool, progress: terminal.Progress, *, sparse: bool) -> list[int]:
+    damaged, offset = [], 0
+    for index, entry in enumerate(reader.entries):
+        try:
+            piece = reader.piece(index)
+        except BrokenError as error:
+            if not partial:
+                hint = "`securecore verify` says what is damaged; --partial writes the rest with a hole"
+                raise BrokenError(error.message, hint=hint) from error
+            damaged.append(index)
+            piece = bytes(entry.plain)
+        if sparse:
+            _write_sparse(fd, piece, offset)
+        else:
+            files.write_all(fd, piece)
+        offset += len(piece)
+        progress.update(offset)
+    return damaged
+
+
+def _write_sparse(fd: int, piece: bytes, offset: int) -> None:
+    """Write *piece* at *offset*, leaving out the stretches that are all zeroes; the file's length is set at the end."""
+    if is_zero(piece):
+        return
+    view = memoryview(piece)
+    for start in range(0, len(piece), _HOLE_BYTES):
+        stretch = view[start : start + _HOLE_BYTES]
+        if not is_zero(stretch):
+            os.pwrite(fd, stretch, offset + start)

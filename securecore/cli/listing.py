@@ -1,0 +1,56 @@
+"""``securecore list``: the dumps in a store."""
+
+import json
+from datetime import datetime
+from typing import Any
+
+import click
+
+from securecore.cli import options, terminal
+from securecore.cli.options import host_option, json_option, store_option
+
+EPILOG = """\b
+Examples:
+  securecore list
+  securecore list --since 1d --host web-1
+  securecore list --json | jq -r '.[] | select(.signal == 11) | .id'
+"""
+
+
+@click.command("list", epilog=EPILOG)
+@store_option
+@host_option
+@click.option("--since", type=options.moment, metavar="WHEN", help="Only newer ones: 15m, 6h, 1d, 2w ago, or a date.")
+@json_option
+def command(store_path: str, host_text: str | None, since: datetime | None, as_json: bool) -> None:
+    """List the dumps in a store, newest first."""
+    from securecore.store.catalogue import open_catalogue
+    from securecore.store.layout import open_store
+
+    with open_store(store_path) as store:
+        host = options.find_host(host_text, store.host_names())
+        with open_catalogue(store) as catalogue:
+            catalogue.reconcile(host)
+            rows = [row._asdict() for row in catalogue.rows(host, since)]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+    elif not rows:
+        click.echo("no dumps" + (f" of {host}" if host else ""))
+    else:
+        terminal.table(("ID", "RECEIVED", "HOST", "PROGRAM", "SIGNAL", "SIZE", "STORED", "STATE"), [_cells(row) for row in rows])
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    state = row["state"]
+    if state != "complete" and row.get("outcome"):
+        state = f"{state} ({row['outcome']})"
+    return (
+        terminal.short_id(row["id"]),
+        terminal.when(datetime.fromisoformat(row["received_at"])),
+        row["host"].split(".")[0],
+        terminal.printable(row["program"], 24),
+        terminal.signal_name(row["signal"]),
+        terminal.size(row["size_bytes"]),
+        terminal.size(row["stored_bytes"]),
+        state,
+    )

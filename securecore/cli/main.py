@@ -1,0 +1,123 @@
+"""The command line: finds the command, loads only its module, and turns errors into a line, a hint and an exit code."""
+
+import json
+import os
+import sys
+from importlib import import_module
+from typing import Any, Final, NoReturn
+
+import click
+
+from securecore import __version__
+from securecore.errors import Bug, SecurecoreError
+
+# Each command's module and one line for --help: `securecore --help` loads none of them.
+COMMANDS: Final = {
+    "demo": ("demo", "All of it on one machine: mint, receive, crash, send, verify, audit."),
+    "pki": ("pki", "Mint and revoke the certificates of hosts and receivers."),
+    "receive": ("receive", "Run a receiver: take dumps from hosts into a store."),
+    "send": ("send", "Send a core that you have at hand."),
+    "setup": ("setup", "Make this machine a sender or a receiver."),
+    "spool": ("spool", "What this host could not deliver yet: list it, deliver it."),
+    "list": ("listing", "List the dumps in a store."),
+    "show": ("show", "Show what is known of one dump."),
+    "extract": ("extract", "Write a dump's core to a file; the act is audited."),
+    "verify": ("verify", "Check dumps against what was signed."),
+    "audit": ("audit", "Read and verify the audit logs of a store."),
+}
+
+EPILOG: Final = """\b
+Examples:
+  securecore demo
+  securecore pki init --dir fleet-pki --org Acme --domain hosts.acme.example
+  securecore receive --listen 0.0.0.0:4455 --store /var/lib/securecore/store --identity receiver-identity
+  securecore list --store /var/lib/securecore/store
+"""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are modules of securecore.cli, loaded when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in the order of the table, which is the order in which people meet them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command of that name, its module loaded."""
+        if cmd_name not in COMMANDS:
+            return None
+        command = import_module(f"securecore.cli.{COMMANDS[cmd_name][0]}").command
+        if not isinstance(command, click.Command):
+            raise Bug(f"{cmd_name} has no command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without loading them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, words) for name, (_, words) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, message="securecore %(version)s")
+def securecore() -> None:
+    """Core dumps over mutual TLS: authenticated, compressed, receipted, audited."""
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and leave with the exit code of docs/exit-codes.md."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code; whatever it meets becomes one line on stderr, or JSON where that was asked for."""
+    as_json = "--json" in arguments
+    try:
+        result = securecore.main(args=arguments or ["--help"], prog_name="securecore", standalone_mode=False)
+    except SecurecoreError as error:
+        return _fail(error.message, error.hint, error.exit_code, error.name, as_json)
+    except click.ClickException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2 and later; older ones print the help themselves
+            print(error.format_message())
+            return 0
+        return _fail(_click_message(error), _click_hint(error), error.exit_code, "usage", as_json)
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted", None, 130, "interrupted", as_json)
+    except BrokenPipeError:
+        # Whoever read our output has gone (`securecore list | head`); stdout must not be flushed into it again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        return _fail(f"{(error.strerror or str(error)).lower()}{where}", None, 5, "storage", as_json)
+    except Exception as error:  # a top level: no traceback for anybody but those who ask for one
+        if os.environ.get("SECURECORE_TRACEBACK"):
+            raise
+        hint = "this is a bug in securecore; run again with SECURECORE_TRACEBACK=1 and report what it prints"
+        return _fail(f"{type(error).__name__}: {error}", hint, Bug.exit_code, Bug.name, as_json)
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: str, hint: str | None, code: int, name: str, as_json: bool) -> int:
+    if as_json:
+        document: dict[str, Any] = {"error": {"name": name, "message": message, "hint": hint, "exit_code": code}}
+        print(json.dumps(document))
+    else:
+        print(f"securecore: {message}", file=sys.stderr)
+        if hint:
+            print(f"  hint: {hint}", file=sys.stderr)
+    return code
+
+
+def _click_message(error: click.ClickException) -> str:
+    message = error.format_message().rstrip(".")
+    return message[:1].lower() + message[1:]
+
+
+def _click_hint(error: click.ClickException) -> str | None:
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        return f"`{error.ctx.command_path} --help` shows how"
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Options that several commands share, and what they stand for."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from securecore.errors import ConfigError, SecurecoreError
+from securecore.identity import host_from_operator
+from securecore.names import Address, HostName, NameRefused
+
+DEFAULT_STORE: Final = "/var/lib/securecore/store"
+DEFAULT_RECEIVER_IDENTITY: Final = "/etc/securecore/receiver"
+
+_UNITS: Final = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def address(text: str) -> Address:
+    """Return the address that an option's text means; a usage error says what is wrong with it."""
+    try:
+        return Address(text)
+    except NameRefused as error:
+        raise click.BadParameter(f"{error.message}: write {error.hint}") from error
+
+
+def moment(text: str) -> datetime:
+    """Return the aware moment that an option's text means: 15m, 6h, 1d or 2w ago, or ISO 8601, UTC when it has no zone."""
+    try:
+        if text[:-1].isdigit() and text[-1] in _UNITS:
+            return datetime.now(UTC) - int(text[:-1]) * _UNITS[text[-1]]
+        found = datetime.fromisoformat(text)
+    except (ValueError, OverflowError) as error:
+        raise click.BadParameter(f"{text!a} is no time: write 15m, 6h, 1d, 2w, 2026-11-22 or 2026-11-22T09:00") from error
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def store_option(command: _Command) -> _Command:
+    """Add ``--store``."""
+    option = click.option(
+        "--store", "store_path", envvar="SECURECORE_STORE", default=DEFAULT_STORE, show_default=True, metavar="STORE",
+        help="Directory of the store; also $SECURECORE_STORE.",
+    )  # fmt: skip
+    return option(command)
+
+
+def host_option(command: _Command) -> _Command:
+    """Add ``--host``."""
+    return click.option("--host", "host_text", metavar="HOST", help="Only this host; the domain may be left out.")(command)
+
+
+def json_option(command: _Command) -> _Command:
+    """Add ``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document, errors too.")(command)
+
+
+def root_option(command: _Command) -> _Command:
+    """Add ``--root``, the certificate that everything is verified up to."""
+    option = click.option(
+        "--root", "root_path", envvar="SECURECORE_ROOT", type=click.Path(path_type=Path), metavar="CA.PEM",
+        help="The root that you trust; also $SECURECORE_ROOT. Without it the store's own copy is used, which is no proof"
+        " against whoever can write the store.",
+    )  # fmt: skip
+    return option(command)
+
+
+def find_host(text: str | None, known: list[HostName]) -> HostName | None:
+    """Return the host that a person means: a full name, or the first labels of one that the store knows.
+
+    Raises ConfigError when a short name means none or several of *known*.
+    """
+    if text is None:
+        return None
+    if "." in text:
+        return host_from_operator(text, None)
+    matches = [host for host in known if str(host).startswith(f"{text.strip().lower()}.")]
+    if len(matches) == 1:
+        return matches[0]
+    found = ", ".join(map(str, matches[:10])) or "none"
+    raise ConfigError(f"host {text!a} means {found} in this store", hint="write the host's full name")
+
+
+def read_file(path: Path, maximum: int) -> bytes:
+    """Return the bytes of a file that a person named; raises ConfigError when it cannot be read or is longer than *maximum*."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(maximum + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    if len(data) > maximum:
+        raise ConfigError(f"{path}: longer than {maximum} bytes")
+    return data
+
+
+def exit_code(error: SecurecoreError | None) -> int:
+    """Return an error's exit code, 0 for none."""
+    return error.exit_code if error is not None else 0

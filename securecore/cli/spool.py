@@ -1,0 +1,135 @@
+"""``securecore spool``: what this host could not deliver yet."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from securecore import tls
+from securecore.cli import terminal
+from securecore.cli.options import address, json_option
+from securecore.errors import ConfigError, SecurecoreError
+from securecore.names import Address
+from securecore.report import parse_report
+from securecore.sender.settings import Settings, load_settings
+
+DEFAULT_SETTINGS = "/etc/securecore/handler.json"
+
+EPILOG = """\b
+Examples:
+  securecore spool list
+  securecore spool flush
+  securecore spool flush --spool /tmp/spool --to 127.0.0.1:4455 --identity host-identity
+"""
+
+
+@click.group("spool", epilog=EPILOG)
+def command() -> None:
+    """List and deliver the dumps that this host could not deliver when they happened."""
+
+
+def _settings_options(function: Any) -> Any:
+    function = click.option("--spool", "spool_path", metavar="SPOOL", help="The spool, instead of the settings'.")(function)
+    return click.option("--settings", "settings_path", default=DEFAULT_SETTINGS, show_default=True, help="As setup wrote them.")(
+        function
+    )
+
+
+@command.command("list")
+@_settings_options
+@json_option
+def list_(settings_path: str, spool_path: str | None, as_json: bool) -> None:
+    """List what waits in the spool, oldest first."""
+    from securecore.sender.spool import open_spool
+
+    spool = open_spool(spool_path or load_settings(settings_path).spool)
+    rows = []
+    for dump in spool.dump_ids():
+        row: dict[str, Any] = {"id": str(dump), "met_at": _rfc3339(dump.time_ms), "program": None, "signal": None}
+        try:
+            entry = spool.entry(dump)
+            if entry is None:
+                row["state"] = "in use"
+            else:
+                report, end = parse_report(entry.report), entry.end()
+                row |= {"program": report.program, "signal": report.signal, "stored_bytes": entry.stored_bytes}
+                row["state"] = "waiting" if end is not None else "waiting, source cut"
+                row["stored_bytes"] = sum(frame.stored for frame in entry.reader().entries)
+                entry.close()
+        except SecurecoreError as error:
+            row["state"] = f"broken: {error.message}"
+        rows.append(row)
+    if as_json:
+        click.echo(json.dumps(rows))
+    elif not rows:
+        click.echo("the spool is empty")
+    else:
+        terminal.table(
+            ("ID", "MET", "PROGRAM", "SIGNAL", "STORED", "STATE"),
+            [
+                (
+                    terminal.short_id(row["id"]), terminal.when(datetime.fromisoformat(row["met_at"])),
+                    terminal.printable(row["program"], 24), terminal.signal_name(row["signal"]),
+                    terminal.size(row.get("stored_bytes")), terminal.printable(row["state"]),
+                )
+                for row in rows
+            ],
+        )  # fmt: skip
+
+
+@command.command("flush")
+@_settings_options
+@click.option(
+    "--to", "receivers", multiple=True, type=address, metavar="HOST:PORT", help="Receivers, instead of the settings'; in order."
+)
+@click.option("--identity", type=click.Path(path_type=Path), help="Identity directory, instead of the settings'.")
+@json_option
+def flush_(
+    settings_path: str, spool_path: str | None, receivers: tuple[Address, ...], identity: Path | None, as_json: bool
+) -> int:
+    """Deliver what waits in the spool; each dump goes on from the receiver's last durable frame."""
+    from securecore.sender.credentials import read_credentials
+    from securecore.sender.flush import flush
+    from securecore.sender.spool import open_spool
+    from securecore.sender.transfer import Papers
+
+    settings: Settings | None = None
+    if spool_path is None or not receivers or identity is None:
+        settings = load_settings(settings_path)
+    where = spool_path or (settings.spool if settings else "")
+    who = str(identity) if identity is not None else (settings.identity if settings else "")
+    targets = receivers or (settings.receivers if settings else ())
+    if not (where and who and targets):
+        raise ConfigError("spool, receiver and identity are needed")
+    papers = Papers(tls.sender_context(who), read_credentials(who))
+    results, code = [], 0
+    for flushed in flush(open_spool(where), targets, papers):
+        failure = flushed.failure
+        results.append(
+            {
+                "id": str(flushed.dump), "delivered": failure is None, "sent_frames": flushed.sent_frames,
+                "error": failure.message if failure else None,
+            }
+        )  # fmt: skip
+        code = code or (failure.exit_code if failure else 0)
+        if as_json:
+            continue
+        if failure is None and flushed.receipt is not None:
+            gone = flushed.receipt.get("gone")
+            words = f"deleted at the receiver: {gone}" if gone else f"stored by {flushed.receipt['receiver']}, receipt verified"
+            click.echo(f"{flushed.dump.short}  {words} ({flushed.sent_frames} frames sent now)")
+        elif failure is not None:
+            click.echo(f"{flushed.dump.short}  kept: {failure.message}", err=True)
+            if failure.hint:
+                click.echo(f"          hint: {failure.hint}", err=True)
+    if as_json:
+        click.echo(json.dumps(results))
+    elif not results:
+        click.echo("nothing to deliver")
+    return code
+
+
+def _rfc3339(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,108 @@
+"""What people see: sizes, times, tables, colour only on a terminal, progress only on a terminal."""
+
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Final
+
+import click
+
+_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_SIGNALS: Final = {
+    1: "SIGHUP", 2: "SIGINT", 3: "SIGQUIT", 4: "SIGILL", 5: "SIGTRAP", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 10: "SIGUSR1",
+    11: "SIGSEGV", 12: "SIGUSR2", 13: "SIGPIPE", 14: "SIGALRM", 15: "SIGTERM", 24: "SIGXCPU", 25: "SIGXFSZ", 31: "SIGSYS",
+}  # fmt: skip
+"""By the generic numbering of signal(7); named here because the analyst's machine may number them otherwise."""
+
+
+def printable(text: str | None, width: int = 60) -> str:
+    """Return peer-supplied text for a terminal: nothing that moves the cursor, at most *width* characters, ``-`` for none."""
+    if text is None or text == "":
+        return "-"
+    clean = "".join(character if character.isprintable() else "?" for character in text)
+    return clean if len(clean) <= width else f"{clean[: width - 1]}…"
+
+
+def size(number: int | None) -> str:
+    """Return bytes for people: three digits and a binary unit."""
+    if number is None:
+        return "-"
+    value = float(number)
+    for unit in _UNITS:
+        if value < 1024 or unit == _UNITS[-1]:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1024
+    return str(number)
+
+
+def signal_name(number: int | None) -> str:
+    """Return a signal's name, its number when it has none, ``-`` for none."""
+    return "-" if number is None else _SIGNALS.get(number, str(number))
+
+
+def when(moment: datetime, now: datetime | None = None) -> str:
+    """Return a moment for people, in UTC: today and yesterday by name."""
+    day, today = moment.astimezone(UTC).date(), (now or datetime.now(UTC)).date()
+    clock = f"{moment.astimezone(UTC):%H:%M:%S}"
+    if day == today:
+        return f"today {clock}"
+    if day == today - timedelta(days=1):
+        return f"yest. {clock}"
+    return f"{day} {clock}"
+
+
+def short_id(dump_id: str) -> str:
+    """Return the last eight characters of an id."""
+    return dump_id.replace("-", "")[-8:]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print an aligned table; columns are as wide as their widest cell, the last one ragged."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for number, row in enumerate([header, *rows]):
+        cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False)]
+        line = "  ".join([*cells, row[-1]]).rstrip()
+        click.echo(click.style(line, bold=True) if number == 0 else line)
+
+
+def good(text: str) -> str:
+    """Return *text* in green where there is colour."""
+    return click.style(text, fg="green")
+
+
+def bad(text: str) -> str:
+    """Return *text* in red where there is colour."""
+    return click.style(text, fg="red", bold=True)
+
+
+class Progress:
+    """A line on a terminal that says how far long work has come; nothing at all when stderr is no terminal."""
+
+    def __init__(self, what: str, total: int | None) -> None:
+        self._what = what
+        self._total = total
+        self._started = time.monotonic()
+        self._shown = 0.0
+        self._enabled = sys.stderr.isatty()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self._enabled:
+            click.echo("\r\033[K", nl=False, err=True)
+
+    def update(self, done: int) -> None:
+        """Say that *done* bytes are done; at most ten times a second."""
+        now = time.monotonic()
+        if not self._enabled or now - self._shown < 0.1:
+            return
+        self._shown = now
+        rate = done / max(now - self._started, 0.001)
+        line = f"{self._what}  {size(done)}"
+        if self._total:
+            left = max(self._total - done, 0) / rate if rate else 0
+            line += f" of {size(self._total)}  {100 * done // self._total} %  {size(int(rate))}/s  {left:.0f} s left"
+        click.echo(f"\r\033[K{line}", nl=False, err=True)

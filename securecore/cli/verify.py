@@ -1,0 +1,128 @@
+"""``securecore verify``: check dumps against what was signed."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from securecore import limits
+from securecore.audit.verification import Check, DumpVerification, Expected, verify_dump
+from securecore.cli import evidence, options, terminal
+from securecore.cli.options import host_option, json_option, root_option, store_option
+from securecore.errors import BrokenError, NotFoundError
+from securecore.names import DumpId, HostName
+from securecore.store.layout import Store, open_store
+
+EPILOG = """\b
+Examples:
+  securecore verify 9c41d07e --root ca.pem
+  securecore verify --all --root ca.pem
+Exit code 6: something does not hold. An incomplete dump whose evidence holds is not broken.
+"""
+
+
+@click.command("verify", epilog=EPILOG)
+@click.argument("text", metavar="[ID]", required=False)
+@click.option("--all", "everything", is_flag=True, help="Every dump in the store, or of --host.")
+@click.option("--quick", is_flag=True, help="Hash the frames, but do not decompress them while the hashes agree.")
+@store_option
+@host_option
+@root_option
+@json_option
+def command(
+    text: str | None,
+    everything: bool,
+    quick: bool,
+    store_path: str,
+    host_text: str | None,
+    root_path: Path | None,
+    as_json: bool,
+) -> int:
+    """Recompute everything about a dump from its files: hashes, checksums, signatures, receipt."""
+    if (text is None) != everything:
+        raise click.UsageError("name one dump, or say --all")
+    with open_store(store_path) as store:
+        host = options.find_host(host_text, store.host_names())
+        anchors, is_own = evidence.load_anchors(store, root_path)
+        try:
+            log_key = evidence.load_log_key(store, anchors)
+        except NotFoundError:
+            log_key = None
+        code, documents = 0, []
+        for owner, dump in _chosen(store, text, host):
+            with store.open_dump(owner, dump) as files, terminal.Progress(f"verifying {dump.short}", None) as progress:
+                expected = Expected(owner, dump, store.store_id)
+                result = verify_dump(
+                    files.fd,
+                    expected,
+                    anchors,
+                    log_key,
+                    decode=not quick,
+                    progress=lambda done, total: progress.update(done * limits.PIECE_BYTES),
+                )
+            code = code if result.ok else BrokenError.exit_code
+            documents.append(_document(owner, dump, result))
+            if not as_json:
+                _print(owner, dump, result, is_detailed=not everything)
+    if as_json:
+        click.echo(json.dumps(documents, indent=1))
+    elif is_own:
+        click.echo(evidence.OWN_ROOT, err=True)
+    return code
+
+
+def _chosen(store: Store, text: str | None, host: HostName | None) -> Sequence[tuple[HostName, DumpId]]:
+    if text is not None:
+        return [store.find(text, host)]
+    hosts = [host] if host is not None else store.host_names()
+    return [(owner, dump) for owner in hosts for dump in sorted(store.dump_ids(owner), key=str)]
+
+
+def _print(host: HostName, dump: DumpId, result: DumpVerification, *, is_detailed: bool) -> None:
+    if is_detailed:
+        print_checks(result.checks)
+    outcome = result.manifest.outcome if result.manifest else "no manifest"
+    label = "complete" if outcome == "complete" else f"incomplete ({outcome})"
+    if result.ok:
+        click.echo(f"{dump.short}  {terminal.good('ok')}  {host}  {label}, {terminal.size(_plain(result))}")
+        return
+    click.echo(f"{dump.short}  {terminal.bad('BROKEN')}  {host}  {_first_problem(result)}")
+    if result.damage and result.survey:
+        lost = sum(damage.last_frame - damage.first_frame + 1 for damage in result.damage)
+        left = result.survey.frames - lost
+        click.echo(f"          the other {left} frames are intact; `extract --partial` writes them with a hole")
+
+
+def print_checks(checks: Sequence[Check]) -> None:
+    """Print numbered checks, one a line, with what was found."""
+    for check in checks:
+        mark = {True: terminal.good("ok  "), False: terminal.bad("FAIL"), None: "n/a "}[check.ok]
+        detail = f": {terminal.printable(check.detail, 200)}" if check.detail else ""
+        click.echo(f"  {check.number:>2}  {mark}  {check.what}{detail}")
+
+
+def _first_problem(result: DumpVerification) -> str:
+    if result.damage:
+        first = result.damage[0]
+        of = f" of {result.survey.frames}" if result.survey else ""
+        extent = f"{terminal.size(first.plain_start)} to {terminal.size(first.plain_end)}"
+        return f"frame {first.first_frame}{of} (plaintext {extent}): {terminal.printable(first.reason, 120)}"
+    failed = next((check for check in result.checks if not check.ok), None)
+    return f"{failed.what}: {terminal.printable(failed.detail, 160)}" if failed else "not proved"
+
+
+def _plain(result: DumpVerification) -> int | None:
+    return result.manifest.size if result.manifest else None
+
+
+def _document(host: HostName, dump: DumpId, result: DumpVerification) -> dict[str, Any]:
+    return {
+        "id": str(dump),
+        "host": str(host),
+        "ok": result.ok,
+        "outcome": result.manifest.outcome if result.manifest else None,
+        "checks": [check._asdict() for check in result.checks],
+        "damage": [damage._asdict() for damage in result.damage],
+    }
