@@ -18,6 +18,9 @@ MAX_FRAMES: Final = 1 << 24
 """Frames in one dump (16 TiB of plaintext): twice what x86-64 with 4-level paging on a large machine holds in memory, and well
 below the 0x8000000 frames that the zstd seekable format allows."""
 
+MAX_ZERO_PIECES: Final = 4096
+"""Pieces that one ZERO may stand for (4 GiB): 14 bytes on the wire must not cost the receiver minutes of writing."""
+
 ZSTD_LEVEL: Final = 1
 """The fastest level that still has entropy coding: at higher levels the crashed process waits for the compressor."""
 

@@ -120,8 +120,8 @@ class Connection:
         self.state = state
 
     def _count_frames(self, count: int) -> None:
-        if count == 0:
-            raise PeerError("ZERO of no pieces")
+        if not 1 <= count <= limits.MAX_ZERO_PIECES:
+            raise PeerError(f"ZERO of {count} pieces, 1 to {limits.MAX_ZERO_PIECES} are allowed")
         if self.frames + count > self.max_frames:
             raise PeerError(f"dump has more than {self.max_frames} frames")
         self.frames += count

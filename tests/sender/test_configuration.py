@@ -1,0 +1,67 @@
+"""sender.toml: what is written reads back, and what is wrong is named with file and line."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from securecore.errors import ConfigError, SecurecoreError
+from securecore.names import Address
+from securecore.sender.configuration import SenderConfiguration, is_plain_path, parse_configuration
+
+GOOD = 'version = 1\nreceivers = ["collector.example:4455"]\nidentity = "/etc/securecore/identity"\n'
+
+paths = st.lists(
+    st.text(st.characters(exclude_characters="/", exclude_categories=("C", "Z")), min_size=1), min_size=1, max_size=4
+).map(lambda parts: "/" + "/".join(parts))
+
+
+@given(paths.filter(is_plain_path), paths.filter(is_plain_path), st.sampled_from(["securecore", "_x-1", "990:991"]))
+def test_written_configuration_reads_back(identity: str, spool: str, user: str) -> None:
+    """For every path and user, parse(encode(x)) is x, quotes, backslashes and letters of any script included."""
+    receivers = (Address("collector.example:4455"), Address("[fd00::5]:1"))
+    configuration = SenderConfiguration(receivers, identity, spool, user)
+    assert parse_configuration(configuration.encode(), "sender.toml") == configuration
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: (GOOD + text).encode("utf-8", "surrogatepass")))
+def test_any_bytes_are_understood_or_refused(data: bytes) -> None:
+    """Whatever the file holds, the answer is a configuration or a SecurecoreError that names the file."""
+    assert refusal(data).partition(":")[0] in ("", "sender.toml")
+
+
+def refusal(data: bytes) -> str:
+    """Return why a file is refused, nothing when it is understood; any other exception is the test's failure."""
+    try:
+        parse_configuration(data, "sender.toml")
+    except SecurecoreError as error:
+        return error.message
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("\n\nreciever = 1\n" + GOOD, "sender.toml:3: unknown key 'reciever'"),
+        (GOOD + "[spol]\nx = 1\n", "sender.toml:4: unknown key 'spol'"),
+        (GOOD + '"a b" = 1\n', "sender.toml:4: unknown key 'a b'"),
+        (GOOD.replace("version = 1", "version = 2"), "sender.toml:1: version must be 1"),
+        (GOOD.replace("version = 1", "version = true"), "sender.toml:1: version must be 1"),
+        (GOOD.replace("version = 1", ""), "sender.toml: version must be 1"),
+        (GOOD.replace(":4455", ""), "sender.toml:2: not an address: 'collector.example'"),
+        (GOOD.replace('"collector.example:4455"', "1"), "sender.toml:2: not an address: ''"),
+        (GOOD.replace('"collector.example:4455"', ""), "sender.toml: no receiver"),
+        (GOOD.replace('["collector.example:4455"]', '"collector.example:4455"'), "sender.toml:2: receivers must be a list"),
+        (GOOD.replace("identity", "#"), "sender.toml: identity is missing"),
+        (GOOD + "spool = 7\n", "sender.toml:4: spool must be a text"),
+        (GOOD + 'spool = "/a/../b"\n', "sender.toml: spool must be an absolute path"),
+        (GOOD + 'spool = "/a\\nb"\n', "sender.toml: spool must be an absolute path"),
+        (GOOD + 'user = "root"\n', "sender.toml: the user must not be root"),
+        (GOOD + 'user = "1:0"\n', "sender.toml: the user must not be root"),
+        (GOOD + "user\n", "sender.toml: expected '=' after a key"),
+    ],
+)
+def test_mistake_is_named_with_its_place(text: str, message: str) -> None:
+    """Each mistake names the file, and the line where it can be found."""
+    with pytest.raises(ConfigError) as caught:
+        parse_configuration(text.encode(), "sender.toml")
+    assert caught.value.message.startswith(message)

@@ -1,0 +1,30 @@
+"""What the crash handler loads: a crashed process waits for each import."""
+
+import subprocess
+import sys
+from typing import Final
+
+DENIED: Final = {
+    "argparse", "asyncio", "attr", "attrs", "click", "cryptography", "dataclasses", "elftools", "importlib.metadata", "inspect",
+    "logging", "pathlib", "pydantic", "sqlite3", "structlog", "subprocess", "tempfile", "tomllib", "unittest",
+}  # fmt: skip
+"""Modules of a few milliseconds each, and libraries of tens of them."""
+
+
+def loaded(statement: str) -> set[str]:
+    """Return the modules that a fresh interpreter holds after *statement*."""
+    program = f"{statement}\nimport sys; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, check=True, text=True)
+    return set(result.stdout.split())
+
+
+def test_the_handler_loads_nothing_that_is_slow() -> None:
+    """Nothing of the deny-list that a bare interpreter does not hold already (an editable install loads some by itself)."""
+    assert (loaded("import securecore.sender.handler") - loaded("pass")) & DENIED == set()
+
+
+def test_the_handler_loads_only_its_rooms() -> None:
+    """No receiver, store, audit, certs, pki or command line; evidence comes when the source is closed."""
+    names = {name.split(".")[1] for name in loaded("import securecore.sender.handler") if name.startswith("securecore.")}
+    assert names <= {"errors", "limits", "names", "identity", "report", "elfsize", "merkle", "wire", "dump", "tls", "sender"}
+    assert "securecore.sender.evidence" not in loaded("import securecore.sender.handler")

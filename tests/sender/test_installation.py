@@ -1,0 +1,58 @@
+"""A sender's files: the kernel takes the pattern and the script's first line as they are written."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from securecore.errors import ConfigError
+from securecore.sender import installation
+
+
+def test_pattern_has_the_specifiers_of_the_handler() -> None:
+    """The pattern is a pipe to the handler with numbers only, no text that a crashing process chooses (R27)."""
+    pattern = installation.core_pattern(installation.HANDLER)
+    assert pattern == "|/usr/libexec/securecore/handler %P %I %u %g %s %t %c %d %F"
+
+
+def test_longest_pattern_is_taken_and_one_more_is_refused() -> None:
+    """127 characters go in, the 128th would be cut by the kernel silently."""
+    specifiers = len(installation.core_pattern("")) - 1
+    longest = "/" + "x" * (127 - specifiers - 2)
+    assert len(installation.core_pattern(longest)) == 127
+    with pytest.raises(ConfigError, match="128 characters, the kernel takes 127"):
+        installation.core_pattern(longest + "x")
+
+
+@pytest.mark.parametrize("path", ["/a b/handler", "/a%p/handler", "/a\n/handler", "/ä/handler"])
+def test_pattern_refuses_paths_that_the_kernel_takes_apart(path: str) -> None:
+    """A space would begin an argument and a percent sign a specifier."""
+    with pytest.raises(ConfigError, match="plain characters"):
+        installation.core_pattern(path)
+
+
+def test_script_names_the_interpreter_isolated() -> None:
+    """The script is a first line with -I, an import and a call."""
+    assert installation.handler_script("/opt/sc/bin/python", "/etc/x.json") == (
+        b"#!/opt/sc/bin/python -I\nfrom securecore.sender.handler import main\n\nmain('/etc/x.json')\n"
+    )
+
+
+@pytest.mark.parametrize("interpreter", ["/with space/python", "/with\nline/python", "/" + "x" * 250 + "/python"])
+def test_script_refuses_what_a_first_line_cannot_hold(interpreter: str) -> None:
+    """Spaces end the interpreter's name, and the kernel cuts the line at 255 bytes (execve(2))."""
+    with pytest.raises(ConfigError):
+        installation.handler_script(interpreter)
+
+
+@pytest.mark.slow
+def test_units_are_what_systemd_understands(tmp_path: Path) -> None:
+    """systemd-analyze finds nothing wrong with the service and its timer."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd-analyze here")
+    service, timer = tmp_path / "securecore-flush.service", tmp_path / "securecore-flush.timer"
+    service.write_bytes(installation.flush_service("/bin/true"))
+    timer.write_bytes(installation.flush_timer())
+    answer = subprocess.run(["systemd-analyze", "verify", "--man=no", service, timer], capture_output=True, check=False, text=True)
+    assert [line for line in answer.stderr.splitlines() if "securecore" in line] == []
