@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,14 +30,15 @@ def is_borrowable() -> bool:
 
 
 @contextmanager
-def borrowed(pattern: str, pipe_limit: int = limits.CORE_PIPE_LIMIT) -> Iterator[None]:
-    """Set core_pattern and core_pipe_limit while the block runs.
+def borrowed(pattern: str, *, patience_s: float = 0) -> Iterator[None]:
+    """Set core_pattern, and core_pipe_limit to ours, while the block runs.
 
-    Raises ConfigError when the pattern is too long or this process may not set it, BusyError while another process borrows it.
+    Raises ConfigError when the pattern is too long or this process may not set it, BusyError when another process borrows it for
+    longer than *patience_s*.
     """
     if len(pattern) > limits.CORE_PATTERN_MAX:
         raise ConfigError(f"core_pattern is {len(pattern)} characters long, the kernel takes {limits.CORE_PATTERN_MAX}")
-    lock = _take_lock()
+    lock = _take_lock(time.monotonic() + patience_s)
     try:
         old_pattern, old_limit = CORE_PATTERN.read_text("utf-8").rstrip("\n"), CORE_PIPE_LIMIT.read_text("ascii").strip()
         guardian = subprocess.Popen(
@@ -44,7 +46,7 @@ def borrowed(pattern: str, pipe_limit: int = limits.CORE_PIPE_LIMIT) -> Iterator
             stdin=subprocess.PIPE, start_new_session=True, pass_fds=(lock,),
         )  # fmt: skip
         try:
-            _write(str(pipe_limit), pattern)
+            _write(str(limits.CORE_PIPE_LIMIT), pattern)
             yield
         finally:
             _write(old_limit, old_pattern)
@@ -61,17 +63,20 @@ def guard(old_pattern: str, old_limit: str) -> None:
         _write(old_limit, old_pattern)
 
 
-def _take_lock() -> int:
+def _take_lock(deadline: float) -> int:
     try:
         lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise ConfigError(f"cannot set core_pattern: {error.strerror}", hint="only root can") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        raise BusyError("another process borrows core_pattern", hint="wait until it has finished") from error
-    return lock
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except OSError as error:
+            if time.monotonic() >= deadline:
+                os.close(lock)
+                raise BusyError("another process borrows core_pattern", hint="wait until it has finished") from error
+            time.sleep(0.05)
 
 
 def _write(limit: str, pattern: str) -> None:

@@ -141,7 +141,7 @@ class _Demo:
     def _crash(self) -> _Sent:
         program, arguments = self._crasher()
         pattern = self._install_handler()
-        with core_pattern.borrowed(pattern):
+        with core_pattern.borrowed(pattern, patience_s=10):
             # A limit below a page would tell the handler that nobody wants this core; children inherit ours.
             resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             started = time.monotonic()

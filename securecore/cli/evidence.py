@@ -1,7 +1,6 @@
 """What vouches for a dump: manifest, certificate and receipt, checked as far as it goes without reading the core."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -14,9 +13,10 @@ from securecore.audit.statement import LogKey
 from securecore.certs import chain, jws
 from securecore.certs.chain import Anchors
 from securecore.certs.judge import Judgement, Purpose, judge
+from securecore.cli import terminal
 from securecore.cli.options import read_file
 from securecore.dump.manifest import MANIFEST_TYP, Manifest, parse_manifest
-from securecore.errors import ConfigError, NotFoundError, SecurecoreError
+from securecore.errors import BrokenError, ConfigError, NotFoundError, SecurecoreError
 from securecore.store.layout import Store
 from securecore.store.reading import DumpFiles
 
@@ -88,8 +88,10 @@ def check_papers(store: Store, files: DumpFiles, root_path: Path | None) -> Pape
 def _check_manifest(token: bytes, anchors: Anchors) -> tuple[Manifest, Judgement]:
     parts = jws.verify(token, MANIFEST_TYP, limits.MAX_MANIFEST_BYTES)
     manifest = parse_manifest(parts.payload)
-    moment = datetime.fromtimestamp(manifest.ended_at / 1000, UTC)
+    moment = terminal.moment(manifest.ended_at / 1000)
+    if moment is None:
+        raise BrokenError("its time is in no calendar")
     judgement = judge(parts.chain_der[0], parts.chain_der[1:], anchors, Purpose.HOST, moment)
     if judgement.name != manifest.host:
-        raise ConfigError(f"it is signed by {judgement.name}")
+        raise BrokenError(f"it is signed by {judgement.name}")
     return manifest, judgement

@@ -2,7 +2,6 @@
 
 import json
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,8 +87,9 @@ def _print_crash(report: CrashReport, analysis: _Analysis, host: str) -> None:
         title += f" crashed with {terminal.signal_name(signal)}"
         if signal == core.signal and core.reason is not None:
             title += f" ({_reason(core)})"
-    if report.crashed_at is not None:
-        title += f" at {datetime.fromtimestamp(report.crashed_at, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    crashed_at = terminal.moment(report.crashed_at) if report.crashed_at is not None else None
+    if crashed_at is not None:
+        title += f" at {crashed_at:%Y-%m-%d %H:%M:%S} UTC"
     click.secho(title, bold=True)
     _field("command", terminal.printable(report.command_line or core.command_line, 100))
     _field("executable", terminal.printable(report.executable or core.executable, 100))

@@ -1,7 +1,7 @@
 """``securecore spool``: what this host could not deliver yet."""
 
 import json
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -132,4 +132,5 @@ def flush_(
 
 
 def _rfc3339(milliseconds: int) -> str:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
+    met_at = terminal.moment(milliseconds / 1000)
+    return met_at.isoformat(timespec="milliseconds") if met_at else "1970-01-01T00:00:00.000+00:00"

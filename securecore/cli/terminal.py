@@ -53,6 +53,14 @@ def when(moment: datetime, now: datetime | None = None) -> str:
     return f"{day} {clock}"
 
 
+def moment(seconds: float) -> datetime | None:
+    """Return Unix seconds as an aware moment; None for what no calendar holds, as a peer may send."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (OverflowError, ValueError, OSError):
+        return None
+
+
 def short_id(dump_id: str) -> str:
     """Return the last eight characters of an id."""
     return dump_id.replace("-", "")[-8:]
