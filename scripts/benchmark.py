@@ -194,7 +194,7 @@ def bench_hold(machine: Machine, program: Path, mib: int, runs: int) -> list[Row
 
 def hold(handler: Path, program: Path, mib: int) -> float:
     """Return the seconds from a crash until its process is reaped."""
-    with core_pattern.borrowed(f"|{handler} {SPECIFIERS}"):
+    with core_pattern.borrowed(f"|{handler} {SPECIFIERS}", patience_s=120):
         crasher = subprocess.Popen([str(program), str(mib)], stdout=subprocess.PIPE, cwd=handler.parent)
         assert crasher.stdout is not None
         crasher.stdout.read(1)
@@ -224,7 +224,7 @@ def openssl_side(directory: Path) -> Iterator[Path]:
     script.write_text(
         "#!/bin/sh\nexec >/dev/null 2>&1\n"
         f"zstd -1 -T2 -q -c | openssl s_client -quiet -connect 127.0.0.1:{port} -CAfile {host}/ca.pem -cert {host}/cert.pem"
-        f" -key {host}/key.pem -cert_chain {host}/cert.pem -verify_return_error -no_ign_eof\n"
+        f" -key {host}/key.pem -cert_chain {host}/cert.pem -verify_return_error -nocommands -no_ign_eof\n"
     )
     server.write_text(
         "#!/bin/sh\nwhile :; do\n"

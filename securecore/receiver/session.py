@@ -2,6 +2,7 @@
 
 import logging
 import os
+import select
 import socket
 import ssl
 import time
@@ -208,8 +209,7 @@ class Session:
         """Wait for the peer to go: closing with unread data in the buffer would reset the connection, and our words with it."""
         socket.socket.shutdown(self._socket, socket.SHUT_WR)
         deadline = time.monotonic() + _LINGER_S
-        while (left := deadline - time.monotonic()) > 0:
-            self._socket.settimeout(left)
+        while (left := deadline - time.monotonic()) > 0 and select.select([self._socket], [], [], left)[0]:
             # Below TLS: nothing that comes now is looked at.
             if not os.read(self._socket.fileno(), _RECEIVE_BYTES):
                 break

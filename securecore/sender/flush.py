@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from securecore import limits
 from securecore.dump import manifest
-from securecore.errors import BrokenError, BusyError, SecurecoreError, StorageError
+from securecore.errors import BrokenError, BusyError, SecurecoreError, StorageError, UnreachableError
 from securecore.merkle import Frontier, leaf_hash
 from securecore.names import Address, DumpId
 from securecore.sender.delivery import Delivery, connect
@@ -44,13 +44,13 @@ def flush(
         attempt = _Attempt(spool, entry, papers, clock)
         try:
             receipt = attempt.deliver(receivers)
+            spool.remove(entry)
         except SecurecoreError as error:
             entry.close()
             yield Flushed(dump, None, error, attempt.sent_frames)
-            if isinstance(error, BusyError) or error.name == "unreachable":
+            if isinstance(error, (BusyError, UnreachableError)):
                 return
             continue
-        spool.remove(entry)
         yield Flushed(dump, receipt, None, attempt.sent_frames)
 
 

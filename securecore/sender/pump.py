@@ -6,8 +6,8 @@ place in the queue until its frame was taken: both are counted, so a slow consum
 """
 
 import os
+from _queue import SimpleQueue  # what the queue module would give us, without the five modules that it loads first
 from collections.abc import Callable, Iterator
-from queue import SimpleQueue
 from threading import Event, Semaphore, Thread
 from typing import Final, NamedTuple
 

@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from securecore import limits
 from securecore.dump import directory as files
+from securecore.dump.manifest import OUTCOMES
 from securecore.dump.reader import DumpReader, open_frames
 from securecore.errors import BrokenError, ConfigError, StorageError
 from securecore.merkle import Frontier, leaf_hash
@@ -78,7 +79,7 @@ class SpoolEntry:
     def end(self) -> EntryEnd | None:
         """Return how the source ended; None when a handler was killed before it knew."""
         data = files.read_file("end.json", self._fd, limits.MAX_REPORT_BYTES)
-        return EntryEnd(**_decode(data)) if data is not None else None
+        return _end(self.start.dump, data) if data is not None else None
 
     def reader(self) -> DumpReader:
         """Return a reader over the whole frames; a torn one at the end, of a handler that was killed, is left out."""
@@ -94,9 +95,11 @@ class SpoolEntry:
         return frontier
 
     def close(self) -> None:
-        """Give up the lock."""
-        os.close(self._core)
-        os.close(self._fd)
+        """Give up the lock; may be called again."""
+        for fd in (self._core, self._fd):
+            if fd >= 0:
+                os.close(fd)
+        self._core = self._fd = -1
 
 
 class Spool:
@@ -163,7 +166,7 @@ class Spool:
 
     def remove(self, entry: SpoolEntry) -> None:
         """Delete an entry, the statement that makes it one first."""
-        for name in ("entry.json", "end.json", "core.zst", "report.json"):
+        for name in sorted(files.names_in(entry._fd), key=lambda name: name != "entry.json"):
             files.remove_file(name, entry._fd)
         dumps = files.enter_directory("dumps", self._fd)
         try:
@@ -266,6 +269,16 @@ def _start(dump: DumpId, data: bytes) -> EntryStart:
         return EntryStart(DumpId.parse(fields["dump"]), int(fields["started_at"]), store, frontier)
     except (KeyError, TypeError, ValueError, NameRefused) as error:
         raise BrokenError(f"spool entry {dump.short}: entry.json is malformed") from error
+
+
+def _end(dump: DumpId, data: bytes) -> EntryEnd:
+    fields = _decode(data)
+    numbers = [fields.get("size"), fields.get("ended_at"), fields.get("predicted_size") or 0]
+    if set(fields) != set(EntryEnd._fields) or any(type(number) is not int for number in numbers):
+        raise BrokenError(f"spool entry {dump.short}: end.json is malformed")
+    if fields["outcome"] not in OUTCOMES:
+        raise BrokenError(f"spool entry {dump.short}: end.json is malformed")
+    return EntryEnd(**fields)
 
 
 def _is_dump_id(name: str) -> bool:

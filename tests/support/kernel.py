@@ -16,7 +16,6 @@ from typing import TypeVar
 import pytest
 
 from securecore.cli import core_pattern
-from securecore.errors import BusyError
 from securecore.names import Address
 from securecore.sender.kernel_arguments import SPECIFIERS
 from securecore.sender.settings import Settings
@@ -113,16 +112,8 @@ def write_script(path: Path, text: str) -> None:
 @contextmanager
 def crashing_into(program: Path) -> Iterator[None]:
     """Have the kernel start *program* for each crash while the block runs; waits for its turn where others borrow the pattern."""
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            with core_pattern.borrowed(f"|{program} {SPECIFIERS}"):
-                yield
-            return
-        except BusyError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
+    with core_pattern.borrowed(f"|{program} {SPECIFIERS}", patience_s=120):
+        yield
 
 
 def build_crasher(source: Path, directory: Path) -> Path:
@@ -140,5 +131,9 @@ def start_crash(arguments: list[str], cwd: Path) -> "subprocess.Popen[bytes]":
     """Start a program that will crash, with an unlimited RLIMIT_CORE."""
     unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     return subprocess.Popen(
-        arguments, cwd=cwd, stderr=subprocess.DEVNULL, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, unlimited)
+        arguments,
+        cwd=cwd,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, unlimited),
     )

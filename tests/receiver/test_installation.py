@@ -1,0 +1,73 @@
+"""A receiver's unit: systemd understands it, and a receiver can live with what it forbids."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from securecore.errors import ConfigError
+from securecore.names import Address
+from securecore.receiver import installation
+from tests.support.certificates import Fleet
+
+
+def unit(*, listen: str = "0.0.0.0:4455", store: str = "/var/lib/securecore/store", group: str | None = None) -> str:
+    """Return a unit's text."""
+    made = installation.receiver_service("/bin/true", [Address(listen)], store, "/etc/securecore/receiver", "securecore", group)
+    return made.decode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("listen", ["0.0.0.0:4455", "[fe80::1%eth0]:444"])
+def test_unit_is_what_systemd_understands(tmp_path: Path, listen: str) -> None:
+    """systemd-analyze finds nothing wrong with the unit."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd-analyze here")
+    service = tmp_path / "securecore-receiver.service"
+    service.write_text(unit(listen=listen, group="990"))
+    answer = subprocess.run(["systemd-analyze", "verify", "--man=no", service], capture_output=True, check=False, text=True)
+    assert [line for line in answer.stderr.splitlines() if "securecore" in line] == []
+
+
+def test_capability_only_for_low_ports() -> None:
+    """No capability at all, but for the one that a port below 1024 needs."""
+    assert "\nCapabilityBoundingSet=\n" in unit()
+    assert "\nCapabilityBoundingSet=CAP_NET_BIND_SERVICE\n" in unit(listen="0.0.0.0:443")
+
+
+@pytest.mark.parametrize("store", ["/a b", "/a%b", "/a$b", '/a"b', "/a\\b", "/a\nUser=root"])
+def test_path_that_would_mean_something_else_in_a_unit_is_refused(store: str) -> None:
+    """Spaces, quotes, specifiers and new lines cannot get into a unit."""
+    with pytest.raises(ConfigError, match="systemd unit"):
+        unit(store=store)
+
+
+_CHECK = """\
+import ctypes, sys
+PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN = 65, 1
+if ctypes.CDLL(None).prctl(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0) != 0:
+    sys.exit(77)
+from securecore.cli.main import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_receiver_lives_without_writable_and_executable_memory(tmp_path: Path, fleet: Fleet) -> None:
+    """MemoryDenyWriteExecute in the unit holds: a receiver loads its identity, opens its store and listens under the same rule."""
+    arguments = [
+        "receive",
+        "--check",
+        "--listen",
+        "127.0.0.1:0",
+        "--store",
+        str(tmp_path / "store"),
+        "--identity",
+        str(fleet.receiver),
+    ]
+    answer = subprocess.run([sys.executable, "-c", _CHECK, *arguments], capture_output=True, check=False, text=True)
+    if answer.returncode == 77:
+        pytest.skip("this kernel has no PR_SET_MDWE (Linux 6.3)")
+    assert answer.returncode == 0, answer.stderr
