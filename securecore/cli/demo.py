@@ -169,7 +169,7 @@ class _Demo:
 
     def _install_handler(self) -> str:
         """Write what `securecore setup sender` would, into our directory; return the core_pattern."""
-        from securecore.sender.kernel_arguments import SPECIFIERS
+        from securecore.sender import installation
         from securecore.sender.settings import Settings
         from securecore.sender.spool import create_spool
 
@@ -177,11 +177,9 @@ class _Demo:
         create_spool(str(spool), os.urandom(16), (_NOBODY, _NOBODY))
         settings.write_bytes(Settings((self._address,), str(self._directory / "host"), str(spool), _NOBODY, _NOBODY).encode())
         settings.chmod(0o644)
-        script.write_text(
-            f"#!{sys.executable} -I\nfrom securecore.sender.handler import main\n\nmain({str(settings)!r})\n", "utf-8"
-        )
+        script.write_bytes(installation.handler_script(sys.executable, str(settings)))
         script.chmod(0o755)
-        return f"|{script} {SPECIFIERS}"
+        return installation.core_pattern(str(script))
 
     def _wait_for_receipt(self) -> None:
         """Wait until the handler has kept its receipt; nobody is told when a handler ends."""

@@ -42,7 +42,15 @@ _passphrase_option = click.option(
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
 
-@click.group(name="pki")
+EPILOG = """\b
+Examples:
+  securecore pki init --dir fleet-pki --org Acme --domain hosts.acme.example
+  securecore pki issue host web-1 --dir fleet-pki --out web-1-identity
+  securecore pki issue receiver collector --dir fleet-pki --out receiver-identity --address 192.0.2.7
+"""
+
+
+@click.group(name="pki", epilog=EPILOG)
 def command() -> None:
     """Make and run the fleet's own certificate authority."""
 

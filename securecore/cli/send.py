@@ -111,7 +111,7 @@ def _add_analysis(report: CrashReport, source: int) -> CrashReport:
     try:
         summary = analyse(source, CoreKind.FILE)
     except BrokenError as error:
-        click.echo(f"securecore: {error.message}; sent without its details", err=True)
+        click.echo(f"note: {error.message}; sent without its details", err=True)
         return report
     found = {key: value for key, value in summary._asdict().items() if value is not None and key in CrashReport._fields}
     return report._replace(**found)

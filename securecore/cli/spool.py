@@ -1,6 +1,7 @@
 """``securecore spool``: what this host could not deliver yet."""
 
 import json
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,8 @@ def flush_(
     settings_path: str, spool_path: str | None, receivers: tuple[Address, ...], identity: Path | None, as_json: bool
 ) -> int:
     """Deliver what waits in the spool; each dump goes on from the receiver's last durable frame."""
+    # What is loaded later than the privileges are dropped may be out of reach by then, so the evidence is loaded here too.
+    from securecore.sender import evidence, privileges  # noqa: F401
     from securecore.sender.credentials import read_credentials
     from securecore.sender.flush import flush
     from securecore.sender.spool import open_spool
@@ -104,8 +107,12 @@ def flush_(
     if not (where and who and targets):
         raise ConfigError("spool, receiver and identity are needed")
     papers = Papers(tls.sender_context(who), read_credentials(who))
+    spool = open_spool(where)
+    if os.geteuid() == 0 and spool.owner[0] != 0:
+        # Files that root would leave in the spool could not be read by the handler's user, and root has no business on the wire.
+        privileges.drop(*spool.owner)
     results, code = [], 0
-    for flushed in flush(open_spool(where), targets, papers):
+    for flushed in flush(spool, targets, papers):
         failure = flushed.failure
         results.append(
             {

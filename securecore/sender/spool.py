@@ -108,6 +108,12 @@ class Spool:
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
+    @property
+    def owner(self) -> tuple[int, int]:
+        """The uid and gid of whose spool it is."""
+        found = os.fstat(self._fd)
+        return found.st_uid, found.st_gid
+
     def begin(self, start: EntryStart, report: bytes) -> SpoolEntry:
         """Make the entry for a dump; raises StorageError when there is one already or the disk refuses."""
         dumps = files.enter_directory("dumps", self._fd)

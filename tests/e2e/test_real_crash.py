@@ -22,7 +22,7 @@ from securecore.receiver.server import Receiver
 from securecore.store.catalogue import open_catalogue
 from securecore.store.layout import open_store
 from tests.support.certificates import Fleet
-from tests.support.kernel import Host, build_crasher, crashing_into, needs_kernel, start_crash, wait_until, write_script
+from tests.support.kernel import NOBODY, Host, build_crasher, crashing_into, needs_kernel, start_crash, wait_until, write_script
 from tests.support.receivers import running_receiver
 
 pytestmark = [needs_kernel, pytest.mark.root, pytest.mark.slow]
@@ -188,9 +188,7 @@ def test_a_core_that_nobody_wants_is_let_go_at_once(host: Host, programs: Path, 
     assert host.spooled() == []
 
 
-def test_without_a_receiver_the_crash_is_kept_and_flushed_later(
-    fleet: Fleet, programs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_receiver_the_crash_is_kept_and_flushed_later(fleet: Fleet, programs: Path, tmp_path: Path) -> None:
     """The receiver is down: the process is let go, the core is in the spool, and `spool flush` delivers it."""
     lonely = Host(tmp_path / "lonely", fleet.hosts["web-1"], [Address("127.0.0.1:9")])
     program = build_crasher(CRASHERS / "large-heap.c", programs)
@@ -199,11 +197,14 @@ def test_without_a_receiver_the_crash_is_kept_and_flushed_later(
         wait_until(lambda: list((lonely.spool / "dumps").glob("*/end.json")) or None)
     with running_receiver(fleet.receiver, tmp_path / "store") as running:
         arguments = ["--spool", str(lonely.spool), "--to", str(running.addresses[0]), "--identity", str(lonely.identity)]
-        code = run(["spool", "flush", *arguments])
+        # As root's timer does it: a process of its own, which becomes the spool's owner before it connects.
+        flush = [sys.executable, "-m", "securecore.cli.main", "spool", "flush", *arguments]
+        result = subprocess.run(flush, capture_output=True, text=True, check=False)
 
-    assert code == 0
+    assert (result.returncode, result.stderr) == (0, "")
     assert lonely.spooled() == []
-    assert "receipt verified" in capsys.readouterr().out
+    assert "receipt verified" in result.stdout
+    assert (lonely.spool / "receipts.jsonl").stat().st_uid == NOBODY
 
 
 def test_the_pattern_comes_back_after_kill_9(tmp_path: Path) -> None:

@@ -1,0 +1,104 @@
+"""The Python that will run us as a service or as a crash handler: found by asking it, not by guessing."""
+
+import compileall
+import functools
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Final
+
+from securecore.cli.machine import trust
+from securecore.cli.machine.root import Root
+from securecore.errors import ConfigError
+
+_DEADLINE_S: Final = 30.0
+"""Longer than any start of an interpreter; the package is looked for on slow disks too."""
+
+# Run as the kernel runs the handler: isolated, with an empty environment, in /.
+_QUESTION: Final = """\
+import json, sys
+import securecore.sender.handler, securecore.sender.evidence
+print(json.dumps([securecore.__path__[0], [path for path in sys.path if path]]))
+"""
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """An interpreter and what it loads. *package* is our package's directory, *search_path* its directories and archives."""
+
+    executable: str
+    package: str
+    search_path: tuple[str, ...]
+
+    @property
+    def is_editable(self) -> bool:
+        """Whether the package is a checkout instead of an installation."""
+        return os.path.basename(os.path.dirname(self.package)) not in ("site-packages", "dist-packages")
+
+    def check(self, root: Root) -> list[str]:
+        """Return warnings; raises ConfigError when others than root can change what it runs, or its users cannot read it.
+
+        In another root only what is there can be looked at, and the executable's absence is a warning.
+        """
+        if not root.is_live and not os.path.lexists(root.outside(self.executable)):
+            return [f"{self.executable} is not in {root.path} yet: install securecore there, at the same path, before it boots"]
+        warnings = trust.check_trusted(self.executable, root, "interpreter")
+        for directory in dict.fromkeys([*self.search_path, self.package]):
+            warnings += trust.check_trusted(directory, root, "package")
+            trust.check_contents(directory, root, "package")
+        if root.is_live:
+            self._check_reachable()
+        if self.is_editable:
+            warnings.append(f"securecore runs from the checkout {self.package}: fit for a trial; install the wheel for good")
+        return list(dict.fromkeys(warnings))
+
+    def _check_reachable(self) -> None:
+        existing = [path for path in self.search_path if os.path.exists(path)]
+        for path in (self.executable, *existing, self.package):
+            if not trust.is_reachable(path):
+                raise ConfigError(
+                    f"{os.path.realpath(path)}: only root can read it, but what runs from it gives root up",
+                    hint="install securecore with a Python that everybody may read: `/usr/bin/python3 -m venv /opt/securecore`",
+                )
+
+    def stale_sources(self) -> list[str]:
+        """Return our modules that have no bytecode yet, or an older one: each would be compiled again at every crash."""
+        sources = [
+            os.path.join(directory, name) for directory, _, names in os.walk(self.package) for name in names if name.endswith(".py")
+        ]
+        return [source for source in sources if _modified(importlib.util.cache_from_source(source)) < _modified(source)]
+
+    def compile(self) -> bool:
+        """Write the bytecode of our package; return whether all of it could be written."""
+        return bool(compileall.compile_dir(self.package, quiet=2))
+
+
+@functools.cache
+def find_interpreter() -> Interpreter:
+    """Return the interpreter that runs us, asked once; raises ConfigError when it cannot load the handler by itself."""
+    if not sys.executable:
+        raise ConfigError("python does not know its own path", hint="run securecore by its absolute path")
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-I", "-c", _QUESTION], env={}, cwd="/", capture_output=True, check=False, timeout=_DEADLINE_S
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"{sys.executable} cannot be run: {error}") from error
+    if answer.returncode != 0:
+        reason = (answer.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"])[-1]
+        raise ConfigError(
+            f"{sys.executable} -I cannot load the handler: {reason}",
+            hint="install securecore with its dependencies into a virtual environment, and run setup from there",
+        )
+    package, search_path = json.loads(answer.stdout)
+    return Interpreter(sys.executable, package, tuple(search_path))
+
+
+def _modified(path: str) -> float:
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return -1.0

@@ -1,0 +1,109 @@
+"""Making a machine a receiver: what must hold before, and the steps."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from securecore.certs import identity_directory
+from securecore.certs.judge import Judgement
+from securecore.cli.machine import trust, users
+from securecore.cli.machine.interpreter import Interpreter
+from securecore.cli.machine.root import Root
+from securecore.cli.machine.steps import GiveFiles, MakeDirectory, Step, WriteFile
+from securecore.cli.machine.users import User
+from securecore.errors import ConfigError, NotFoundError, SecurecoreError
+from securecore.names import Address
+from securecore.receiver import installation
+from securecore.receiver.material import load_material
+from securecore.sender.configuration import is_plain_path
+
+# ProtectHome= and PrivateTmp= of the unit put an empty directory over these.
+_HIDDEN: Final = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # noqa: S108  # named in order to be refused
+
+_IDENTITY_FILES: Final = (
+    identity_directory.CA, identity_directory.CERTIFICATE, identity_directory.KEY, identity_directory.CRL,
+    identity_directory.LOG_KEY, identity_directory.LOG_STATEMENT,
+)  # fmt: skip
+
+
+def check_paths(store: str, identity: str) -> None:
+    """Raise ConfigError when a path is not absolute and plain, or lies where the service cannot see it."""
+    for option, path in (("--store", store), ("--identity", identity)):
+        if not is_plain_path(path):
+            raise ConfigError(f"{option} {path!a}: must be an absolute path without `..` and control characters")
+        if path.startswith(_HIDDEN):
+            raise ConfigError(
+                f"{option} {path}: the service sees no home directories and has a /tmp of its own",
+                hint="use /var/lib/securecore/store and /etc/securecore/receiver",
+            )
+
+
+def check_identity(identity: str, root: Root, now: datetime) -> tuple[Judgement, list[str]]:
+    """Return whom the receiver's identity stands for, and warnings; raises SecurecoreError when it is not fit to receive."""
+    place = root.outside(identity)
+    warnings = trust.check_trusted(os.path.dirname(identity), root, "identity")
+    if root.is_live and not trust.is_reachable(os.path.dirname(identity)):
+        raise ConfigError(f"identity {place}: only root can reach it", hint="move it to /etc/securecore/receiver")
+    try:
+        with _as_owner(place) as path:
+            material = load_material(path, now)
+    except NotFoundError as error:
+        hint = _ISSUE_HINT if root.is_live else f"--identity is a path on the machine that boots from {root.path}"
+        raise NotFoundError(error.message, hint=error.hint or hint) from error
+    return material.own, warnings + material.revocation.warnings(now)
+
+
+_ISSUE_HINT: Final = "make one with `securecore pki issue receiver NAME --address ADDRESS --out IDENTITY`, and carry it here"
+
+
+@contextmanager
+def _as_owner(identity: str) -> Iterator[Path]:
+    """Be the owner of the identity directory while it is read, and yield a path to it.
+
+    An earlier set-up has given it to the service's user, and private files are believed only from oneself or root. The path leads
+    through a descriptor, because that user need not be able to walk to an image's root.
+    """
+    try:
+        fd = os.open(identity, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotFoundError(f"{identity}: no identity directory there: {(error.strerror or '').lower()}") from error
+    before, owner = (os.geteuid(), os.getegid()), os.fstat(fd)
+    path = f"/proc/self/fd/{fd}"
+    try:
+        if before[0] != 0 or owner.st_uid == 0:
+            yield Path(identity)
+            return
+        os.setegid(owner.st_gid)
+        os.seteuid(owner.st_uid)
+        yield Path(path)
+    except SecurecoreError as error:
+        error.message = error.message.replace(path, identity)
+        raise
+    finally:
+        os.seteuid(before[0])
+        os.setegid(before[1])
+        os.close(fd)
+
+
+def receiver_steps(
+    listen: Sequence[Address], store: str, identity: str, user: User, interpreter: Interpreter, root: Root
+) -> Sequence[Step]:
+    """Return the steps; raises ConfigError when the store is another user's, or a path cannot stand in a unit."""
+    users.check_owner(store, user, root)
+    owner = (user.uid, user.gid)
+    is_named = root.is_live or user.is_listed
+    unit = installation.receiver_service(
+        interpreter.executable, listen, store, identity,
+        user.name if is_named else str(user.uid), None if is_named else str(user.gid),
+    )  # fmt: skip
+    steps: list[Step] = [
+        MakeDirectory(store, 0o700, owner, is_ours=True),
+        GiveFiles(identity, _IDENTITY_FILES, owner),
+        WriteFile(installation.SERVICE, unit),
+    ]
+    if not (root.is_live or user.is_listed):
+        steps.append(WriteFile(installation.SYSUSERS, users.sysusers_file(user)))
+    return steps

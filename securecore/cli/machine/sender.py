@@ -1,0 +1,125 @@
+"""Making a machine a sender: what must hold before, and the steps."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from securecore import limits, tls
+from securecore.certs.identity_directory import load_identity
+from securecore.certs.judge import Judgement, Purpose, judge
+from securecore.cli.machine import rivals, trust, users
+from securecore.cli.machine.interpreter import Interpreter
+from securecore.cli.machine.root import Root
+from securecore.cli.machine.steps import MakeLink, MakeSpool, SetSysctl, Step, WriteFile
+from securecore.cli.machine.users import User
+from securecore.errors import ConfigError, NotFoundError, UntrustedError
+from securecore.names import Address
+from securecore.sender import installation
+from securecore.sender.configuration import SenderConfiguration, parse_configuration
+from securecore.sender.settings import Settings
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the command line says; None and empty where it says nothing."""
+
+    receivers: tuple[Address, ...]
+    identity: str | None
+    spool: str | None
+    user: str | None
+
+
+def read_configuration(wishes: Wishes, root: Root) -> tuple[SenderConfiguration, bytes]:
+    """Return the configuration, and the bytes of its file: those that a person wrote, unless *wishes* say something else.
+
+    Raises ConfigError when the file is not understood, or when there is none and *wishes* do not make one.
+    """
+    found = root.find(installation.CONFIGURATION)
+    if found is not None:
+        current = parse_configuration(found.content, root.outside(installation.CONFIGURATION))
+    elif wishes.receivers and wishes.identity is not None:
+        current = SenderConfiguration(wishes.receivers, wishes.identity)
+    else:
+        raise ConfigError(
+            f"{root.outside(installation.CONFIGURATION)} is not there yet, and --to or --identity is missing",
+            hint="securecore setup sender --to collector.example.org:4455 --identity /etc/securecore/identity",
+        )
+    wanted = replace(
+        current,
+        receivers=wishes.receivers or current.receivers,
+        identity=wishes.identity or current.identity,
+        spool=wishes.spool or current.spool,
+        user=wishes.user or current.user,
+    ).check("setup sender")
+    content = found.content if found is not None and wanted == current else wanted.encode()
+    return wanted, content
+
+
+def check_identity(identity: str, root: Root, now: datetime) -> tuple[Judgement, list[str]]:
+    """Return whom the sender's identity stands for, and warnings; raises SecurecoreError when it is not fit to send."""
+    place = root.outside(identity)
+    warnings = trust.check_trusted(identity, root, "identity")
+    try:
+        parts = load_identity(Path(place))
+        tls.sender_context(place)
+        chain = parts.chain_der
+        own = judge(chain[0], chain[1:], parts.anchors, Purpose.HOST, now)
+    except UntrustedError as error:
+        raise ConfigError(f"identity {place}: {error.message}", hint=error.hint or _ISSUE_HINT) from error
+    except NotFoundError as error:
+        hint = _ISSUE_HINT if root.is_live else f"--identity is a path on the machine that boots from {root.path}"
+        raise NotFoundError(error.message, hint=error.hint or hint) from error
+    return own, warnings
+
+
+_ISSUE_HINT = "make one with `securecore pki issue host NAME --out IDENTITY`, and carry it here"
+
+
+def check_places(configuration: SenderConfiguration, root: Root) -> list[str]:
+    """Return warnings about the handler's and the spool's place, and about who else wants core_pattern.
+
+    Raises ConfigError when others than root can change anything on the way to them.
+    """
+    warnings = trust.check_trusted(installation.HANDLER, root, "handler")
+    warnings += trust.check_trusted(installation.SETTINGS, root, "settings")
+    warnings += trust.check_trusted(os.path.dirname(configuration.spool), root, "spool")
+    found = rivals.find_rivals(root, installation.SYSCTL)
+    for path in found.earlier:
+        warnings.append(f"{root.outside(path)} sets core_pattern too; ours is read later and holds after the next boot")
+    for path in found.later:
+        warnings.append(f"{root.outside(path)} sets core_pattern too, is read after ours and wins at boot: take it out there")
+    for service in found.services:
+        warnings.append(f"{service} sets core_pattern when it starts: systemctl disable --now {service}")
+    return list(dict.fromkeys(warnings))
+
+
+def sender_steps(
+    configuration: SenderConfiguration, content: bytes, user: User, interpreter: Interpreter, root: Root
+) -> Sequence[Step]:
+    """Return the steps, in the order that never lets the kernel start a handler that is not wholly there.
+
+    Raises ConfigError when the pattern or the script's first line would be too long.
+    """
+    pattern = installation.core_pattern(installation.HANDLER)
+    users.check_owner(configuration.spool, user, root)
+    owner = (user.uid, user.gid)
+    settings = Settings(configuration.receivers, configuration.identity, configuration.spool, *owner)
+    steps: list[Step] = [
+        WriteFile(installation.CONFIGURATION, content),
+        MakeSpool(configuration.spool, owner),
+        WriteFile(installation.SETTINGS, settings.encode()),
+        WriteFile(installation.HANDLER, installation.handler_script(interpreter.executable), 0o755),
+        WriteFile(installation.SERVICE, installation.flush_service(interpreter.executable)),
+        WriteFile(installation.TIMER, installation.flush_timer()),
+        MakeLink(installation.TIMER_LINK, installation.TIMER),
+    ]
+    if not (root.is_live or user.is_listed):
+        steps.append(WriteFile(installation.SYSUSERS, users.sysusers_file(user)))
+    return [
+        *steps,
+        WriteFile(installation.SYSCTL, installation.sysctl_file(pattern)),
+        SetSysctl("kernel.core_pipe_limit", str(limits.CORE_PIPE_LIMIT), ours="", default="0"),
+        SetSysctl("kernel.core_pattern", pattern, ours=f"|{os.path.dirname(installation.HANDLER)}/", default="core"),
+    ]

@@ -1,0 +1,226 @@
+"""``securecore setup``: make this machine, or an image of one, a sender or a receiver; and take it back."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from securecore.cli.machine import plan, receiver, sender, users
+from securecore.cli.machine.interpreter import Interpreter, find_interpreter
+from securecore.cli.machine.plan import Done
+from securecore.cli.machine.root import Root
+from securecore.cli.machine.steps import Step
+from securecore.cli.machine.users import User
+from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, DEFAULT_STORE, address
+from securecore.errors import ConfigError
+from securecore.names import Address
+from securecore.sender.configuration import DEFAULT_USER, check_user
+
+_UNITS: Final = {"sender": "securecore-flush.timer", "receiver": "securecore-receiver.service"}
+
+EPILOG: Final = """\b
+Examples:
+  securecore setup sender --to collector.acme.example:4455 --identity /etc/securecore/identity --dry-run
+  securecore setup sender                             after a change in /etc/securecore/sender.toml
+  securecore setup sender --undo
+  securecore setup receiver --listen 0.0.0.0:4455 --identity /etc/securecore/receiver
+  securecore setup sender --root /mnt/image --user 990:990 --to ... --identity ...
+"""
+
+_Command = Callable[..., Any]
+
+
+@click.group("setup", epilog=EPILOG)
+def command() -> None:
+    """Make this machine a sender of its crashes, or a receiver."""
+
+
+def _common(function: _Command) -> _Command:
+    for option in (
+        click.option("--undo", "is_undo", is_flag=True, help="Put back what was there before the first set-up."),
+        click.option("--dry-run", is_flag=True, help="Show every change, make none."),
+        click.option(
+            "--root", "root_path", type=click.Path(path_type=Path), default=Path("/"), show_default=True, metavar="DIR",
+            help="Work in another root, such as a mounted image; all other paths are paths in it.",
+        ),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+@command.command("sender", epilog=EPILOG)
+@click.option("--to", "receivers", multiple=True, type=address, metavar="HOST:PORT", help="Receiver; repeat for others, in order.")
+@click.option("--identity", metavar="IDENTITY", help="This host's identity directory, on this host for good.")
+@click.option("--spool", metavar="SPOOL", help="Where undelivered cores wait; default /var/lib/securecore/spool.")
+@click.option("--user", metavar="NAME|UID:GID", help="Whom the handler becomes; default securecore, made when it is missing.")
+@_common
+def sender_(
+    receivers: tuple[Address, ...], identity: str | None, spool: str | None, user: str | None,
+    root_path: Path, dry_run: bool, is_undo: bool,
+) -> None:  # fmt: skip
+    """Have the kernel hand each crash of this machine to securecore.
+
+    What is not said here is taken from /etc/securecore/sender.toml, once that is there.
+    """
+    with Root(root_path) as root:
+        _check_may(root, dry_run)
+        if is_undo:
+            _undo("sender", root, dry_run)
+            return
+        identity = os.path.abspath(identity) if identity is not None and root.is_live else identity
+        wishes = sender.Wishes(receivers, identity, spool, user)
+        configuration, content = sender.read_configuration(wishes, root)
+        own, warnings = sender.check_identity(configuration.identity, root, datetime.now(UTC))
+        interpreter = find_interpreter()
+        warnings += interpreter.check(root) + sender.check_places(configuration, root)
+        owner = _user(configuration.user, root, dry_run)
+        click.echo(f"sender {own.name} (certificate valid until {own.not_after:%Y-%m-%d})")
+        _compile(interpreter, root, dry_run)
+        steps = sender.sender_steps(configuration, content, owner, interpreter, root)
+        is_changed = _carry_out(steps, "sender", root, dry_run)
+        if is_changed and not dry_run:
+            _systemctl(root, ["daemon-reload"], ["start", _UNITS["sender"]])
+        _warn(warnings)
+        if not dry_run:
+            _say_next(_SENDER_NEXT if root.is_live else _IMAGE_NEXT)
+
+
+@command.command("receiver", epilog=EPILOG)
+@click.option("--listen", multiple=True, type=address, metavar="ADDR:PORT", help="Where to listen; may be repeated.")
+@click.option("--identity", default=DEFAULT_RECEIVER_IDENTITY, show_default=True, help="The receiver's identity directory.")
+@click.option("--store", default=DEFAULT_STORE, show_default=True, help="Directory of the store.")
+@click.option("--user", "user_text", default=DEFAULT_USER, show_default=True, metavar="NAME|UID:GID", help="Whom it runs as.")
+@_common
+def receiver_(
+    listen: tuple[Address, ...], identity: str, store: str, user_text: str, root_path: Path, dry_run: bool, is_undo: bool
+) -> None:
+    """Write a systemd unit that runs a receiver with no privilege and only its store to write to."""
+    with Root(root_path) as root:
+        _check_may(root, dry_run)
+        if is_undo:
+            _undo("receiver", root, dry_run)
+            return
+        if not listen:
+            raise click.UsageError("missing option '--listen'")
+        if root.is_live:
+            identity, store = os.path.abspath(identity), os.path.abspath(store)
+        receiver.check_paths(store, identity)
+        check_user(user_text, "--user")
+        own, warnings = receiver.check_identity(identity, root, datetime.now(UTC))
+        interpreter = find_interpreter()
+        warnings += interpreter.check(root)
+        user = _user(user_text, root, dry_run)
+        click.echo(f"receiver {own.name} (certificate valid until {own.not_after:%Y-%m-%d})")
+        _compile(interpreter, root, dry_run)
+        steps = receiver.receiver_steps(listen, store, identity, user, interpreter, root)
+        is_changed = _carry_out(steps, "receiver", root, dry_run)
+        if is_changed and not dry_run:
+            _systemctl(root, ["daemon-reload"])
+        _warn(warnings)
+        if not dry_run:
+            _say_next(_RECEIVER_NEXT if root.is_live else _RECEIVER_IMAGE_NEXT.format(root=root.path))
+
+
+_SENDER_NEXT: Final = (
+    "test it:      sh -c 'ulimit -c unlimited; kill -SEGV $$'\n"
+    "what it said: journalctl -t securecore -n 5\n"
+    "what arrived: securecore list, on the receiver\n"
+    "take it back: securecore setup sender --undo"
+)
+_IMAGE_NEXT: Final = "the settings hold when a machine boots from this root"
+_RECEIVER_NEXT: Final = (
+    "start it:     systemctl enable --now securecore-receiver\n"
+    "what it says: journalctl -u securecore-receiver\n"
+    "reload it:    systemctl reload securecore-receiver, after a new certificate or CRL\n"
+    "take it back: securecore setup receiver --undo"
+)
+_RECEIVER_IMAGE_NEXT: Final = "enable it in this root: systemctl --root={root} enable securecore-receiver"
+
+
+def _check_may(root: Root, dry_run: bool) -> None:
+    if root.is_live and os.geteuid() != 0 and not dry_run:
+        raise ConfigError("set-up changes this machine: only root can do that", hint="sudo securecore setup ..., or try --dry-run")
+
+
+def _user(text: str, root: Root, dry_run: bool) -> User:
+    """Return the user, made on the live machine when it is missing; with numbers that stand for it while nothing may be changed."""
+    user = users.find_user(text, root)
+    if user is not None:
+        return user
+    if not root.is_live:
+        raise ConfigError(
+            f"user {text} is not in {root.outside('/etc/passwd')}",
+            hint="say which numbers it will have there, as in --user 990:990; a sysusers.d file then makes it at the first boot",
+        )
+    if dry_run:
+        _say(Done("would be made", f"user {text} (its numbers, not known yet, are shown as {users.UNKNOWN})"))
+        return User(text, users.UNKNOWN, users.UNKNOWN, False)
+    users.make_user(text)
+    user = users.find_user(text, root)
+    if user is None:
+        raise ConfigError(f"user {text}: useradd made it, but it is not in /etc/passwd")
+    _say(Done("made", f"user {text} ({user.uid}:{user.gid})"))
+    return user
+
+
+def _compile(interpreter: Interpreter, root: Root, dry_run: bool) -> None:
+    """Write our bytecode, which the handler, without a right to write there, would otherwise compile anew at each crash."""
+    if not root.is_live or not interpreter.stale_sources():
+        return
+    if dry_run:
+        _say(Done("would be compiled", interpreter.package))
+    elif interpreter.compile():
+        _say(Done("compiled", interpreter.package))
+    else:
+        _warn([f"{interpreter.package}: bytecode could not be written there; each crash pays some 30 ms for it"])
+
+
+def _carry_out(steps: Sequence[Step], role: str, root: Root, dry_run: bool) -> bool:
+    """Do the steps, or show them; return whether anything was to be changed."""
+    is_changed = False
+    for done in (plan.preview if dry_run else plan.apply)(steps, role, root):
+        _say(done)
+        is_changed = is_changed or done.word != "unchanged"
+    if not is_changed:
+        click.echo("nothing to change")
+    return is_changed
+
+
+def _undo(role: str, root: Root, dry_run: bool) -> None:
+    if dry_run:
+        raise click.UsageError("--undo and --dry-run exclude each other")
+    _systemctl(root, ["disable", "--now", _UNITS[role]], is_optional=True)
+    for done in plan.undo(role, root):
+        _say(done)
+    _systemctl(root, ["daemon-reload"])
+    click.echo("all else is as it was before, but for a user that was made: its files may outlive it")
+
+
+def _systemctl(root: Root, *commands: list[str], is_optional: bool = False) -> None:
+    """Tell systemd, where it runs."""
+    if not root.is_live or not os.path.isdir("/run/systemd/system"):
+        return
+    for arguments in commands:
+        answer = subprocess.run(["systemctl", *arguments], capture_output=True, check=False, text=True)
+        if answer.returncode != 0 and not is_optional:
+            _warn([f"systemctl {' '.join(arguments)}: {answer.stderr.strip().splitlines()[-1:] or answer.returncode}"])
+
+
+def _say(done: Done) -> None:
+    click.echo(f"  {done.word:<17}  {done.place}")
+    for line in done.difference:
+        click.echo(f"      {line}")
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    for warning in dict.fromkeys(warnings):
+        click.echo(f"  warning: {warning}", err=True)
+
+
+def _say_next(words: str) -> None:
+    for line in words.splitlines():
+        click.echo(line)

@@ -1,0 +1,119 @@
+"""What a sender's files say: pure text, made from a few facts. ``securecore setup sender`` writes it (cli/setup.py)."""
+
+from typing import Final
+
+from securecore import limits
+from securecore.errors import ConfigError
+from securecore.sender.kernel_arguments import SPECIFIERS
+
+CONFIGURATION: Final = "/etc/securecore/sender.toml"
+SETTINGS: Final = "/etc/securecore/handler.json"
+HANDLER: Final = "/usr/libexec/securecore/handler"
+SYSCTL: Final = "/etc/sysctl.d/99-securecore.conf"
+SERVICE: Final = "/etc/systemd/system/securecore-flush.service"
+TIMER: Final = "/etc/systemd/system/securecore-flush.timer"
+TIMER_LINK: Final = "/etc/systemd/system/timers.target.wants/securecore-flush.timer"
+SYSUSERS: Final = "/usr/lib/sysusers.d/securecore-sender.conf"
+
+_SHEBANG_MAX: Final = 255
+"""Bytes of a script's first line: BINPRM_BUF_SIZE is 256 (uapi/linux/binfmts.h); what is beyond is cut (execve(2))."""
+
+
+def core_pattern(handler: str) -> str:
+    """Return the core_pattern that starts *handler*; raises ConfigError when the kernel would cut it or take it apart wrongly."""
+    pattern = f"|{handler} {SPECIFIERS}"
+    if not handler.isascii() or not handler.isprintable() or set(handler) & set(" %"):
+        raise ConfigError(f"{handler!a}: a path in core_pattern must be of plain characters, without spaces and percent signs")
+    if len(pattern) > limits.CORE_PATTERN_MAX:
+        raise ConfigError(
+            f"core_pattern would have {len(pattern)} characters, the kernel takes {limits.CORE_PATTERN_MAX}: {pattern!a}",
+            hint="put the handler into a directory with a shorter path",
+        )
+    return pattern
+
+
+def handler_script(interpreter: str, settings: str = SETTINGS) -> bytes:
+    """Return the program that the kernel starts; raises ConfigError when its first line would not lead to *interpreter*.
+
+    -I: no PYTHON variables, no working directory and no user's packages on the path of what runs as root (R13).
+    """
+    first = f"#!{interpreter} -I"
+    if not interpreter.isprintable() or " " in interpreter:
+        raise ConfigError(f"{interpreter!a}: a script cannot name an interpreter whose path has spaces", hint=_INSTALL_HINT)
+    if len(first.encode()) > _SHEBANG_MAX:
+        raise ConfigError(f"{interpreter}: the path is too long for the first line of a script", hint=_INSTALL_HINT)
+    return f"{first}\nfrom securecore.sender.handler import main\n\nmain({settings!a})\n".encode()
+
+
+_INSTALL_HINT: Final = "install securecore elsewhere, as in `python3 -m venv /opt/securecore`"
+
+
+def sysctl_file(pattern: str, pipe_limit: int = limits.CORE_PIPE_LIMIT) -> bytes:
+    """Return the sysctl.d(5) file that makes the two kernel settings last."""
+    return (
+        "# Written by `securecore setup sender`; `securecore setup sender --undo` takes it back.\n"
+        f"kernel.core_pattern = {pattern}\n"
+        "# How many crashes are handled at once. Above 0 the kernel keeps /proc/PID until the handler has what it needs from it.\n"
+        f"kernel.core_pipe_limit = {pipe_limit}\n"
+    ).encode()
+
+
+def flush_service(interpreter: str, settings: str = SETTINGS) -> bytes:
+    """Return the systemd unit that delivers what waits in the spool.
+
+    It starts as root, because only root reads the key; ``spool flush`` becomes the handler's user before it dials.
+    """
+    return _FLUSH_SERVICE.format(interpreter=interpreter, settings=settings).encode()
+
+
+def flush_timer() -> bytes:
+    """Return the timer of that unit; the delay keeps a fleet from coming back to its receiver in the same second."""
+    return _FLUSH_TIMER.encode()
+
+
+_FLUSH_SERVICE: Final = """\
+[Unit]
+Description=securecore: deliver the cores that wait in the spool
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+Type=oneshot
+ExecStart={interpreter} -I -m securecore.cli.main spool flush --settings {settings}
+TimeoutStartSec=6h
+UMask=0077
+Nice=10
+LimitCORE=0
+CapabilityBoundingSet=CAP_SETUID CAP_SETGID CAP_DAC_READ_SEARCH
+NoNewPrivileges=yes
+ProtectSystem=full
+PrivateTmp=yes
+PrivateDevices=yes
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+"""
+
+_FLUSH_TIMER: Final = """\
+[Unit]
+Description=securecore: deliver the cores that wait in the spool, every five minutes
+
+[Timer]
+OnBootSec=2min
+OnUnitInactiveSec=5min
+RandomizedDelaySec=60s
+
+[Install]
+WantedBy=timers.target
+"""

@@ -1,0 +1,156 @@
+"""What the report believes of /proc: a tree of files that lies in every way that a process can make it lie."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from securecore.report import CrashReport, parse_report
+from securecore.sender.kernel_arguments import KernelArguments
+from securecore.sender.procfs import ARGUMENTS, UNVERIFIED, VERIFIED, snapshot
+
+STATUS = "Name:\t{name}\nPPid:\t1\nUid:\t33\t33\t33\t33\nThreads:\t7\n"
+STAT = "4711 ({comm}) R 1 1 1 0 -1 4194304 0 0 0 0 0 0 0 0 20 0 7 0 12345 0 0"
+
+
+class Proc:
+    """A tree that looks like /proc with one crashed process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.process = path / "4711"
+        for directory in (self.process / "ns", path / "self/ns", path / "self/fdinfo", path / "sys/kernel/random"):
+            directory.mkdir(parents=True)
+        for name in ("mnt", "pid"):
+            (path / "self/ns" / name).symlink_to(f"{name}:[1]")
+            (self.process / "ns" / name).symlink_to(f"{name}:[1]")
+        (path / "stat").write_text("cpu 1\nbtime 1700000000\n")
+        (path / "sys/kernel/random/boot_id").write_text("0f8d\n")
+        (path / "self/fdinfo/3").write_text("pos:\t0\nPid:\t4711\nNSpid:\t4711\n")
+        self.write(comm="nginx\n", cmdline=b"nginx: worker\0-x\0", cgroup="0::/system.slice/nginx.service\n")
+        self.write(status=STATUS.format(name="nginx"), stat=STAT.format(comm="nginx"))
+        (self.process / "exe").symlink_to("/usr/sbin/nginx")
+
+    def write(self, **files: str | bytes) -> None:
+        """Replace files of the process."""
+        for name, content in files.items():
+            (self.process / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    def snapshot(self, *, uid: int = 33, pidfd: int | None = 3) -> dict[str, Any]:
+        """Take the snapshot for a crash of pid 4711."""
+        return snapshot(KernelArguments(4711, 4711, uid, 33, 11, 1, 0, 1, pidfd), str(self.path))
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Proc:
+    """A tree of one test."""
+    return Proc(tmp_path)
+
+
+def test_fields_are_verified_when_the_pidfd_still_names_the_process(proc: Proc) -> None:
+    """pidfd and uid agree: the fields are the crashed process's."""
+    fields = proc.snapshot()
+
+    assert fields["metadata"] == VERIFIED
+    assert fields["program"] == "nginx"
+    assert fields["executable"] == "/usr/sbin/nginx"
+    assert fields["command_line"] == "nginx: worker -x"
+    assert fields["unit"] == "nginx.service"
+    assert fields["threads"] == 7
+    assert fields["parent_pid"] == 1
+    assert fields["started_at"] == 1700000000 + 12345 // os.sysconf("SC_CLK_TCK")
+    assert "container" not in fields
+
+
+@pytest.mark.parametrize("line", ["Pid:\t-1", "Pid:\t47110", "Pid:\t1", "NSpid:\t4711", ""])
+def test_a_pidfd_that_names_nobody_or_another_costs_the_proc_fields(proc: Proc, line: str) -> None:
+    """R2: the process was reaped, and its number may be another's by now: only the kernel's arguments are kept."""
+    (proc.path / "self/fdinfo/3").write_text(f"pos:\t0\n{line}\n")
+
+    fields = proc.snapshot()
+
+    assert fields["metadata"] == ARGUMENTS
+    assert not {"program", "executable", "command_line", "comm", "cgroup"} & set(fields)
+
+
+def test_a_uid_that_is_not_the_kernels_costs_the_proc_fields(proc: Proc) -> None:
+    """R1: the kernel's word goes before /proc's."""
+    assert proc.snapshot(uid=0)["metadata"] == ARGUMENTS
+
+
+def test_without_a_pidfd_the_fields_say_that_nothing_proves_them(proc: Proc) -> None:
+    """Before Linux 6.16 there is no proof, and the report does not claim one."""
+    assert proc.snapshot(pidfd=None)["metadata"] == UNVERIFIED
+
+
+def test_a_process_that_is_gone_costs_nothing_but_its_fields(tmp_path: Path) -> None:
+    """No /proc/PID at all: the crash is reported from the arguments."""
+    assert snapshot(KernelArguments(1, 1, 0, 0, 11, 1, 0, 1, None), str(tmp_path))["metadata"] == ARGUMENTS
+
+
+@pytest.mark.parametrize("comm", ["a) R 1 1", "x\nUid:\t0\t0\t0\t0", "a\tb", ")", "((((", "x\ny"])
+def test_a_name_cannot_forge_other_fields(proc: Proc, comm: str) -> None:
+    """R15: stat is read behind its last parenthesis, and of status the first line of each key counts."""
+    proc.write(comm=comm, stat=STAT.format(comm=comm))
+    proc.write(status=STATUS.format(name=comm.replace("\n", "\\n")))
+
+    fields = proc.snapshot()
+
+    assert fields["metadata"] == VERIFIED
+    assert fields["parent_pid"] == 1
+    assert fields["started_at"] == 1700000000 + 12345 // os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.parametrize("name", ["comm", "cmdline", "cgroup", "status", "stat"])
+def test_a_link_or_fifo_in_place_of_a_file_neither_blocks_nor_is_followed(proc: Proc, name: str, tmp_path: Path) -> None:
+    """R15 and R16: nothing outside /proc/PID is read, and a FIFO does not hold the handler up."""
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    for make in (lambda path: path.symlink_to(secret), os.mkfifo):
+        (proc.process / name).unlink()
+        make(proc.process / name)
+        assert "secret" not in repr(proc.snapshot())
+
+
+def test_hostile_text_survives_as_a_report(proc: Proc) -> None:
+    """Invalid UTF-8, control characters and megabytes end as bounded JSON that reads back."""
+    proc.write(cmdline=b"\xff\xfe\x1b[2J\0" + b"A" * 300_000, comm=b"\xc3\x28\n")
+
+    encoded = CrashReport(**proc.snapshot()).encode()
+    report = parse_report(encoded)
+
+    assert report.comm == "\\xc3("
+    assert report.command_line is not None
+    assert report.command_line.startswith("\\xff\\xfe\x1b[2J AAA")
+
+
+def test_a_container_is_told_by_its_namespaces_and_its_id(proc: Proc) -> None:
+    """R5: other namespaces make a container, whatever the process calls itself; the id comes from the cgroup."""
+    identifier = "ab" * 32
+    (proc.process / "ns/mnt").unlink()
+    (proc.process / "ns/mnt").symlink_to("mnt:[2]")
+    unnamed = proc.snapshot()["container"]
+    proc.write(cgroup=f"0::/system.slice/docker-{identifier}.scope\n")
+
+    assert unnamed == "unknown"
+    assert proc.snapshot()["container"] == identifier
+
+
+def test_a_live_process_on_the_real_proc() -> None:
+    """The real thing: a child of ours, with a real pidfd."""
+    child = subprocess.Popen([sys.executable, "-I", "-c", "input()"], stdin=subprocess.PIPE)
+    pidfd = os.pidfd_open(child.pid)
+    try:
+        arguments = KernelArguments(child.pid, child.pid, os.getuid(), os.getgid(), 11, 1, 0, 1, pidfd)
+        alive = snapshot(arguments)
+        child.communicate(b"\n")
+        reaped = snapshot(arguments)
+    finally:
+        os.close(pidfd)
+
+    assert alive["metadata"] == VERIFIED
+    assert alive["executable"] == os.path.realpath(sys.executable)
+    assert reaped["metadata"] == ARGUMENTS

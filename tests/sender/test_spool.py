@@ -1,0 +1,191 @@
+"""The spool: what is kept, what a killed handler leaves, who may look into it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from securecore import limits
+from securecore.dump.compression import Compressor
+from securecore.errors import BrokenError, ConfigError, StorageError
+from securecore.merkle import Frontier, leaf_hash
+from securecore.sender.spool import EntryEnd, EntryStart, Spool, create_spool, open_spool
+from tests.support.receivers import new_dump_id
+
+REPORT = b'{"program":"crasher"}'
+FRAMES = [Compressor().frame(bytes([number]) * limits.PIECE_BYTES) for number in range(1, 4)]
+END = EntryEnd(3 * limits.PIECE_BYTES, None, "complete", 5)
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    """An empty spool."""
+    create_spool(str(tmp_path / "spool"), bytes(16))
+    return open_spool(str(tmp_path / "spool"))
+
+
+def start_of_new() -> EntryStart:
+    """Return the start of a dump of which no receiver has anything."""
+    return EntryStart(new_dump_id(), 1, None, Frontier())
+
+
+def test_an_entry_reads_back_what_was_kept(spool: Spool) -> None:
+    """Frames, report, start and end come back as they went in."""
+    start = start_of_new()
+    entry = spool.begin(start, REPORT)
+    for frame in FRAMES:
+        entry.append(frame)
+    entry.finish(END)
+    entry.close()
+
+    found = spool.entry(start.dump)
+
+    assert found is not None
+    assert found.report == REPORT
+    assert found.end() == END
+    assert [found.reader().frame(index) for index in range(3)] == FRAMES
+    assert spool.dump_ids() == [start.dump]
+    found.close()
+
+
+def test_a_tail_knows_the_tree_before_it(spool: Spool) -> None:
+    """An entry that begins with frame 2 gives the same roots as the whole dump, and none for what it cannot know."""
+    whole = Frontier()
+    before = Frontier()
+    for frame in FRAMES[:2]:
+        before.append(leaf_hash(frame))
+    for frame in FRAMES:
+        whole.append(leaf_hash(frame))
+    start = EntryStart(new_dump_id(), 1, None, before)
+    entry = spool.begin(start, REPORT)
+    entry.append(FRAMES[2])
+    entry.close()
+
+    found = spool.entry(start.dump)
+
+    assert found is not None
+    assert [tree.root() if (tree := found.frontier_at(size)) else None for size in range(5)] == [
+        None,
+        None,
+        before.root(),
+        whole.root(),
+        None,
+    ]
+    found.close()
+
+
+def test_a_locked_entry_is_left_to_whoever_has_it(spool: Spool) -> None:
+    """A flush does not take what a handler still writes."""
+    start = start_of_new()
+    entry = spool.begin(start, REPORT)
+
+    assert spool.entry(start.dump) is None
+    entry.close()
+    again = spool.entry(start.dump)
+    assert again is not None
+    assert again.end() is None
+    again.close()
+
+
+@pytest.mark.parametrize("cut", [1, 10, 100])
+def test_a_torn_last_frame_is_left_out(spool: Spool, tmp_path: Path, cut: int) -> None:
+    """A handler that was killed in the middle of a write leaves whole frames, and they count."""
+    start = start_of_new()
+    entry = spool.begin(start, REPORT)
+    for frame in FRAMES:
+        entry.append(frame)
+    entry.close()
+    core = tmp_path / "spool/dumps" / str(start.dump) / "core.zst"
+    os.truncate(core, core.stat().st_size - min(cut, len(FRAMES[2]) - 1))
+
+    found = spool.entry(start.dump)
+
+    assert found is not None
+    assert len(found.reader().entries) == 2
+    found.close()
+
+
+def test_an_entry_that_never_began_is_named_broken(spool: Spool, tmp_path: Path) -> None:
+    """Killed before entry.json: there is nothing to send, and it is said."""
+    start = start_of_new()
+    spool.begin(start, REPORT).close()
+    (tmp_path / "spool/dumps" / str(start.dump) / "entry.json").unlink()
+
+    with pytest.raises(BrokenError, match="never begun"):
+        spool.entry(start.dump)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{}", b"[]", b"x", b'{"size":"1"}', b'{"size":1,"predicted_size":null,"outcome":"?","ended_at":1}']
+)
+def test_a_malformed_end_is_broken_and_never_a_traceback(spool: Spool, tmp_path: Path, text: bytes) -> None:
+    """Whatever stands in end.json, the flush gets an error that it can report."""
+    start = start_of_new()
+    spool.begin(start, REPORT).close()
+    (tmp_path / "spool/dumps" / str(start.dump) / "end.json").write_bytes(text)
+    entry = spool.entry(start.dump)
+    assert entry is not None
+
+    with pytest.raises(BrokenError):
+        entry.end()
+    entry.close()
+
+
+def test_removal_takes_leftovers_along(spool: Spool, tmp_path: Path) -> None:
+    """A file that a crash left beside the entry does not keep it in the spool for ever."""
+    start = start_of_new()
+    spool.begin(start, REPORT).close()
+    (tmp_path / "spool/dumps" / str(start.dump) / ".end.json.new").write_bytes(b"x")
+    entry = spool.entry(start.dump)
+    assert entry is not None
+
+    spool.remove(entry)
+
+    assert spool.dump_ids() == []
+
+
+def test_two_dumps_of_one_id_are_refused(spool: Spool) -> None:
+    """An entry is never written over."""
+    start = start_of_new()
+    entry = spool.begin(start, REPORT)
+    with pytest.raises(StorageError, match="already"):
+        spool.begin(start, REPORT)
+    entry.close()
+
+
+def test_everything_is_private_whatever_the_umask(tmp_path: Path) -> None:
+    """Files 0600, directories 0700, also under umask 000."""
+    mask = os.umask(0)
+    try:
+        create_spool(str(tmp_path / "spool"), bytes(16))
+        spool = open_spool(str(tmp_path / "spool"))
+        entry = spool.begin(start_of_new(), REPORT)
+        entry.append(FRAMES[0])
+        entry.finish(END)
+        entry.close()
+        spool.keep_receipt({"dump": "x"})
+    finally:
+        os.umask(mask)
+    modes = {path: path.stat().st_mode & 0o777 for path in [tmp_path / "spool", *(tmp_path / "spool").rglob("*")]}
+
+    assert {mode for path, mode in modes.items() if path.is_dir()} == {0o700}
+    assert {mode for path, mode in modes.items() if path.is_file()} == {0o600}
+
+
+def test_a_spool_that_others_may_enter_is_refused(tmp_path: Path) -> None:
+    """Cores hold secrets: the directory's mode is checked when it is opened, not only when it is made."""
+    create_spool(str(tmp_path / "spool"), bytes(16))
+    (tmp_path / "spool").chmod(0o755)
+
+    with pytest.raises(ConfigError, match="others may look"):
+        open_spool(str(tmp_path / "spool"))
+
+
+def test_receipts_are_appended_and_a_torn_last_line_is_left_out(spool: Spool, tmp_path: Path) -> None:
+    """The receipt log is append-only; what a crash tore is not a receipt."""
+    spool.keep_receipt({"dump": "a"})
+    spool.keep_receipt({"dump": "b"})
+    with (tmp_path / "spool/receipts.jsonl").open("ab") as log:
+        log.write(b'{"dump":"c"')
+
+    assert [receipt["dump"] for receipt in spool.receipts()] == ["a", "b"]
