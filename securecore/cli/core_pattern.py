@@ -22,11 +22,23 @@ CORE_PATTERN: Final = Path("/proc/sys/kernel/core_pattern")
 CORE_PIPE_LIMIT: Final = Path("/proc/sys/kernel/core_pipe_limit")
 _LOCK: Final = "/run/securecore-core-pattern.lock"
 _DONE: Final = b"d"
+_INITIAL_PID_NAMESPACE: Final = 0xEFFFFFFC
+"""PROC_PID_INIT_INO of include/linux/proc_ns.h."""
 
 
 def is_borrowable() -> bool:
-    """Return whether this process may set core_pattern: root, with /proc/sys writable."""
-    return os.geteuid() == 0 and os.access(CORE_PATTERN, os.W_OK)
+    """Return whether this process may set core_pattern, and the kernel would find our handler where we see it.
+
+    The kernel starts handlers in the initial namespaces, from init's root: what runs in a container or a chroot cannot name one.
+    """
+    if os.geteuid() != 0 or not os.access(CORE_PATTERN, os.W_OK):
+        return False
+    try:
+        is_initial = os.stat("/proc/self/ns/pid").st_ino == _INITIAL_PID_NAMESPACE
+        # The same text means the same mount namespace and the same root; the links in /proc/1 may be closed even to root.
+        return is_initial and Path("/proc/1/mountinfo").read_bytes() == Path("/proc/self/mountinfo").read_bytes()
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """``securecore demo``: all of it on one machine, told as it happens."""
 
+import io
+import json
 import logging
 import os
 import resource
@@ -10,11 +12,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import click
 
@@ -30,6 +32,7 @@ _NOBODY: Final = 65534
 _DOMAIN: Final = "hosts.demo.example"
 _RECEIVER: Final = "collector.demo.example"
 _DEADLINE_S: Final = 60.0
+_ID_LENGTH: Final = 36
 
 EPILOG = """\b
 Examples:
@@ -70,14 +73,6 @@ def _directory(keep: Path | None) -> Iterator[Path]:
         shutil.rmtree(path)
 
 
-class _Sent(NamedTuple):
-    """What the host's side did."""
-
-    words: str
-    program: Path | None
-    """The program that crashed, when gdb can make something of it."""
-
-
 class _Demo:
     """The story, step by step."""
 
@@ -91,19 +86,18 @@ class _Demo:
         """Tell the whole story; raises what goes wrong in it."""
         self._mint()
         self._receive()
-        sent = self._crash() if core_pattern.is_borrowable() else self._send_other_core()
+        program = self._crash() if core_pattern.is_borrowable() else self._send_other_core()
         row = self._find_stored()
         self._verify(row)
-        self._audit()
-        self._debug(row, sent)
+        self._debug(row, program)
 
     def _say(self, title: str, words: str, started: float | None = None) -> None:
         self._step += 1
         took = f"{time.monotonic() - started:.2f} s" if started is not None else ""
-        click.echo(f"  {self._step}  {click.style(f'{title:<11}', bold=True)} {words:<72} {took}".rstrip())
+        click.echo(f" {self._step:>2}  {click.style(f'{title:<11}', bold=True)} {words:<76} {took}".rstrip())
 
     def _more(self, words: str) -> None:
-        click.echo(f"     {'':<11} {words}")
+        click.echo(f"     {'':<11} {words}".rstrip())
 
     def _mint(self) -> None:
         from securecore.pki import creation, issue
@@ -138,24 +132,23 @@ class _Demo:
         self._address = receiver.addresses[0]
         self._say("receiver", f"listening on {self._address} (TLS 1.3, client certificate required)")
 
-    def _crash(self) -> _Sent:
+    def _crash(self) -> Path | None:
+        """Crash for real; return the program, when gdb can make something of it."""
         program, arguments = self._crasher()
         pattern = self._install_handler()
         with core_pattern.borrowed(pattern, patience_s=10):
-            # A limit below a page would tell the handler that nobody wants this core; children inherit ours.
-            resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             started = time.monotonic()
-            crasher = subprocess.Popen(arguments, cwd=self._directory, stderr=subprocess.DEVNULL)
+            with _unlimited_cores():
+                crasher = subprocess.Popen(arguments, cwd=self._directory, stderr=subprocess.DEVNULL)
             code = crasher.wait()
             held = time.monotonic() - started
             self._say("crash", f"core_pattern -> handler; running {program.name} (pid {crasher.pid})")
             if code >= 0:
                 raise BrokenError(f"{program.name} did not crash: exit code {code}")
             self._wait_for_receipt()
-        self._more(f"{terminal.signal_name(-code)}; {held * 1000:.0f} ms from its start until the kernel let it go")
-        old = core_pattern.CORE_PATTERN.read_text().strip()
-        self._more(f"core_pattern is back to {old!r}")
-        return _Sent("crashed", program if program.parent == self._directory else None)
+        self._more(f"{terminal.signal_name(-code)}; let go {held * 1000:.0f} ms after it was started")
+        self._more(f"core_pattern is back to {core_pattern.CORE_PATTERN.read_text().strip()!r}")
+        return program if program.parent == self._directory else None
 
     def _crasher(self) -> tuple[Path, list[str]]:
         """Return a program that crashes, built from C where there is a compiler."""
@@ -191,15 +184,15 @@ class _Demo:
                 raise UnreachableError("no receipt came", hint="the handler says why in syslog: journalctl -t securecore")
             time.sleep(0.01)
 
-    def _send_other_core(self) -> _Sent:
-        """Send a core that was made without core_pattern."""
+    def _send_other_core(self) -> Path | None:
+        """Send a core that was made without our handler; return as _crash does."""
         from securecore.report import CrashReport
         from securecore.sender.credentials import read_credentials
         from securecore.sender.pump import Pump
         from securecore.sender.transfer import Papers, Parcel, Transfer
 
-        core, how = self._other_core()
-        self._say("core", f"not root, so no real core_pattern: {how}")
+        core, how, program = self._other_core()
+        self._say("core", f"core_pattern cannot be set from here, so {how}")
         identity = str(self._directory / "host")
         papers = Papers(tls.sender_context(identity), read_credentials(identity))
         now_ms = time.time_ns() // 1_000_000
@@ -217,25 +210,44 @@ class _Demo:
         outcome = transfer.wait()
         if outcome.failure is not None:
             raise outcome.failure
-        return _Sent("sent", None)
+        return program
 
-    def _other_core(self) -> tuple[Path, str]:
-        """Return a real core of a live process, by gdb's gcore."""
+    def _other_core(self) -> tuple[Path, str, Path | None]:
+        """Return a real core that was made without our handler, how, and of which program of ours."""
+        pattern = core_pattern.CORE_PATTERN.read_text().strip()
+        if not pattern.startswith(("|", "@", "/")):
+            core, program = self._core_file()
+            return core, f"the kernel wrote a core file, by its pattern {pattern!r}", program
+        return self._gcore(), "gdb's gcore made one of a live process", None
+
+    def _core_file(self) -> tuple[Path, Path | None]:
+        """Crash where core_pattern names a file in the working directory; return that file, and the program if it is ours."""
+        program, arguments = self._crasher()
+        place = self._directory / "crash"
+        place.mkdir()
+        with _unlimited_cores():
+            subprocess.run(arguments, cwd=place, stderr=subprocess.DEVNULL, check=False)
+        cores = list(place.iterdir())
+        if len(cores) != 1:
+            hint = "run the demo as root, outside a container"
+            raise ConfigError(f"the kernel wrote {len(cores)} core files instead of one", hint=hint)
+        return cores[0], program if program.parent == self._directory else None
+
+    def _gcore(self) -> Path:
         gcore = shutil.which("gcore")
         if gcore is None:
-            raise ConfigError("no core to show", hint="run the demo as root, or install gdb for its gcore")
+            raise ConfigError("no core to show", hint="run the demo as root, outside a container, or install gdb for its gcore")
         sleeper = subprocess.Popen([sys.executable, "-I", "-c", "import time; time.sleep(600)"])
         try:
-            result = subprocess.run(
-                [gcore, "-o", str(self._directory / "core"), str(sleeper.pid)], capture_output=True, check=False, text=True
-            )
+            command = [gcore, "-o", str(self._directory / "core"), str(sleeper.pid)]
+            result = subprocess.run(command, capture_output=True, check=False, text=True)
         finally:
             sleeper.kill()
             sleeper.wait()
         core = self._directory / f"core.{sleeper.pid}"
         if not core.exists():
             raise ConfigError(f"gcore made no core: {result.stderr.strip()[-200:]}")
-        return core, f"gcore of a live process (pid {sleeper.pid})"
+        return core
 
     def _find_stored(self) -> DumpRow:
         from securecore.store.layout import open_store
@@ -246,62 +258,75 @@ class _Demo:
         if len(rows) != 1:
             raise BrokenError(f"the store lists {len(rows)} dumps instead of one")
         row = rows[0]
-        words = f"{terminal.short_id(row.id)} {row.host}  {row.state}, {terminal.size(row.size_bytes)}"
-        self._say("stored", f"{words} as {terminal.size(row.stored_bytes)}")
+        sizes = f"{terminal.size(row.size_bytes)} as {terminal.size(row.stored_bytes)}"
+        self._say("stored", f"{terminal.short_id(row.id)} {row.host}  {row.state}, {sizes}, receipt verified by the host")
+        self._show("list", [])
+        self._show("show", [row.id, "--root", "host/ca.pem"])
         return row
 
     def _verify(self, row: DumpRow) -> None:
-        from securecore.cli.main import run
-
         started = time.monotonic()
-        self._say("verify", f"securecore verify {terminal.short_id(row.id)} --root ca.pem")
-        arguments = ["verify", row.id, "--store", str(self._directory / "store"), "--root", str(self._directory / "host/ca.pem")]
-        if code := run(arguments):
-            raise BrokenError(f"verify left with exit code {code}")
-        self._more(f"verified offline with the root certificate alone, {time.monotonic() - started:.2f} s")
+        root = str(self._directory / "host/ca.pem")
+        checks = json.loads(self._command(["verify", row.id, "--root", root, "--json"]))[0]["checks"]
+        words = f"{len(checks)} checks ok, offline, with the root certificate alone: frames, signatures, receipt"
+        self._say("verify", words, started)
+        started = time.monotonic()
+        logs = json.loads(self._command(["audit", "verify", "--root", root, "--json"]))
+        words = f"{logs[0]['entries']} entry, checkpoint signed by {_RECEIVER}, log verified"
+        self._say("audit", words, started)
 
-    def _audit(self) -> None:
-        from securecore.audit.checkpoint import origin_of
-        from securecore.audit.verification import verify_log
-        from securecore.cli.evidence import load_anchors, load_log_key
-        from securecore.store.layout import open_store
+    def _show(self, command: str, arguments: list[str]) -> None:
+        """Say a command, and what it prints."""
+        shown = [terminal.short_id(argument) if len(argument) == _ID_LENGTH else argument for argument in arguments]
+        self._say(command, f"$ securecore {' '.join([command, *shown])}")
+        own = [str(self._directory / argument) if argument.endswith(".pem") else argument for argument in arguments]
+        for line in self._command([command, *own]).rstrip("\n").split("\n"):
+            self._more(line)
 
-        with open_store(str(self._directory / "store")) as store:
-            anchors, _ = load_anchors(store, self._directory / "host/ca.pem")
-            log_key = load_log_key(store, anchors)
-            for host in store.audited_hosts():
-                fd = store.audit_directory(host, create=False)
-                try:
-                    result = verify_log(fd, origin_of(log_key.name, host), log_key.public_key)
-                finally:
-                    os.close(fd)
-                if not result.ok:
-                    raise BrokenError(f"the audit log of {host} does not verify")
-                self._say("audit", f"{result.size} entry, checkpoint signed by {_RECEIVER}, log verified")
-
-    def _debug(self, row: DumpRow, sent: _Sent) -> None:
+    def _command(self, arguments: list[str]) -> str:
+        """Run a command on our store and return what it prints; raises BrokenError when it fails."""
         from securecore.cli.main import run
 
+        output = io.StringIO()
+        with redirect_stdout(output):
+            code = run([*arguments, "--store", str(self._directory / "store")])
+        if code:
+            raise BrokenError(f"`securecore {arguments[0]}` left with exit code {code}")
+        return output.getvalue()
+
+    def _debug(self, row: DumpRow, program: Path | None) -> None:
         core = self._directory / "extracted.core"
-        store = str(self._directory / "store")
-        if code := run(["extract", row.id, "-o", str(core), "--store", store]):
-            raise BrokenError(f"extract left with exit code {code}")
+        self._command(["extract", row.id, "-o", str(core)])
+        self._say("extract", f"$ securecore extract {terminal.short_id(row.id)} -o core     (audited: who took it, and when)")
         gdb = shutil.which("gdb")
-        if gdb is None or sent.program is None:
+        if gdb is None or program is None:
             self._say("debug", "no gdb or no C compiler here, so no backtrace; the core is as good as the kernel made it")
             return
         # The core is hostile input in general: no init files, no auto-loaded scripts, nothing fetched.
         result = subprocess.run(
             [gdb, "-nx", "-q", "-batch", "-iex", "set auto-load off", "-iex", "set debuginfod enabled off", "-ex", "bt",
-             str(sent.program), str(core)],
+             str(program), str(core)],
             capture_output=True, text=True, check=False, timeout=_DEADLINE_S,
         )  # fmt: skip
-        frames = [line for line in result.stdout.split("\n") if line.startswith("#")]
+        # gdb prints the innermost frame when it loads the core, and again for bt.
+        frames = list(dict.fromkeys(line for line in result.stdout.split("\n") if line.startswith("#")))
         if not frames:
             raise BrokenError(f"gdb found no frames in the extracted core: {result.stderr.strip()[-200:]}")
-        self._say("debug", "gdb on the extracted core")
+        self._say("debug", "$ gdb null-deref core -ex bt")
         for frame in frames[:4]:
             self._more(terminal.printable(frame.replace(f"{self._directory}/", ""), 100))
+
+
+@contextmanager
+def _unlimited_cores() -> Iterator[None]:
+    """Let children dump core: a limit below a page would tell kernel and handler that nobody wants theirs."""
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    unlimited = resource.RLIM_INFINITY if os.geteuid() == 0 else before[1]
+    resource.setrlimit(resource.RLIMIT_CORE, (unlimited, unlimited))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, before)
 
 
 def _no_passphrase() -> bytes:
