@@ -11,7 +11,7 @@ from securecore.merkle import Frontier, leaf_hash
 from securecore.names import Address, DumpId
 from securecore.sender.delivery import Delivery, connect
 from securecore.sender.spool import EntryEnd, Spool, SpoolEntry
-from securecore.sender.transfer import Papers, Parcel, answered_already, settle
+from securecore.sender.transfer import Papers, Parcel, answered_already, keep_receipt, settle
 from securecore.wire.messages import Accept, Open
 
 
@@ -75,8 +75,7 @@ class _Attempt:
         answer = delivery.open(Open(start.dump, self._entry.report, end.predicted_size), lambda frames: None)
         if not isinstance(answer, Accept):
             facts = answered_already(answer, delivery, self._papers.credentials, start.dump, self._clock)
-            self._spool.keep_receipt(facts)
-            return facts
+            return keep_receipt(self._spool, facts)
         tree = self._agree(answer, delivery)
         for index in range(tree.size - start.frontier.size, len(self._reader.entries)):
             frame = self._reader.frame(index)

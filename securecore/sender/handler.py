@@ -82,7 +82,7 @@ def handle(core: int, argv: list[str], settings_path: str) -> int:
         return 0
     settings = load_settings(settings_path)
     parcel = Parcel(dump, report_crash(arguments).encode(), time.time_ns() // 1_000_000)
-    spool = open_spool(settings.spool)
+    spool = find_spool(settings.spool)
     try:
         papers: Papers | ConfigError = Papers(tls.sender_context(settings.identity), read_credentials(settings.identity))
     except ConfigError as error:
@@ -93,6 +93,15 @@ def handle(core: int, argv: list[str], settings_path: str) -> int:
         from securecore.sender import evidence  # noqa: F401
     privileges.drop(settings.uid, settings.gid)
     return conclude(dump, deliver(core, parcel, settings, papers, spool))
+
+
+def find_spool(path: str) -> Spool | None:
+    """Return the spool; None when there is none that can be used, which must not keep a healthy receiver from the core."""
+    try:
+        return open_spool(path)
+    except SecurecoreError as error:
+        log("spool-missing", error=error.message)
+        return None
 
 
 def widen(core: int) -> None:
@@ -120,7 +129,7 @@ def report_crash(arguments: KernelArguments) -> CrashReport:
     )
 
 
-def deliver(core: int, parcel: Parcel, settings: Settings, papers: Papers | ConfigError, spool: Spool) -> Outcome:
+def deliver(core: int, parcel: Parcel, settings: Settings, papers: Papers | ConfigError, spool: Spool | None) -> Outcome:
     """Drain the core to a receiver or the spool, let the crashed process go, and return how it ended."""
     pump = Pump()
     transfer = Transfer(parcel, pump, settings.receivers, papers, spool)
@@ -137,7 +146,8 @@ def conclude(dump: DumpId, outcome: Outcome) -> int:
     """Say how it ended and return the exit code."""
     facts = {"dump": str(dump), "size": outcome.size, "stored": outcome.stored_bytes, "frames": outcome.frames}
     if outcome.receipt is not None:
-        log("delivered", **facts, receiver=outcome.receipt.get("receiver"), entry=outcome.receipt.get("index"))
+        told = {"receiver": outcome.receipt.get("receiver"), "entry": outcome.receipt.get("index")}
+        log("delivered", **facts, **told, receipt_not_kept=outcome.receipt.get("not_kept"))
         return 0
     failure = outcome.spool_failure or outcome.failure or ConfigError("nothing was delivered")
     why = outcome.failure.message if outcome.failure else None
@@ -151,5 +161,5 @@ def conclude(dump: DumpId, outcome: Outcome) -> int:
 def log(event: str, **facts: object) -> None:
     """Write one line ``event key=value …`` to syslog; values are quoted as JSON, so that no value can look like another line."""
     words = " ".join(f"{key}={json.dumps(value)}" for key, value in facts.items() if value is not None)
-    priority = syslog.LOG_ERR if event == "failed" else syslog.LOG_WARNING if event == "spooled" else syslog.LOG_NOTICE
+    priority = syslog.LOG_ERR if event == "failed" else syslog.LOG_WARNING if event.startswith("spool") else syslog.LOG_NOTICE
     syslog.syslog(priority, f"{event} {words}")

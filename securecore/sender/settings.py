@@ -51,7 +51,7 @@ def load_settings(path: str) -> Settings:
     try:
         fields = json.loads(data)
         return _settings(fields)
-    except (ValueError, KeyError, TypeError, RecursionError, NameRefused) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, NameRefused) as error:
         raise ConfigError(f"{path}: not settings of this version of securecore", hint=_HINT) from error
 
 

@@ -263,8 +263,18 @@ def settle(
 
     token = evidence.sign_manifest(credentials, parcel.dump, delivery.store, end, tree, parcel.report, parcel.started_at)
     facts = evidence.check_receipt(credentials, delivery.end(token), delivery.address, parcel.dump, token, clock())
-    if spool is not None:
+    return facts if spool is None else keep_receipt(spool, facts)
+
+
+def keep_receipt(spool: Spool, facts: dict[str, Any]) -> dict[str, Any]:
+    """Keep a receipt's facts in the spool's log and return them; a disk that refuses is told in ``not_kept``.
+
+    The dump is stored and proved either way: to send it again would not mend the disk here.
+    """
+    try:
         spool.keep_receipt(facts)
+    except SecurecoreError as error:
+        return facts | {"not_kept": error.message}
     return facts
 
 

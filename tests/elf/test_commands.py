@@ -78,7 +78,7 @@ def test_what_is_no_core_is_sent_and_shown_all_the_same(securecore: Securecore, 
 
     note = send(securecore, fleet, tmp_path / "store", core)
 
-    assert note.startswith("securecore: the core could not be analysed: not an ELF file")
+    assert note.startswith("note: the core could not be analysed: not an ELF file")
     shown = show(securecore, tmp_path / "store")
     assert "not an ELF file" in shown["analysis"]["error"]
     text, _ = securecore("show", shown["id"], "--store", tmp_path / "store")

@@ -1,0 +1,92 @@
+"""The wire is cut at any byte, from either end: nothing is lost, nothing is passed off as whole, nothing is stored twice."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from securecore import limits
+from securecore.dump.reader import open_container
+from securecore.receiver.server import Receiver
+from securecore.sender.flush import flush
+from securecore.sender.spool import Spool, create_spool, open_spool
+from securecore.store.layout import open_store
+from tests.support.certificates import Fleet
+from tests.support.proxies import Cut, cutting
+from tests.support.receivers import papers_of, running_receiver, send_bytes
+
+pytestmark = pytest.mark.slow
+
+CORE = random.Random(7).randbytes(24 * limits.MIB) + bytes(3 * limits.MIB) + b"the end"
+
+# What the sender's side of a connection of this size passes: about 4 KiB of handshake and OPEN, 24 MiB of frames, 3 KiB of END;
+# the receiver's: about 4 KiB of handshake, READY and ACCEPT, an ACK for each 8 MiB, 5 KiB of RECEIPT.
+FROM_SENDER = [1, 300, 2_000, 3_000, 3_600, 5_000, 100_000, 5_000_000, 9_000_000, 17_000_000, 25_100_000, 25_170_000, 25_180_000]
+FROM_RECEIVER = [1, 500, 2_000, 2_600, 2_900, 3_000, 3_100, 3_150, 3_300, 4_000, 6_000]
+
+
+@pytest.fixture
+def receiver(fleet: Fleet, tmp_path: Path) -> Iterator[Receiver]:
+    """A receiver with an empty store."""
+    with running_receiver(fleet.receiver, tmp_path / "store") as running:
+        yield running
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    """An empty spool."""
+    create_spool(str(tmp_path / "spool"), bytes(16))
+    return open_spool(str(tmp_path / "spool"))
+
+
+def published(store_path: Path) -> list[bytes]:
+    """Return the plaintext of every published dump."""
+    found = []
+    with open_store(str(store_path)) as store:
+        for host in store.host_names():
+            for dump in store.dump_ids(host):
+                with store.open_dump(host, dump) as files:
+                    found.append(b"".join(open_container(files.open_core()).pieces()))
+    return found
+
+
+CUTS = [
+    *(Cut(after, True) for after in FROM_SENDER),
+    *(Cut(after, False) for after in FROM_RECEIVER),
+    *(Cut(after, True, True) for after in FROM_SENDER[::3]),
+    *(Cut(after, False, True) for after in FROM_RECEIVER[::3]),
+]
+
+
+@pytest.mark.parametrize(
+    "cut", CUTS, ids=lambda cut: f"{'sender' if cut.from_sender else 'receiver'}-{cut.after_bytes}-{cut.is_reset}"
+)
+def test_a_cut_costs_nothing(cut: Cut, fleet: Fleet, receiver: Receiver, spool: Spool, tmp_path: Path) -> None:
+    """After the cut the core is at the receiver, or the spool has what the receiver has not; a flush completes it, once."""
+    papers = papers_of(fleet.host)
+    with cutting(receiver.addresses[0], cut) as proxy:
+        outcome = send_bytes(CORE, papers, [proxy.address], spool=spool)
+        before = published(tmp_path / "store")
+    flushed = list(flush(spool, receiver.addresses, papers))
+
+    assert (outcome.receipt is not None) != outcome.spooled
+    assert proxy.was_cut or outcome.receipt is not None
+    assert before in ([], [CORE])
+    assert [result.failure for result in flushed] == ([None] if outcome.spooled else [])
+    assert published(tmp_path / "store") == [CORE]
+    assert spool.dump_ids() == []
+    assert len(list(spool.receipts())) == 1
+
+
+def test_a_flush_sends_only_what_the_receiver_has_not(fleet: Fleet, receiver: Receiver, spool: Spool, tmp_path: Path) -> None:
+    """Frames that were acknowledged before the cut are not sent again: they are not even in the spool."""
+    papers = papers_of(fleet.host)
+    with cutting(receiver.addresses[0], Cut(20_000_000, True)) as proxy:
+        outcome = send_bytes(CORE, papers, [proxy.address], spool=spool)
+    flushed = list(flush(spool, receiver.addresses, papers))
+
+    assert outcome.spooled
+    assert [result.failure for result in flushed] == [None]
+    assert 0 < flushed[0].sent_frames <= outcome.frames - 16
+    assert published(tmp_path / "store") == [CORE]

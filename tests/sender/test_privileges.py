@@ -1,0 +1,70 @@
+"""What the handler gives up, and that it cannot get it back."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from securecore.sender.privileges import can_others_import
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges to drop")
+
+_TRY = """
+import os, sys
+from securecore.sender import privileges
+privileges.forbid_own_core()
+privileges.drop({uid}, {gid})
+status = dict(line.rstrip("\\n").split(":\\t", 1) for line in open("/proc/self/status") if ":\\t" in line)
+print(status["Uid"].split(), status["Gid"].split(), os.getgroups(), status["CapEff"], status["CapPrm"], status["NoNewPrivs"])
+import ctypes
+print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
+for regain in (lambda: os.setuid(0), lambda: os.seteuid(0), lambda: os.setgid(0), lambda: os.setgroups([0])):
+    try:
+        regain()
+    except OSError:
+        continue
+    print("regained")
+"""
+
+
+def run_try(uid: int, gid: int) -> "subprocess.CompletedProcess[str]":
+    """Drop to *uid* and *gid* in a process of its own, and try everything to get back."""
+    return subprocess.run([sys.executable, "-c", _TRY.format(uid=uid, gid=gid)], capture_output=True, text=True, check=False)
+
+
+@needs_root
+def test_nothing_is_left_and_nothing_comes_back() -> None:
+    """R18 and R19: ids, groups and capabilities are gone, no_new_privs is on, the process is not dumpable."""
+    lines = run_try(65534, 65533).stdout.splitlines()
+
+    none = "0" * 16
+    assert lines == [f"{['65534'] * 4} {['65533'] * 4} [] {none} {none} 1", "0"]
+
+
+@needs_root
+@pytest.mark.parametrize(("uid", "gid"), [(0, 65534), (65534, 0)])
+def test_root_is_no_user_to_drop_to(uid: int, gid: int) -> None:
+    """Settings that name root are refused: there would be nothing dropped."""
+    result = run_try(uid, gid)
+
+    assert result.returncode != 0
+    assert "settings name root" in result.stderr
+
+
+def test_what_others_can_import_is_told_by_every_directory_on_the_way(tmp_path: Path) -> None:
+    """One directory on the way that others may not search is enough; the last one must be readable too; the absent do not count."""
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    for directory in (tmp_path, tmp_path / "a", inner, tmp_path.parent, tmp_path.parent.parent):
+        directory.chmod(0o755)
+
+    assert can_others_import([str(inner)])
+    assert can_others_import([str(inner), str(tmp_path / "absent")])
+    (tmp_path / "a").chmod(0o750)
+    assert not can_others_import([str(inner)])
+    (tmp_path / "a").chmod(0o711)
+    assert can_others_import([str(inner)])
+    inner.chmod(0o711)
+    assert not can_others_import([str(inner)])

@@ -1,0 +1,70 @@
+"""The handler's settings: what setup compiled, and nothing else."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from securecore.errors import ConfigError
+from securecore.names import Address
+from securecore.sender.settings import Settings, load_settings
+
+GOOD = Settings((Address("collector.example.org:4455"), Address("[::1]:4455")), "/etc/securecore/identity", "/var/spool", 999, 998)
+
+
+def write(path: Path, data: bytes, mode: int = 0o644) -> str:
+    """Write a settings file of a mode."""
+    path.write_bytes(data)
+    path.chmod(mode)
+    return str(path)
+
+
+def test_settings_come_back_as_they_were_compiled(tmp_path: Path) -> None:
+    """encode and load are each other's inverse."""
+    assert load_settings(write(tmp_path / "s", GOOD.encode())) == GOOD
+
+
+def changed(**fields: object) -> bytes:
+    """Return good settings with fields replaced; None removes one."""
+    document = json.loads(GOOD.encode()) | fields
+    return json.dumps({key: value for key, value in document.items() if value is not None}).encode()
+
+
+BAD = {
+    "empty": b"",
+    "not JSON": b"{",
+    "not an object": b"[]",
+    "null": b"null",
+    "another version": changed(version=2),
+    "no version": changed(version=None),
+    "an unknown key": changed(surprise=1),
+    "no receivers": changed(receivers=[]),
+    "receivers missing": changed(receivers=None),
+    "a receiver that is none": changed(receivers=["collector"]),
+    "a relative path": changed(spool="spool"),
+    "a path that is a number": changed(identity=7),
+    "a uid that is text": changed(uid="0"),
+    "a uid that is true": changed(uid=True),
+    "deep nesting": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_anything_else_is_refused_with_what_to_do(name: str, tmp_path: Path) -> None:
+    """Half-understood settings would send cores to the wrong place."""
+    with pytest.raises(ConfigError) as caught:
+        load_settings(write(tmp_path / "s", BAD[name]))
+
+    assert "setup sender" in (caught.value.hint or "")
+
+
+def test_settings_that_others_can_write_are_refused(tmp_path: Path) -> None:
+    """They say as which user root's process goes on, and whom it trusts."""
+    with pytest.raises(ConfigError, match="only root can write"):
+        load_settings(write(tmp_path / "s", GOOD.encode(), 0o666))
+
+
+def test_missing_settings_are_told_as_such(tmp_path: Path) -> None:
+    """No file: what to run stands in the hint."""
+    with pytest.raises(ConfigError, match="No such file"):
+        load_settings(str(tmp_path / "absent"))

@@ -1,0 +1,218 @@
+"""The documents keep their promises: commands that exist, links that lead somewhere, tests that are there.
+
+The formats' own documents are held against the code by tests/wire and tests/store, the policy in pki/ by tests/pki.
+"""
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Final
+from xml.etree import ElementTree
+
+import click
+import pytest
+
+from securecore.cli.main import securecore
+from tests.test_architecture import EVERYBODYS, MAY_IMPORT
+
+ROOT: Final = Path(__file__).parents[1]
+DOCUMENTS: Final = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("pki/**/*.md")])
+"""Every document; caches and virtual environments have some too, and they are not ours."""
+GUIDES: Final = [ROOT / name for name in ("README.md", "docs/operations.md")]
+"""What people copy commands from."""
+PROSE: Final = [*GUIDES, *ROOT.glob("[CS]*.md"), ROOT / "docs/terminology.md", ROOT / "docs/dependencies.md"]
+
+_FENCE: Final = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_PROMPT: Final = re.compile(r"(?:[$#] )?(?:(?:sudo|runuser -u securecore --) )?(?=securecore )")
+_PROSE_COMMAND: Final = re.compile(r"`securecore ((?:[a-z][a-z-]*)(?: [a-z][a-z-]*)*)")
+
+
+def name_of(path: Path) -> str:
+    """Return a document's path as a person writes it; the ids of parametrised tests."""
+    return str(path.relative_to(ROOT))
+
+
+@cache
+def text_of(path: Path) -> str:
+    """Return a document."""
+    return path.read_text("utf-8")
+
+
+def prose_of(path: Path) -> str:
+    """Return a document without its fenced blocks."""
+    return _FENCE.sub("", text_of(path))
+
+
+def arguments_in(line: str) -> list[str] | None:
+    """Return the arguments of a line that runs securecore, None of another line; what a pipe or `&&` leads to is left out."""
+    prompt = _PROMPT.match(line)
+    if prompt is None:
+        return None
+    command = re.split(r" (?:\||&&|>) |\s{3,}", line[prompt.end() :])[0]
+    return shlex.split(command)[1:]
+
+
+def commands_in(path: Path) -> list[list[str]]:
+    """Return the arguments of every securecore command in a document's fenced blocks; blocks marked ``text`` are output."""
+    blocks = [body.replace("\\\n", " ") for language, body in _FENCE.findall(text_of(path)) if language != "text"]
+    found = [arguments_in(line.strip()) for block in blocks for line in block.splitlines()]
+    return [arguments for arguments in found if arguments is not None]
+
+
+def parse(arguments: list[str]) -> None:
+    """Parse a command line to its end without running it; raises click.ClickException when a command or an option is not there."""
+    command: click.Command = securecore
+    context: click.Context | None = None
+    rest = list(arguments)
+    while isinstance(command, click.Group):
+        context = click.Context(command, parent=context, info_name=command.name)
+        _name, found, rest = command.resolve_command(context, rest)
+        assert found is not None
+        command = found
+    command.make_context(command.name, rest, parent=context, resilient_parsing=False).close()
+
+
+def every_command(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], list[click.Command]]]:
+    """Yield each command that does something: its words, and the command with the groups that it is in, the outermost first."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from ((words, [command, *chain]) for words, chain in every_command(command, (*path, name)))
+        else:
+            yield (*path, name), [command]
+
+
+COMMANDS: Final = dict(every_command(securecore))
+
+
+@pytest.mark.parametrize("document", GUIDES, ids=name_of)
+def test_commands_in_blocks_exist_with_their_options(document: Path) -> None:
+    """Each command line parses: the command, each option, each argument's form."""
+    found = commands_in(document)
+    assert len(found) > 10
+    for arguments in found:
+        try:
+            parse(arguments)
+        except click.ClickException as error:
+            pytest.fail(f"securecore {shlex.join(arguments)}: {error.format_message()}")
+
+
+@pytest.mark.parametrize("document", PROSE, ids=name_of)
+def test_commands_in_sentences_exist(document: Path) -> None:
+    """`securecore WORDS`: the first words are a command or a group."""
+    known = {words[:length] for words in COMMANDS for length in range(1, len(words) + 1)}
+    for mention in _PROSE_COMMAND.findall(prose_of(document)):
+        words = tuple(mention.split())
+        assert any(words[:length] in known for length in range(1, len(words) + 1)), f"securecore {mention}"
+        if len(words) > 1 and isinstance(securecore.get_command(click.Context(securecore), words[0]), click.Group):
+            assert words[:2] in known, f"securecore {mention}"
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_an_example(words: tuple[str, ...]) -> None:
+    """A first sentence of its own; examples of its own or of its group; and each option says what it is for."""
+    *_groups, command = chain = COMMANDS[words]
+    assert (command.help or "").strip()
+    assert any("Examples:" in (one.epilog or "") for one in chain)
+    silent = [option.opts[-1] for option in command.params if isinstance(option, click.Option) and not option.help]
+    assert silent == []
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_examples_in_help_parse(words: tuple[str, ...]) -> None:
+    """What --help shows is not refused by the command that shows it; lines with an ellipsis are left out."""
+    for one in COMMANDS[words]:
+        for line in (one.epilog or "").splitlines():
+            arguments = arguments_in(line.strip())
+            if arguments is not None and "..." not in arguments:
+                parse(arguments)
+
+
+def targets_in(document: Path) -> list[str]:
+    """Return the targets of a document's links and pictures; what stands in code is none."""
+    return re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", prose_of(document)))
+
+
+@cache
+def anchors_in(document: Path) -> set[str]:
+    """Return the anchors that the headings of a document make: lower case, spaces to hyphens, other signs left out."""
+    headings = re.findall(r"^#+ +(.*)$", prose_of(document), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_links_lead_somewhere(document: Path) -> None:
+    """Each relative link names a file or folder, and its anchor a heading there."""
+    for target in targets_in(document):
+        if re.match(r"[a-z]+:", target):
+            assert target.startswith("https://"), target
+            continue
+        place, _, anchor = target.partition("#")
+        path = document.parent / place if place else document
+        assert path.exists(), target
+        assert not anchor or anchor in anchors_in(path), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_paths_in_documents_exist(document: Path) -> None:
+    """`docs/...`, `pki/...`, `scripts/...` and `tests/...` in code marks are files or folders of this repository."""
+    for mention in re.findall(r"`((?:docs|pki|scripts|tests)/[\w./-]+)", prose_of(document)):
+        assert (ROOT / mention.rstrip(".")).exists(), mention
+
+
+@cache
+def functions_in(path: Path) -> frozenset[str]:
+    """Return the names of a module's functions."""
+    return frozenset(node.name for node in ast.parse(path.read_text("utf-8")).body if isinstance(node, ast.FunctionDef))
+
+
+def test_every_test_named_in_security_exists() -> None:
+    """Each `tests/FILE.py::FUNCTION`, and each numbered promise names at least one."""
+    text = text_of(ROOT / "SECURITY.md")
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", text)
+    missing = [f"{path}::{function}" for path, function in named if function not in functions_in(ROOT / path)]
+    section = text.partition("## What therefore cannot happen")[2].partition("\n## ")[0]
+    promises = re.split(r"^\d+\. ", section, flags=re.MULTILINE)[1:]
+
+    assert missing == []
+    assert len(promises) > 10
+    assert [promise.splitlines()[0] for promise in promises if "::test_" not in promise] == []
+
+
+def test_no_document_names_a_developers_machine() -> None:
+    """No home directory, no checkout, no interpreter of whoever wrote it."""
+    private = [r"/home/\w", r"/Users/\w", r"[A-Z]:\\Users", r"\.pyenv/versions", r"site-packages/\w"]
+    if ROOT.parts[1:2] not in [("opt",), ("srv",), ("usr",), ("var",)]:  # where a document may rightly say that things are
+        private.append(re.escape(f"{ROOT}/"))
+    pattern = re.compile("|".join(private))
+    pictures = sorted(ROOT.glob("docs/*.svg"))
+    assert [f"{name_of(path)}: {hit}" for path in [*DOCUMENTS, *pictures] for hit in pattern.findall(text_of(path))] == []
+
+
+@pytest.mark.parametrize("picture", sorted(ROOT.glob("docs/*.svg")), ids=name_of)
+def test_a_picture_stands_alone(picture: Path) -> None:
+    """Well-formed, with a title and a description for those who cannot see it; no script, nothing loaded from elsewhere."""
+    tree = ElementTree.parse(picture)  # noqa: S314  # our own file
+    tags = [str(element.tag).rpartition("}")[2] for element in tree.iter()]
+    assert {"title", "desc"} <= set(tags)
+    assert {"script", "image", "use", "foreignObject"} & set(tags) == set()
+    assert re.search(r"(?:href|url)\s*[=(]\s*[\"']?(?!#)", text_of(picture)) is None
+
+
+def test_the_table_of_rooms_is_that_of_the_architecture() -> None:
+    """CONTRIBUTING says who may import whom as tests/test_architecture.py enforces it."""
+    table = text_of(ROOT / "CONTRIBUTING.md").partition("| Room | imports rooms |")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    stated = {row[0].strip("`"): (set(re.findall(r"`(\w+)`", row[1])), set(re.findall(r"^\w+", row[2]))) for row in rows}
+    rooms = {name: rule for name, rule in MAY_IMPORT.items() if name not in EVERYBODYS}
+    del stated["sender/evidence.py"]
+    stated["cli"] = (set(rooms) - {"cli"}, stated["cli"][1])
+    assert stated == {
+        name: (set(rule.rooms), {"pyelftools" if library == "elftools" else library for library in rule.libraries})
+        for name, rule in rooms.items()
+    }
