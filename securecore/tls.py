@@ -132,7 +132,7 @@ def explain(error: OSError, peer: str) -> SecurecoreError:
     """Return what a failed connection to *peer* means; the exception to raise from *error*."""
     if isinstance(error, ssl.SSLCertVerificationError):
         if error.verify_code == _NOT_YET_VALID:
-            return ClockError(f"{peer}: its certificate is not yet valid", hint="is this machine's clock right?")
+            return ClockError(f"{peer}: its certificate is not yet valid", hint="compare this machine's clock")
         words = _VERIFY_WORDS.get(error.verify_code, error.verify_message)
         return UntrustedError(f"{peer} is not the receiver that we trust: {words}", hint="check --to and the identity's ca.pem")
     if isinstance(error, ssl.SSLError):
@@ -148,7 +148,9 @@ def explain(error: OSError, peer: str) -> SecurecoreError:
         return PeerError(f"{peer}: TLS failed: {_reason(error)}")
     if isinstance(error, TimeoutError):
         return BusyError(f"{peer} did not answer in time")
-    return UnreachableError(f"{peer}: {error.strerror or error}", hint="is the receiver running, and is the address right?")
+    reason = str(error.strerror or error)
+    hint = "see that the receiver runs, and that the address is right"
+    return UnreachableError(f"{peer}: {reason[:1].lower()}{reason[1:]}", hint=hint)
 
 
 def _reason(error: ssl.SSLError) -> str:

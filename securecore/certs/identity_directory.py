@@ -83,10 +83,15 @@ def load_receiver_parts(path: Path) -> ReceiverParts:
     Raises like load_identity. Not checked: the CRLs' signatures (revocation.py does that) and the statement.
     """
     crl_pem = read_public(path / CRL, limits.MAX_CRL_BYTES)
+    return ReceiverParts(crl_pem, *load_log_key(path))
+
+
+def load_log_key(path: Path) -> tuple[ed25519.Ed25519PrivateKey, bytes]:
+    """Return the log key and the log statement of a receiver's identity directory; raises like load_identity."""
     log_key = _parse_key(read_private(path / LOG_KEY, MAX_KEY_BYTES), path / LOG_KEY)
     if not isinstance(log_key, ed25519.Ed25519PrivateKey):
         raise ConfigError(f"{path / LOG_KEY}: not an Ed25519 key")
-    return ReceiverParts(crl_pem, log_key, read_public(path / LOG_STATEMENT, limits.MAX_STATEMENT_BYTES))
+    return log_key, read_public(path / LOG_STATEMENT, limits.MAX_STATEMENT_BYTES)
 
 
 def _check_directory(path: Path) -> None:

@@ -52,5 +52,5 @@ def _check_private(path: Path, status: os.stat_result) -> None:
     if mode & _LOOSE:
         raise ConfigError(f"{path}: its mode is {mode:04o}, others than its owner may touch it", hint=f"chmod 600 {path}")
     if status.st_uid not in (os.geteuid(), 0):
-        hint = f"chown it to the user that runs this command, after making sure that nobody else has read it: {path}"
+        hint = "run this as the key's owner, as in `runuser -u securecore -- securecore …`"
         raise ConfigError(f"{path}: it belongs to user {status.st_uid}, not to us (user {os.geteuid()}) or root", hint=hint)

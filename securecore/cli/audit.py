@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from securecore.audit.checkpoint import origin_of
+from securecore.audit.checkpoint import origin_of, verifier_key
 from securecore.audit.entry import parse_entry
 from securecore.audit.log import ENTRIES, scan_lines
 from securecore.audit.verification import verify_log
@@ -71,14 +71,17 @@ def verify_(store_path: str, host_text: str | None, root_path: Path | None, as_j
             code = code if result.ok else BrokenError.exit_code
             documents.append(
                 {"host": str(host), "origin": result.origin, "ok": result.ok, "entries": result.size, "unsigned": result.unsigned}
+                | {"verifier_key": verifier_key(result.origin, log_key.public_key)}
                 | {"checks": [check._asdict() for check in result.checks]}
             )
             if not as_json:
                 click.echo(f"{host}  log {result.origin}")
                 print_checks(result.checks)
+                click.echo(f"      key   {verifier_key(result.origin, log_key.public_key)}")
                 unsigned = f", {result.unsigned} more not yet under a checkpoint" if result.unsigned else ""
                 verdict = terminal.good("ok") if result.ok else terminal.bad("BROKEN")
-                click.echo(f"{host}  {verdict}  {result.size} entries{unsigned}")
+                entries = terminal.count(result.size, "entry")
+                click.echo(f"{host}  {verdict}  {entries}{unsigned}")
     if as_json:
         click.echo(json.dumps(documents, indent=1))
     elif not documents:

@@ -272,7 +272,7 @@ class _Demo:
         self._say("verify", words, started)
         started = time.monotonic()
         logs = json.loads(self._command(["audit", "verify", "--root", root, "--json"]))
-        words = f"{logs[0]['entries']} entry, checkpoint signed by {_RECEIVER}, log verified"
+        words = f"{terminal.count(logs[0]['entries'], 'entry')}, checkpoint signed by {_RECEIVER}, log verified"
         self._say("audit", words, started)
 
     def _show(self, command: str, arguments: list[str]) -> None:

@@ -16,7 +16,7 @@ from securecore.dump import directory as files
 from securecore.dump.compression import is_zero
 from securecore.dump.manifest import parse_manifest
 from securecore.dump.reader import DumpReader, open_container, open_frames
-from securecore.errors import BrokenError, IncompleteError, StorageError
+from securecore.errors import BrokenError, IncompleteError, NotFoundError, StorageError
 from securecore.names import DumpId, HostName
 from securecore.receiver import control
 from securecore.store.layout import Store, open_store
@@ -82,7 +82,11 @@ def _take(store: Store, host: HostName, dump: DumpId, identity: Path) -> int:
     """Return the core's descriptor, from the receiver that runs on the store, else by our own audit entry."""
     core = control.ask_for_core(store, host, dump)
     if core is None:
-        core = control.take_core_alone(store, host, dump, identity, datetime.now(UTC))
+        try:
+            core = control.take_core_alone(store, host, dump, identity, datetime.now(UTC))
+        except NotFoundError as error:
+            hint = "who extracts is audited: start the receiver, or name its identity with --identity to sign the entry"
+            raise NotFoundError(error.message, hint=hint) from error
     return core
 
 
@@ -130,7 +134,11 @@ def _write_sparse(fd: int, piece: bytes, offset: int) -> None:
     if is_zero(piece):
         return
     view = memoryview(piece)
-    for start in range(0, len(piece), _HOLE_BYTES):
+    begin: int | None = None
+    for start in range(0, len(piece) + _HOLE_BYTES, _HOLE_BYTES):
         stretch = view[start : start + _HOLE_BYTES]
-        if not is_zero(stretch):
-            os.pwrite(fd, stretch, offset + start)
+        if begin is None and not is_zero(stretch):
+            begin = start
+        elif begin is not None and is_zero(stretch):  # the empty stretch behind the end counts as zeroes
+            files.write_all_at(fd, view[begin:start], offset + begin)
+            begin = None

@@ -31,16 +31,14 @@ def command(listen: tuple[Address, ...], store_path: str, identity: Path, check:
 
     The store is made when its directory is absent or empty. One receiver at a time may append to a store.
     """
-    from securecore.receiver.server import ReceiverSettings, open_receiver, run
+    from securecore.receiver.server import ReceiverSettings, check_settings, run
 
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     settings = ReceiverSettings(listen, Path(store_path), identity)
     if check:
-        receiver = open_receiver(settings)
-        receiver.stop()
-        receiver.serve()
-        click.echo(f"ok: {identity} and {store_path} are fit to receive")
+        name = check_settings(settings)
+        click.echo(f"ok: {identity} is {name}'s, and {store_path} is a store or can become one")
         return
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     run(settings, lambda addresses: _announce(addresses, store_path))
 
 

@@ -121,8 +121,8 @@ def _print_core(manifest: Manifest | None, stored: int, dump: str) -> None:
         whole = terminal.size(manifest.size)
         if manifest.outcome != "complete":
             whole += f" of {terminal.size(manifest.predicted_size)} ({manifest.outcome})"
-        root = manifest.root.hex()
-        _field("core", f"{whole} in {manifest.frames} frames, {terminal.size(stored)} stored, root {root[:4]}…{root[-4:]}")
+        root, frames = manifest.root.hex(), terminal.count(manifest.frames, "frame")
+        _field("core", f"{whole} in {frames}, {terminal.size(stored)} stored, root {root[:4]}…{root[-4:]}")
     _field("id", dump)
 
 
@@ -134,7 +134,8 @@ def _print_evidence(papers: "evidence.Papers", host: str) -> None:
     _field("evidence", " · ".join(words) if words else "none yet")
     if papers.receipt is not None:
         size, time = papers.receipt.checkpoint.size, papers.receipt.fields["time"]
-        _field("", f"entry #{papers.receipt.leaf_index} of {papers.receipt.checkpoint.origin}, checkpoint {size}, received {time}")
+        _field("", f"entry #{papers.receipt.leaf_index} of {papers.receipt.checkpoint.origin}, checkpoint {size}")
+        _field("received", str(time))
     if papers.root_is_the_stores_own:
         _field("", evidence.OWN_ROOT)
 

@@ -126,7 +126,8 @@ def flush_(
         if failure is None and flushed.receipt is not None:
             gone = flushed.receipt.get("gone")
             words = f"deleted at the receiver: {gone}" if gone else f"stored by {flushed.receipt['receiver']}, receipt verified"
-            click.echo(f"{flushed.dump.short}  {words} ({flushed.sent_frames} frames sent now)")
+            frames = terminal.count(flushed.sent_frames, "frame")
+            click.echo(f"{flushed.dump.short}  {words} ({frames} sent now)")
         elif failure is not None:
             click.echo(f"{flushed.dump.short}  kept: {failure.message}", err=True)
             if failure.hint:

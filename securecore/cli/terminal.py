@@ -10,10 +10,10 @@ from typing import Final
 import click
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-_SIGNALS: Final = {
-    1: "SIGHUP", 2: "SIGINT", 3: "SIGQUIT", 4: "SIGILL", 5: "SIGTRAP", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 10: "SIGUSR1",
-    11: "SIGSEGV", 12: "SIGUSR2", 13: "SIGPIPE", 14: "SIGALRM", 15: "SIGTERM", 24: "SIGXCPU", 25: "SIGXFSZ", 31: "SIGSYS",
-}  # fmt: skip
+_SIGNALS: Final = (
+    "", "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM",
+    "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+)  # fmt: skip
 """By the generic numbering of signal(7); named here because the analyst's machine may number them otherwise."""
 
 
@@ -39,7 +39,16 @@ def size(number: int | None) -> str:
 
 def signal_name(number: int | None) -> str:
     """Return a signal's name, its number when it has none, ``-`` for none."""
-    return "-" if number is None else _SIGNALS.get(number, str(number))
+    if number is None:
+        return "-"
+    return f"SIG{_SIGNALS[number]}" if 0 < number < len(_SIGNALS) else str(number)
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number of things, in words that agree: ``1 frame``, ``2 frames``, ``2 entries``."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun[:-1]}ies" if noun.endswith("y") else f"{number} {noun}s"
 
 
 def when(moment: datetime, now: datetime | None = None) -> str:

@@ -44,7 +44,7 @@ class Decompressor:
         try:
             piece = self._zstd.decompress(frame, max_output_size=length)
         except zstandard.ZstdError as error:
-            raise BrokenError(f"frame does not decompress: {error}") from error
+            raise BrokenError(f"stored bytes are damaged: {error}") from error
         if len(piece) != length:
             raise BrokenError(f"frame holds {len(piece)} bytes of plaintext, it declares {length}")
         return piece

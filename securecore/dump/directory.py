@@ -126,6 +126,17 @@ def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
         raise disk_refused(error, "cannot write") from error
 
 
+def write_all_at(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+    """Write all of *data* at *offset* of a file; raises StorageError when the disk takes only a part."""
+    left = memoryview(data)
+    try:
+        while left:
+            written = os.pwrite(fd, left, offset)
+            left, offset = left[written:], offset + written
+    except OSError as error:
+        raise disk_refused(error, "cannot write") from error
+
+
 def sync(fd: int) -> None:
     """Make a file or a directory durable; raises StorageError, after which nothing is known of what reached the disk."""
     try:

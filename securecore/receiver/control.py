@@ -24,7 +24,7 @@ from securecore.audit.checkpoint import LogSigner
 from securecore.audit.entry import extracted_entry
 from securecore.audit.log import HostLogs
 from securecore.audit.statement import verify_statement
-from securecore.certs.identity_directory import load_identity, load_receiver_parts
+from securecore.certs.identity_directory import load_identity, load_log_key
 from securecore.errors import ConfigError, PeerError, SecurecoreError, StorageError
 from securecore.names import DumpId, HostName, NameRefused
 from securecore.store.layout import Store
@@ -74,6 +74,10 @@ class ControlServer:
             self._listener.shutdown(socket.SHUT_RDWR)
             self._listener.close()
             self._listener = None
+            try:
+                os.unlink(SOCKET, dir_fd=self._store.fd)
+            except OSError:
+                pass  # The next receiver replaces it.
 
     def _serve(self, listener: socket.socket) -> None:
         while True:
@@ -139,9 +143,9 @@ def take_core_alone(store: Store, host: HostName, dump: DumpId, identity: Path, 
     """
     lock = store.lock()
     try:
-        parts = load_receiver_parts(identity)
-        log_key = verify_statement(parts.log_statement, load_identity(identity).anchors)
-        signer = LogSigner(log_key.name, parts.log_key)
+        key, token = load_log_key(identity)
+        log_key = verify_statement(token, load_identity(identity).anchors)
+        signer = LogSigner(log_key.name, key)
         if signer.public_key != log_key.public_key:
             raise ConfigError(f"identity {identity}: log-key.pem is not the key of log-key.jws")
         logs = HostLogs(signer, lambda owner: store.audit_directory(owner, create=True))

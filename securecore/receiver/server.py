@@ -4,6 +4,7 @@ The main thread accepts and minds signals; it never touches TLS, so a peer that 
 """
 
 import logging
+import os
 import select
 import signal
 import socket
@@ -19,7 +20,7 @@ from typing import Final, NamedTuple
 from securecore import limits, tls
 from securecore.audit.log import HostLogs
 from securecore.errors import ConfigError, NotFoundError, SecurecoreError
-from securecore.names import Address
+from securecore.names import Address, HostName
 from securecore.receiver.commit import Committer
 from securecore.receiver.control import ControlServer
 from securecore.receiver.material import Material, load_material
@@ -246,6 +247,20 @@ def open_receiver(settings: ReceiverSettings) -> Receiver:
         receiver._close()
         raise
     return receiver
+
+
+def check_settings(settings: ReceiverSettings) -> HostName:
+    """Return our own name by the identity, after testing identity and store without changing anything; raises SecurecoreError.
+
+    A receiver may be running on the store. Not checked: that the addresses can be listened on.
+    """
+    material = load_material(settings.identity, utc_now())
+    path = settings.store
+    if path.is_dir() and any(path.iterdir()):
+        open_store(str(path)).close()
+    elif not os.access(path if path.is_dir() else path.parent, os.W_OK):
+        raise ConfigError(f"{path}: a store cannot be made there by this user")
+    return material.own.name
 
 
 def run(settings: ReceiverSettings, announce: Callable[[Sequence[Address]], None]) -> None:

@@ -86,8 +86,10 @@ class Session:
         """Serve the connection to its end; every way that it can end is logged, none is raised."""
         host = None
         try:
-            judgement = self._service.material.check_host(self._leaf, self._service.clock())
+            material, now = self._service.material, self._service.clock()
+            judgement = material.judge_host(self._leaf, now)
             host = judgement.name
+            material.revocation.check(judgement, now)
             self._send(Ready(self._service.store.store_id, limits.MAX_FRAMES))
             self._serve(judgement)
         except SecurecoreError as error:
@@ -159,7 +161,8 @@ class Session:
 
     def _commit(self, manifest: bytes, dump: IncomingDump, report: bytes) -> bytes:
         # A long transfer may outlive the host's certificate: what was judged before READY is judged again by today's lists.
-        self._service.material.check_host(self._leaf, self._service.clock())
+        material, now = self._service.material, self._service.clock()
+        material.revocation.check(material.judge_host(self._leaf, now), now)
         return self._service.committer.finish(dump, manifest, report, self._leaf)
 
     def _send_receipt(self, receipt: bytes) -> None:

@@ -121,7 +121,7 @@ def refusal(message: Refuse, address: Address) -> SecurecoreError:
     words = "".join(character if character.isprintable() else "?" for character in message.words)
     text = f"refused by {address}: {words}"
     if message.code == Refusal.NOT_YET_VALID:
-        return ClockError(text, hint="is this machine's clock right?")
+        return ClockError(text, hint="compare this machine's clock")
     if message.code < Refusal.NOT_YET_VALID:
         return RefusedError(text)
     wait = min(message.retry_after_s, limits.MAX_RETRY_AFTER_S)

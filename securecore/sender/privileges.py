@@ -36,7 +36,7 @@ def drop(uid: int, gid: int) -> None:
     if os.geteuid() != 0:
         return
     if uid == 0 or gid == 0:
-        raise ConfigError("settings name root as the handler's user", hint="run `securecore setup sender` again")
+        raise ConfigError("the user to become is root, or in root's group", hint="give spool and settings a user of their own")
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)

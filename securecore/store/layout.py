@@ -34,7 +34,7 @@ AUDIT: Final = "audit"
 
 _FORMAT_LINE: Final = "securecore-store 1"
 _FORMAT_MAX_BYTES: Final = 256
-_CANDIDATES_SHOWN: Final = 10
+_CANDIDATES_SHOWN: Final = 3
 
 
 class Place(Enum):

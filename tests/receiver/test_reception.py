@@ -126,7 +126,7 @@ def test_a_revoked_host_is_refused_before_ready_in_words_at_both_ends(
 
     assert isinstance(error, RefusedError)
     assert "revoked on" in error.message
-    assert any("revoked on" in record.getMessage() for record in caplog.records)
+    assert any("revoked on" in record.getMessage() and "web-1" in record.getMessage() for record in caplog.records)
     assert stored_cores(tmp_path / "store") == {}
 
 

@@ -50,7 +50,7 @@ def test_root_is_no_user_to_drop_to(uid: int, gid: int) -> None:
     result = run_try(uid, gid)
 
     assert result.returncode != 0
-    assert "settings name root" in result.stderr
+    assert "the user to become is root" in result.stderr
 
 
 def test_what_others_can_import_is_told_by_every_directory_on_the_way(tmp_path: Path) -> None:
