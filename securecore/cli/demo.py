@@ -20,10 +20,9 @@ from typing import Final
 
 import click
 
-from securecore import tls
 from securecore.cli import core_pattern, terminal
 from securecore.errors import BrokenError, ConfigError, UnreachableError
-from securecore.names import Address, DumpId, HostName
+from securecore.names import Address, HostName
 from securecore.store.catalogue import open_catalogue
 from securecore.store.rows import DumpRow
 
@@ -186,30 +185,10 @@ class _Demo:
 
     def _send_other_core(self) -> Path | None:
         """Send a core that was made without our handler; return as _crash does."""
-        from securecore.report import CrashReport
-        from securecore.sender.credentials import read_credentials
-        from securecore.sender.pump import Pump
-        from securecore.sender.transfer import Papers, Parcel, Transfer
-
         core, how, program = self._other_core()
         self._say("core", f"core_pattern cannot be set from here, so {how}")
         identity = str(self._directory / "host")
-        papers = Papers(tls.sender_context(identity), read_credentials(identity))
-        now_ms = time.time_ns() // 1_000_000
-        report = CrashReport(sender="securecore demo", source="file", core_name=core.name)
-        pump = Pump()
-        parcel = Parcel(DumpId.make(now_ms, os.urandom(10)), report.encode(), now_ms)
-        transfer = Transfer(parcel, pump, [self._address], papers, None)
-        transfer.start()
-        fd = os.open(core, os.O_RDONLY)
-        try:
-            pump.read(fd)
-        finally:
-            os.close(fd)
-            transfer.source_closed.set()
-        outcome = transfer.wait()
-        if outcome.failure is not None:
-            raise outcome.failure
+        self._command(["send", str(core), "--to", str(self._address), "--identity", identity])
         return program
 
     def _other_core(self) -> tuple[Path, str, Path | None]:
@@ -267,11 +246,11 @@ class _Demo:
     def _verify(self, row: DumpRow) -> None:
         started = time.monotonic()
         root = str(self._directory / "host/ca.pem")
-        checks = json.loads(self._command(["verify", row.id, "--root", root, "--json"]))[0]["checks"]
+        checks = json.loads(self._on_store(["verify", row.id, "--root", root, "--json"]))[0]["checks"]
         words = f"{len(checks)} checks ok, offline, with the root certificate alone: frames, signatures, receipt"
         self._say("verify", words, started)
         started = time.monotonic()
-        logs = json.loads(self._command(["audit", "verify", "--root", root, "--json"]))
+        logs = json.loads(self._on_store(["audit", "verify", "--root", root, "--json"]))
         words = f"{terminal.count(logs[0]['entries'], 'entry')}, checkpoint signed by {_RECEIVER}, log verified"
         self._say("audit", words, started)
 
@@ -280,23 +259,27 @@ class _Demo:
         shown = [terminal.short_id(argument) if len(argument) == _ID_LENGTH else argument for argument in arguments]
         self._say(command, f"$ securecore {' '.join([command, *shown])}")
         own = [str(self._directory / argument) if argument.endswith(".pem") else argument for argument in arguments]
-        for line in self._command([command, *own]).rstrip("\n").split("\n"):
+        for line in self._on_store([command, *own]).rstrip("\n").split("\n"):
             self._more(line)
 
-    def _command(self, arguments: list[str]) -> str:
+    def _on_store(self, arguments: list[str]) -> str:
         """Run a command on our store and return what it prints; raises BrokenError when it fails."""
+        return self._command([*arguments, "--store", str(self._directory / "store")])
+
+    def _command(self, arguments: list[str]) -> str:
+        """Run a command and return what it prints; raises BrokenError when it fails."""
         from securecore.cli.main import run
 
         output = io.StringIO()
         with redirect_stdout(output):
-            code = run([*arguments, "--store", str(self._directory / "store")])
+            code = run(arguments)
         if code:
             raise BrokenError(f"`securecore {arguments[0]}` left with exit code {code}")
         return output.getvalue()
 
     def _debug(self, row: DumpRow, program: Path | None) -> None:
         core = self._directory / "extracted.core"
-        self._command(["extract", row.id, "-o", str(core)])
+        self._on_store(["extract", row.id, "-o", str(core)])
         self._say("extract", f"$ securecore extract {terminal.short_id(row.id)} -o core     (audited: who took it, and when)")
         gdb = shutil.which("gdb")
         if gdb is None or program is None:
