@@ -27,6 +27,11 @@ class CoreSize:
         self._prefix = bytearray()
         self._settled = False
 
+    @property
+    def is_undecided(self) -> bool:
+        """Whether what has arrived could still become an ELF core: a source that ends now was cut within its headers."""
+        return not self._settled
+
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take the next bytes of the core; free of charge once the answer is known."""
         if self._settled:

@@ -14,7 +14,6 @@ import stat
 from typing import Final
 
 from securecore.errors import (
-    BusyError,
     ClockError,
     ConfigError,
     PeerError,
@@ -34,6 +33,7 @@ def sender_context(identity: str) -> ssl.SSLContext:
     beyond OpenSSL's purpose and name checks; the receipt's evidence judges its certificate in full.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.hostname_checks_common_name = False
     _harden(context, identity)
     return context
 
@@ -147,7 +147,7 @@ def explain(error: OSError, peer: str) -> SecurecoreError:
             return UnreachableError(f"{peer} closed the connection")
         return PeerError(f"{peer}: TLS failed: {_reason(error)}")
     if isinstance(error, TimeoutError):
-        return BusyError(f"{peer} did not answer in time")
+        return UnreachableError(f"{peer} did not answer in time")
     reason = str(error.strerror or error)
     hint = "see that the receiver runs, and that the address is right"
     return UnreachableError(f"{peer}: {reason[:1].lower()}{reason[1:]}", hint=hint)

@@ -13,6 +13,7 @@ crash:
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 from securecore import limits
@@ -28,6 +29,8 @@ ENTRIES: Final = "entries.jsonl"
 CHECKPOINT: Final = "checkpoint"
 
 _READ_BYTES: Final = 1 << 20
+_KEEP_OPEN: Final = 64
+"""Logs that stay open while nobody uses them: as many hosts as the design's load budget has senders at once."""
 
 
 class Line(NamedTuple):
@@ -103,16 +106,15 @@ class HostLog:
             self._check_usable()
             received = [find_received(entry) for entry in entries]
             self._check_new(entries, received)
-            self.has_failed = True
-            directory.write_all(self._entries, b"".join(entry + b"\n" for entry in entries))
-            self._sync_entries()
-            receipts = []
-            for entry, dump_id in zip(entries, received, strict=True):
-                index, path = self._frontier.size, tuple(self._frontier.proof_for_next())
-                self._take(entry, dump_id)
-                receipts.append(TlogProof(index, path, self._sign(), entry).encode())
-            self._put_checkpoint()
-            self.has_failed = False
+            with self._failing_for_good():
+                directory.write_all(self._entries, b"".join(entry + b"\n" for entry in entries))
+                self._sync_entries()
+                receipts = []
+                for entry, dump_id in zip(entries, received, strict=True):
+                    index, path = self._frontier.size, tuple(self._frontier.proof_for_next())
+                    self._take(entry, dump_id)
+                    receipts.append(TlogProof(index, path, self._sign(), entry).encode())
+                self._put_checkpoint()
             return receipts
 
     def find(self, dump_id: DumpId) -> int | None:
@@ -130,10 +132,9 @@ class HostLog:
             if not 0 <= index < self._frontier.size:
                 raise NotFoundError(f"audit log {self.origin} has no entry {index}")
             if self._signed_size < self._frontier.size:
-                self.has_failed = True
-                self._sync_entries()
-                self._put_checkpoint()
-                self.has_failed = False
+                with self._failing_for_good():
+                    self._sync_entries()
+                    self._put_checkpoint()
             entry = b""
 
             def leaves() -> Iterator[bytes]:
@@ -202,6 +203,15 @@ class HostLog:
                     raise Bug(f"audit log {self.origin} already says that dump {dump_id} was received")
                 seen.add(bytes(dump_id))
 
+    @contextmanager
+    def _failing_for_good(self) -> Iterator[None]:
+        """Mark the log as failed when the block does not come to its end, whatever the reason."""
+        try:
+            yield
+        except BaseException:
+            self.has_failed = True
+            raise
+
     def _sync_entries(self) -> None:
         try:
             os.fdatasync(self._entries)
@@ -217,47 +227,80 @@ class HostLog:
 
 
 class HostLogs:
-    """The open logs of a receiver, one for each host, opened when first needed; a failed one is opened again. Thread-safe.
+    """The open logs of a receiver, one for each host: opened when first needed, again after a failure. Thread-safe.
 
-    *open_directory* returns a new descriptor of a host's log directory, made if need be.
+    *open_directory* returns a new descriptor of a host's log directory, made if need be. An open log holds two descriptors, so the
+    least recently used ones are closed when there are more than *keep_open* of them; never one that is in use.
     """
 
-    def __init__(self, signer: LogSigner, open_directory: Callable[[HostName], int]) -> None:
+    def __init__(self, signer: LogSigner, open_directory: Callable[[HostName], int], keep_open: int = _KEEP_OPEN) -> None:
         self._signer = signer
         self._open_directory = open_directory
+        self._keep_open = keep_open
         self._lock = threading.Lock()
         self._slots: dict[HostName, _Slot] = {}
+        self._is_closed = False
 
-    def log_of(self, host: HostName) -> HostLog:
-        """Return the log of *host*; raises BrokenError and StorageError as HostLog.open does."""
-        with self._lock:
-            slot = self._slots.setdefault(host, _Slot())
-        with slot.lock:  # One lock a host, so that reading a long log keeps nobody else waiting.
-            if slot.log is not None and slot.log.has_failed:
-                slot.log.close()
-                slot.log = None
-            if slot.log is None:
-                fd = self._open_directory(host)
-                try:
-                    slot.log = HostLog.open(fd, origin_of(self._signer.name, host), self._signer)
-                finally:
-                    os.close(fd)
-            return slot.log
+    @contextmanager
+    def using(self, host: HostName) -> Iterator[HostLog]:
+        """Give the log of *host* while the block runs; raises BrokenError and StorageError as HostLog.open does."""
+        slot = self._borrow(host)
+        try:
+            with slot.lock:  # One lock a host, so that reading a long log keeps nobody else waiting.
+                log = self._opened(slot, host)
+            yield log
+        finally:
+            self._give_back(slot)
 
     def close(self) -> None:
-        """Close all logs."""
+        """Close all logs, and open none again."""
         with self._lock:
-            for slot in self._slots.values():
-                with slot.lock:
-                    if slot.log is not None:
-                        slot.log.close()
+            self._is_closed = True
+            slots = list(self._slots.values())
             self._slots.clear()
+        for slot in slots:
+            with slot.lock:
+                slot.close()
+
+    def _borrow(self, host: HostName) -> "_Slot":
+        with self._lock:
+            if self._is_closed:
+                raise StorageError("the audit logs are closed", hint="the receiver is stopping")
+            slot = self._slots.pop(host, None) or _Slot()
+            self._slots[host] = slot  # the last one in order is the one most recently used
+            slot.users += 1
+            return slot
+
+    def _give_back(self, slot: "_Slot") -> None:
+        with self._lock:
+            slot.users -= 1
+            idle = [host for host, found in self._slots.items() if found.users == 0]
+            # What nobody uses cannot be borrowed while we hold the lock, so it can be closed here.
+            for host in idle[: max(len(self._slots) - self._keep_open, 0)]:
+                self._slots.pop(host).close()
+
+    def _opened(self, slot: "_Slot", host: HostName) -> HostLog:
+        if slot.log is not None and slot.log.has_failed:
+            slot.close()
+        if slot.log is None:
+            fd = self._open_directory(host)
+            try:
+                slot.log = HostLog.open(fd, origin_of(self._signer.name, host), self._signer)
+            finally:
+                os.close(fd)
+        return slot.log
 
 
 class _Slot:
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        self.users = 0
         self.log: HostLog | None = None
+
+    def close(self) -> None:
+        if self.log is not None:
+            self.log.close()
+            self.log = None
 
 
 def scan_lines(fd: int) -> Iterator[Line]:

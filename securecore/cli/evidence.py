@@ -1,6 +1,7 @@
 """What vouches for a dump: manifest, certificate and receipt, checked as far as it goes without reading the core."""
 
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -71,7 +72,7 @@ def check_papers(store: Store, files: DumpFiles, root_path: Path | None) -> Pape
     manifest_problem = receipt_problem = None
     if token is not None:
         try:
-            manifest, certificate = _check_manifest(token, anchors)
+            manifest = parse_manifest(jws.verify(token, MANIFEST_TYP, limits.MAX_MANIFEST_BYTES).payload)
         except SecurecoreError as error:
             manifest_problem = error.message
     if receipt_text is not None:
@@ -82,16 +83,21 @@ def check_papers(store: Store, files: DumpFiles, root_path: Path | None) -> Pape
                 check_received(receipt.fields, manifest, token)
         except SecurecoreError as error:
             receipt_problem = error.message
+    if manifest is not None and token is not None:
+        try:
+            certificate = _judge_signer(token, manifest, receipt, anchors)
+        except SecurecoreError as error:
+            manifest_problem = error.message
     return Papers(manifest, certificate, receipt, manifest_problem, receipt_problem, is_own)
 
 
-def _check_manifest(token: bytes, anchors: Anchors) -> tuple[Manifest, Judgement]:
-    parts = jws.verify(token, MANIFEST_TYP, limits.MAX_MANIFEST_BYTES)
-    manifest = parse_manifest(parts.payload)
-    moment = terminal.moment(manifest.ended_at / 1000)
+def _judge_signer(token: bytes, manifest: Manifest, receipt: Receipt | None, anchors: Anchors) -> Judgement:
+    """Return the certificate that signed the manifest, judged at the time of the receipt: the host's own clock may be wrong."""
+    parts = jws.parse(token, limits.MAX_MANIFEST_BYTES)
+    moment = datetime.fromisoformat(str(receipt.fields["time"])) if receipt else terminal.moment(manifest.ended_at / 1000)
     if moment is None:
         raise BrokenError("its time is in no calendar")
     judgement = judge(parts.chain_der[0], parts.chain_der[1:], anchors, Purpose.HOST, moment)
     if judgement.name != manifest.host:
         raise BrokenError(f"it is signed by {judgement.name}")
-    return manifest, judgement
+    return judgement

@@ -12,7 +12,7 @@ import click
 from securecore import __version__, tls
 from securecore.cli.options import address, json_option
 from securecore.cli.terminal import Progress, size
-from securecore.errors import BrokenError, Bug, ConfigError
+from securecore.errors import BrokenError, Bug, ConfigError, NotFoundError
 from securecore.names import Address, DumpId
 from securecore.report import CrashReport
 
@@ -81,6 +81,8 @@ def _open_source(file: str) -> tuple[int, int | None]:
         return os.dup(0), None
     try:
         fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{file}: no such file") from error
     except OSError as error:
         raise ConfigError(f"{file}: {(error.strerror or '').lower()}") from error
     if os.path.isdir(file):

@@ -9,6 +9,7 @@ from typing import Final
 
 from securecore import limits
 from securecore.errors import PeerError
+from securecore.merkle import leaf_hash
 
 _MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _BLOCK_MAX: Final = 128 * 1024
@@ -48,6 +49,7 @@ def _block(size: int, *, kind: int, last: bool) -> bytes:
 
 ZERO_PIECE_FRAME: Final = zero_frame(limits.PIECE_BYTES)
 """The frame of a whole piece of zeroes, which ZERO on the wire stands for."""
+ZERO_PIECE_LEAF: Final = leaf_hash(ZERO_PIECE_FRAME)
 
 
 def check_frame(frame: bytes | bytearray | memoryview) -> int:

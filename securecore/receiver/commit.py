@@ -27,6 +27,10 @@ from securecore.store.recovery import sweep_incoming
 from securecore.store.writer import IncomingDump
 
 
+class ManifestRefused(BrokenError):
+    """The sender's manifest does not hold; the fault is the sender's, not that of what is stored here."""
+
+
 class Committer:
     """Writes audit entries and publishes dumps; for several threads at once. The caller holds the store's lock."""
 
@@ -38,8 +42,8 @@ class Committer:
     def finish(self, dump: IncomingDump, token: bytes, report: bytes, certificate: bytes) -> bytes:
         """Do steps 1 to 5 for a dump whose frames are all here; return its receipt.
 
-        *report* is as the session's OPEN had it, *certificate* the leaf (DER) that the session was opened with. Raises BrokenError
-        when the manifest does not hold; then nothing was written and the frames stay for another try.
+        *report* is as the session's OPEN had it, *certificate* the leaf (DER) that the session was opened with. Raises
+        ManifestRefused when the manifest does not hold; then nothing was written and the frames stay for another try.
         """
         check_manifest(token, dump, self._store.store_id, report, certificate)
         dump.finish(token)
@@ -47,12 +51,12 @@ class Committer:
 
     def commit(self, dump: IncomingDump) -> bytes:
         """Do steps 3 to 5 for a dump whose manifest is durable; return its receipt."""
-        log = self._logs.log_of(dump.host)
         if dump.has_receipt:
             receipt = dump.read_receipt()
         else:
-            index = log.find(dump.dump_id)
-            receipt = log.append(self._entry(dump)) if index is None else log.receipt_for(index)
+            with self._logs.using(dump.host) as log:
+                index = log.find(dump.dump_id)
+                receipt = log.append(self._entry(dump)) if index is None else log.receipt_for(index)
             dump.put_receipt(receipt)
         dump.publish()
         return receipt
@@ -93,8 +97,16 @@ class Committer:
         )
 
 
+def _parse(token: bytes) -> tuple[jws.Jws, Manifest]:
+    try:
+        parts = jws.verify(token, MANIFEST_TYP, MAX_MANIFEST_BYTES)
+        return parts, parse_manifest(parts.payload)
+    except BrokenError as error:
+        raise ManifestRefused(error.message) from error
+
+
 def check_manifest(token: bytes, dump: IncomingDump, store: StoreId, report: bytes, certificate: bytes | None) -> Manifest:
-    """Return the manifest in *token* after holding it against everything that is known of the dump; raises BrokenError.
+    """Return the manifest in *token* after holding it against everything that is known of the dump; raises ManifestRefused.
 
     1. The signature is by the key of its own x5c[0], and this is the session's *certificate* (when there is a session).
     2. It speaks of this dump, this host and this store.
@@ -103,10 +115,9 @@ def check_manifest(token: bytes, dump: IncomingDump, store: StoreId, report: byt
 
     Not checked: the chain; the session's certificate was judged when the session began, and is again before a commit.
     """
-    parts = jws.verify(token, MANIFEST_TYP, MAX_MANIFEST_BYTES)
+    parts, manifest = _parse(token)
     if certificate is not None and parts.chain_der[0] != certificate:
-        raise BrokenError("manifest is signed with another certificate than the session's")
-    manifest = parse_manifest(parts.payload)
+        raise ManifestRefused("manifest is signed with another certificate than the session's")
     expected = {
         "dump": dump.dump_id,
         "host": dump.host,
@@ -118,7 +129,7 @@ def check_manifest(token: bytes, dump: IncomingDump, store: StoreId, report: byt
     }
     for field, value in expected.items():
         if getattr(manifest, field) != value:
-            raise BrokenError(f"manifest states another {field} than what was received")
+            raise ManifestRefused(f"manifest states another {field} than what was received")
     if manifest.outcome == COMPLETE and manifest.predicted_size is not None and manifest.size < manifest.predicted_size:
-        raise BrokenError("manifest calls a dump complete that is shorter than predicted")
+        raise ManifestRefused("manifest calls a dump complete that is shorter than predicted")
     return manifest

@@ -25,16 +25,17 @@ from securecore.audit.entry import extracted_entry
 from securecore.audit.log import HostLogs
 from securecore.audit.statement import verify_statement
 from securecore.certs.identity_directory import load_identity, load_log_key
-from securecore.errors import ConfigError, PeerError, SecurecoreError, StorageError
+from securecore.errors import BrokenError, ConfigError, NotFoundError, PeerError, SecurecoreError, StorageError
 from securecore.names import DumpId, HostName, NameRefused
 from securecore.store.layout import Store
 
 SOCKET: Final = "control.sock"
 _REQUEST_BYTES: Final = 4096
 _DEADLINE_S: Final = 10.0
+_KINDS: Final = {kind.exit_code: kind for kind in (NotFoundError, StorageError, BrokenError)}
 _CREDENTIALS: Final = struct.Struct("3i")
 
-log = logging.getLogger("securecore.receiver")
+logger = logging.getLogger("securecore.receiver")
 
 
 class ControlServer:
@@ -90,7 +91,7 @@ class ControlServer:
                 try:
                     self._answer(connection)
                 except OSError as error:
-                    log.warning("control request was not answered: %s", error.strerror or error)
+                    logger.warning("control request was not answered: %s", error.strerror or error)
 
     def _answer(self, connection: socket.socket) -> None:
         core = -1
@@ -117,7 +118,7 @@ class ControlServer:
         except NameRefused as error:
             raise PeerError(error.message) from error
         core = take_core(self._store, self._logs, host, dump, uid, self._clock())
-        log.info("extracted host=%s dump=%s uid=%d", host, dump, uid)
+        logger.info("extracted host=%s dump=%s uid=%d", host, dump, uid)
         return core
 
 
@@ -129,7 +130,8 @@ def take_core(store: Store, logs: HostLogs, host: HostName, dump: DumpId, uid: i
     with store.open_dump(host, dump) as files:
         core = files.open_core()
     try:
-        logs.log_of(host).append(extracted_entry(now, dump, host, uid=uid, user=_user_name(uid)))
+        with logs.using(host) as log:
+            log.append(extracted_entry(now, dump, host, uid=uid, user=_user_name(uid)))
     except SecurecoreError:
         os.close(core)
         raise
@@ -160,7 +162,7 @@ def take_core_alone(store: Store, host: HostName, dump: DumpId, identity: Path, 
 def ask_for_core(store: Store, host: HostName, dump: DumpId) -> int | None:
     """Return a descriptor on a dump's core.zst from the receiver that runs on *store*; None when none runs there.
 
-    Raises StorageError when it does not answer; else whatever the receiver says as ConfigError.
+    Raises StorageError when it does not answer; else what the receiver says, as the error that it met.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(_DEADLINE_S)
@@ -182,7 +184,8 @@ def ask_for_core(store: Store, host: HostName, dump: DumpId) -> int | None:
     finally:
         connection.close()
     if not answer.get("ok") or not fds:
-        raise ConfigError(f"the receiver on {store.path} refused: {answer.get('error', 'no descriptor')}")
+        kind = _KINDS.get(answer.get("code"), ConfigError)
+        raise kind(f"the receiver on {store.path} refused: {answer.get('error', 'no descriptor')}")
     return fds[0]
 
 

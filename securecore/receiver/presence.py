@@ -4,9 +4,10 @@ A sender that lost its connection comes back before the receiver has noticed. Th
 waits until its thread has let the dump go.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Condition
+from threading import Condition, Lock
 from typing import Final, NamedTuple
 
 from securecore.errors import BusyError
@@ -18,6 +19,26 @@ _PATIENCE_S: Final = 15.0
 
 class _Claim(NamedTuple):
     interrupt: Callable[[], None]
+
+
+class Wakeup:
+    """What one thread polls beside its socket, so that others can have its attention without touching that socket."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._lock = Lock()
+
+    def ring(self) -> None:
+        """Make the descriptor readable, for good; for any thread, also after ``close``."""
+        with self._lock:
+            if self.fd >= 0:
+                os.eventfd_write(self.fd, 1)
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        with self._lock:
+            os.close(self.fd)
+            self.fd = -1
 
 
 class Presence:

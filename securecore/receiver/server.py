@@ -26,6 +26,7 @@ from securecore.receiver.control import ControlServer
 from securecore.receiver.material import Material, load_material
 from securecore.receiver.session import Service, Session, quoted
 from securecore.store.layout import Store, StoreLock, create_store, open_store
+from securecore.wire.messages import Refusal
 
 _BACKLOG: Final = 128
 """Connections that the kernel holds while none is accepted: twice the 64 senders of the design's load budget."""
@@ -178,7 +179,13 @@ class Receiver:
                 return
             thread = threading.Thread(target=self._run_session, args=(plain, peer), daemon=True)
             self._sessions[thread] = None
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:  # no memory or no process left for another thread
+            log.error("failed peer=%s error=%s", peer, quoted(str(error)))
+            plain.close()
+            with self._sessions_lock:
+                del self._sessions[thread]
 
     def _run_session(self, plain: socket.socket, peer: str) -> None:
         thread = threading.current_thread()
@@ -220,11 +227,9 @@ class Receiver:
             is_over = time.monotonic() > deadline
             for session in sessions.values():
                 if session is not None and (session.is_idle or is_over):
-                    session.interrupt()
-            if is_over:
-                for thread in sessions:
-                    thread.join(timeout=limits.PROGRESS_DEADLINE_S)
-                return
+                    session.interrupt(Refusal.SHUTTING_DOWN, "the receiver is being stopped")
+            if time.monotonic() > deadline + limits.PROGRESS_DEADLINE_S:
+                return  # What is stuck in a disk's queue is ended with the process.
             next(iter(sessions)).join(timeout=0.2)
 
 
@@ -265,6 +270,8 @@ def check_settings(settings: ReceiverSettings) -> HostName:
 
 def run(settings: ReceiverSettings, announce: Callable[[Sequence[Address]], None]) -> None:
     """Run a receiver until SIGTERM or SIGINT; *announce* is told where it listens."""
+    # A reload that comes while we start asks for nothing: what we are about to load is the newest there is.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     receiver = open_receiver(settings)
     receiver.handle_signals()
     announce(receiver.addresses)

@@ -16,9 +16,9 @@ from securecore.certs.judge import Refusal as CertificateRefusal
 from securecore.dump.frames import ZERO_PIECE_FRAME, FrameRefused, check_frame
 from securecore.errors import BrokenError, BusyError, PeerError, SecurecoreError, StorageError, UnreachableError
 from securecore.names import DumpId, HostName
-from securecore.receiver.commit import Committer
+from securecore.receiver.commit import Committer, ManifestRefused
 from securecore.receiver.material import Material
-from securecore.receiver.presence import Presence
+from securecore.receiver.presence import Presence, Wakeup
 from securecore.report import parse_report
 from securecore.store.layout import Store
 from securecore.store.recovery import open_incoming
@@ -45,6 +45,14 @@ _CERTIFICATE_CODES: Final = {
 log = logging.getLogger("securecore.receiver")
 
 
+class _Interrupted(SecurecoreError):
+    """Another thread wants this session to end."""
+
+    def __init__(self, code: Refusal, words: str) -> None:
+        super().__init__(words)
+        self.code = code
+
+
 class Service:
     """What all sessions of a receiver share; *material* is replaced by a reload."""
 
@@ -66,6 +74,11 @@ class Session:
         self._connection = Connection(WireEnd.RECEIVER)
         self._dump: DumpId | None = None
         self._is_busy = False
+        self._interruption: _Interrupted | None = None
+        self._wakeup = Wakeup()
+        self._poll = select.poll()
+        self._poll.register(secured, select.POLLIN)
+        self._poll.register(self._wakeup.fd, select.POLLIN)
         self._unsynced = 0
         self._leaf = secured.getpeercert(binary_form=True) or b""
 
@@ -74,13 +87,13 @@ class Session:
         """Whether no dump is under way: such a session may be interrupted without loss of work."""
         return not self._is_busy
 
-    def interrupt(self) -> None:
-        """Make the session's thread fail at its next read or write; for other threads."""
-        try:
-            # The method of plain sockets: SSLSocket.shutdown would take the TLS state from under the session's own thread.
-            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
-        except OSError:
-            pass
+    def interrupt(self, code: Refusal, words: str) -> None:
+        """Make the session's thread end the session at its next read, and tell the peer why; for other threads."""
+        self._interruption = _Interrupted(code, words)
+        self._wakeup.ring()
+
+    def _supersede(self) -> None:
+        self.interrupt(Refusal.SUPERSEDED, "a newer connection of this host has taken the dump over")
 
     def run(self) -> None:
         """Serve the connection to its end; every way that it can end is logged, none is raised."""
@@ -95,12 +108,13 @@ class Session:
         except SecurecoreError as error:
             self._end_badly(error, host)
         finally:
+            self._wakeup.close()
             self._socket.close()
 
     def _serve(self, judgement: Judgement) -> None:
         while (message := self._receive()) is not None:
             if isinstance(message, Open):
-                with self._service.presence.claim(judgement.name, message.dump, self.interrupt):
+                with self._service.presence.claim(judgement.name, message.dump, self._supersede):
                     self._take_dump(message, judgement)
 
     def _take_dump(self, opening: Open, judgement: Judgement) -> None:
@@ -121,7 +135,7 @@ class Session:
             else:
                 self._send(Accept(dump.frames, dump.root))
                 receipt = self._commit(self._take_frames(dump), dump, opening.report)
-        except UnreachableError:
+        except (UnreachableError, _Interrupted):
             # The sender may never come back: what is here is kept as far as it goes, acknowledged or not.
             if not dump.has_manifest:
                 dump.sync()
@@ -146,14 +160,15 @@ class Session:
             if isinstance(message, End):
                 return message.manifest
             if isinstance(message, Data):
-                self._store(dump, message.frame, check_frame(message.frame))
+                dump.append(message.frame, check_frame(message.frame))
+                self._acknowledge(dump, len(message.frame))
             elif isinstance(message, Zero):
-                for _ in range(message.pieces):
-                    self._store(dump, ZERO_PIECE_FRAME, limits.PIECE_BYTES)
+                dump.append_zero_pieces(message.pieces)
+                self._acknowledge(dump, message.pieces * len(ZERO_PIECE_FRAME))
 
-    def _store(self, dump: IncomingDump, frame: bytes, plain: int) -> None:
-        dump.append(frame, plain)
-        self._unsynced += len(frame)
+    def _acknowledge(self, dump: IncomingDump, stored: int) -> None:
+        """Make what was stored durable, and say so, once it is enough."""
+        self._unsynced += stored
         if self._unsynced >= limits.ACK_EVERY_BYTES:
             dump.sync()
             self._unsynced = 0
@@ -179,23 +194,34 @@ class Session:
     def _receive(self) -> Message | None:
         """Return the peer's next message, None when it ended the connection between two dumps."""
         while (message := self._connection.next_message()) is NEED_DATA:
-            self._socket.settimeout(limits.IDLE_DEADLINE_S)
+            self._wait_for_bytes()
             try:
                 data = self._socket.recv(_RECEIVE_BYTES)
             except ssl.SSLError as error:
-                if self._dump is None and not self._connection.holds_partial_message:
+                if self._is_between_dumps:
                     return None  # Senders close without a TLS farewell; between dumps nothing can be lost by that.
                 raise UnreachableError("connection was cut") from error
-            except TimeoutError as error:
-                raise UnreachableError(f"peer was silent for {limits.IDLE_DEADLINE_S:.0f} s") from error
             except OSError as error:
                 raise UnreachableError(f"connection was lost: {error.strerror or error}") from error
             if not data:
-                if self._dump is None and not self._connection.holds_partial_message:
+                if self._is_between_dumps:
                     return None
                 raise UnreachableError("connection was ended by the peer")
             self._connection.receive(data)
         return message
+
+    @property
+    def _is_between_dumps(self) -> bool:
+        return self._dump is None and not self._connection.holds_partial_message
+
+    def _wait_for_bytes(self) -> None:
+        """Return when the peer has sent something; raises when it is silent for too long, or another thread ends the session."""
+        if self._socket.pending() == 0 and not self._poll.poll(limits.IDLE_DEADLINE_S * 1000):
+            raise UnreachableError(f"peer was silent for {limits.IDLE_DEADLINE_S:.0f} s")
+        if self._interruption is not None:
+            raise self._interruption
+        # A record that comes in drips has this long to become whole.
+        self._socket.settimeout(limits.IDLE_DEADLINE_S)
 
     def _end_badly(self, error: SecurecoreError, host: HostName | None) -> None:
         """Log why, and tell the peer when it still listens."""
@@ -211,8 +237,9 @@ class Session:
     def _linger(self) -> None:
         """Wait for the peer to go: closing with unread data in the buffer would reset the connection, and our words with it."""
         socket.socket.shutdown(self._socket, socket.SHUT_WR)
-        deadline = time.monotonic() + _LINGER_S
-        while (left := deadline - time.monotonic()) > 0 and select.select([self._socket], [], [], left)[0]:
+        deadline, poll = time.monotonic() + _LINGER_S, select.poll()
+        poll.register(self._socket, select.POLLIN)
+        while (left := deadline - time.monotonic()) > 0 and poll.poll(left * 1000):
             # Below TLS: nothing that comes now is looked at.
             if not os.read(self._socket.fileno(), _RECEIVE_BYTES):
                 break
@@ -220,18 +247,20 @@ class Session:
 
 def refuse(error: SecurecoreError) -> Refuse:
     """Return the REFUSE that tells a peer of *error*: our own words for what is the peer's doing, few for what is ours."""
+    if isinstance(error, _Interrupted):
+        return Refuse(error.code, error.message)
     if isinstance(error, CertificateRefusal):
         return Refuse(_CERTIFICATE_CODES.get(error.reason, Refusal.BAD_CERTIFICATE), error.message)
     if isinstance(error, FrameRefused):
         return Refuse(Refusal.BAD_FRAME, error.message)
-    if isinstance(error, BrokenError):
+    if isinstance(error, ManifestRefused):
         return Refuse(Refusal.BAD_MANIFEST, error.message)
     if isinstance(error, PeerError):
         return Refuse(Refusal.BAD_REQUEST, error.message)
     if isinstance(error, BusyError):
         return Refuse(Refusal.BUSY, error.message, retry_after_s=10)
-    if isinstance(error, StorageError):
-        return Refuse(Refusal.STORAGE, "the receiver's disk refuses to store this", retry_after_s=60)
+    if isinstance(error, (StorageError, BrokenError)):
+        return Refuse(Refusal.STORAGE, "the receiver's disk refuses to store this, or what is on it is damaged", retry_after_s=60)
     return Refuse(Refusal.BUSY, "the receiver cannot take this now", retry_after_s=60)
 
 

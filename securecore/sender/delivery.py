@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 from securecore import limits, tls
 from securecore.dump.frames import ZERO_PIECE_FRAME
 from securecore.errors import BusyError, ClockError, PeerError, RefusedError, SecurecoreError, UnreachableError
-from securecore.names import Address
+from securecore.names import Address, StoreId
 from securecore.wire.connection import NEED_DATA, Connection
 from securecore.wire.messages import Accept, Ack, Data, End, Gone, Message, Open, Ready, Receipt, Refusal, Refuse, Zero
 from securecore.wire.states import End as WireEnd
@@ -31,13 +31,20 @@ class Delivery:
         self.store = ready.store
         self._socket = secured
         self._connection = connection
+        self._poll = select.poll()
+        self._poll.register(secured, select.POLLIN)
         self._on_ack: Callable[[int], None] = lambda frames: None
 
-    def open(self, message: Open, on_ack: Callable[[int], None]) -> Accept | Receipt | Gone:
-        """Name a dump and return the receiver's answer; *on_ack* is told of every durable count from now on."""
+    def open(
+        self, message: Open, on_ack: Callable[[int], None], deadline_s: float = limits.CONNECT_DEADLINE_S
+    ) -> Accept | Receipt | Gone:
+        """Name a dump and return the receiver's answer; *on_ack* is told of every durable count from now on.
+
+        A receiver that holds a part of the dump reads it again before it answers: who resumes gives it time.
+        """
         self._on_ack = on_ack
         self._send(self._connection.send(message), limits.PROGRESS_DEADLINE_S)
-        answer = self._receive(limits.IDLE_DEADLINE_S)
+        answer = self._receive(deadline_s)
         if not isinstance(answer, (Accept, Receipt, Gone)):
             raise PeerError(f"{self.address} answered OPEN with {type(answer).__name__}")
         return answer
@@ -50,7 +57,7 @@ class Delivery:
             self._take_ack(limits.PROGRESS_DEADLINE_S)
 
     def wait_for_ack(self, deadline_s: float) -> None:
-        """Wait for the next acknowledgement; raises BusyError when none comes in time."""
+        """Wait for the next acknowledgement; raises UnreachableError when none comes in time."""
         self._take_ack(deadline_s)
 
     def end(self, manifest: bytes) -> Receipt:
@@ -76,7 +83,7 @@ class Delivery:
         self._on_ack(message.frames)
 
     def _is_readable(self) -> bool:
-        return bool(self._socket.pending() or select.select([self._socket], [], [], 0)[0])
+        return bool(self._socket.pending() or self._poll.poll(0))
 
     def _send(self, data: bytes, deadline_s: float) -> None:
         # sendall's time-out is a deadline for the whole call, so a peer that reads a byte now and then does not hold us.
@@ -92,7 +99,7 @@ class Delivery:
         try:
             while True:
                 self._receive(1.0)
-        except (UnreachableError, BusyError, OSError):
+        except (UnreachableError, OSError):
             raise tls.explain(error, str(self.address)) from error
 
     def _receive(self, deadline_s: float) -> Message:
@@ -128,17 +135,22 @@ def refusal(message: Refuse, address: Address) -> SecurecoreError:
     return BusyError(text, hint=f"come again in {wait} s" if wait else "come again later")
 
 
-def connect(receivers: Sequence[Address], context: ssl.SSLContext, deadline_s: float = limits.CONNECT_DEADLINE_S) -> Delivery:
-    """Return a Delivery to the first of *receivers*, tried in order, that says READY; *deadline_s* is for each.
+def connect(receivers: Sequence[Address], context: ssl.SSLContext, store: StoreId | None = None) -> Delivery:
+    """Return a Delivery to the first of *receivers*, tried in order, that says READY, with *store* if that is given.
 
     Raises the error of the last one that could be reached at all, else of the last: a refusal tells more than a dead address.
     """
     failures: list[SecurecoreError] = []
     for address in receivers:
         try:
-            return _connect_one(address, context, deadline_s)
+            delivery = _connect_one(address, context, limits.CONNECT_DEADLINE_S)
         except SecurecoreError as error:
             failures.append(error)
+            continue
+        if store is None or delivery.store == store:
+            return delivery
+        delivery.close()
+        failures.append(BusyError(f"{address} has another store than the one that holds the beginning, {store}"))
     spoken = [error for error in failures if not isinstance(error, UnreachableError)]
     raise (spoken or failures)[-1]
 

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
+# cryptography loads this one when a key is first used; by then a handler may have lost the right to read its files.
+from cryptography.hazmat.backends.openssl import backend as _backend  # noqa: F401
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from securecore import __version__, limits

@@ -33,6 +33,7 @@ def flush(
     A dump is removed once its receipt is checked and kept, or once the receiver says that it was deleted there. After the network
     has failed, the rest is left for the next time: the exception of the last Flushed says why.
     """
+    spool.sweep(clock())
     for dump in spool.dump_ids():
         try:
             entry = spool.entry(dump)
@@ -41,13 +42,14 @@ def flush(
             continue
         if entry is None:
             continue
-        attempt = _Attempt(spool, entry, papers, clock)
+        attempt = None
         try:
+            attempt = _Attempt(spool, entry, papers, clock)
             receipt = attempt.deliver(receivers)
             spool.remove(entry)
         except SecurecoreError as error:
             entry.close()
-            yield Flushed(dump, None, error, attempt.sent_frames)
+            yield Flushed(dump, None, error, attempt.sent_frames if attempt else 0)
             if isinstance(error, (BusyError, UnreachableError)):
                 return
             continue
@@ -64,7 +66,7 @@ class _Attempt:
 
     def deliver(self, receivers: Sequence[Address]) -> dict[str, Any]:
         """Return the receipt's facts; raises SecurecoreError."""
-        delivery = connect(receivers, self._papers.context)
+        delivery = connect(receivers, self._papers.context, self._entry.start.store)
         try:
             return self._deliver(delivery)
         finally:
@@ -72,7 +74,8 @@ class _Attempt:
 
     def _deliver(self, delivery: Delivery) -> dict[str, Any]:
         start, end = self._entry.start, self._end()
-        answer = delivery.open(Open(start.dump, self._entry.report, end.predicted_size), lambda frames: None)
+        opening = Open(start.dump, self._entry.report, end.predicted_size)
+        answer = delivery.open(opening, lambda frames: None, limits.RECEIPT_DEADLINE_S)
         if not isinstance(answer, Accept):
             facts = answered_already(answer, delivery, self._papers.credentials, start.dump, self._clock)
             return keep_receipt(self._spool, facts)
@@ -88,11 +91,13 @@ class _Attempt:
     def _agree(self, answer: Accept, delivery: Delivery) -> Frontier:
         """Return the tree over the frames that the receiver holds, once its root and ours agree there."""
         tree = self._entry.frontier_at(answer.held)
-        first = self._entry.start.frontier.size
+        first, name = self._entry.start.frontier.size, self._entry.start.dump.short
+        if tree is None and answer.held > first:
+            raise StorageError(f"{delivery.address} holds more frames of {name} than the spool has: {answer.held}")
         if tree is None:
             raise StorageError(
-                f"{delivery.address} holds {answer.held} frames of {self._entry.start.dump.short}, the spool those from {first} on",
-                hint=f"frames 0 to {first} went to store {self._entry.start.store}: send it there, or restore that store",
+                f"{delivery.address} holds {answer.held} frames of {name}, the spool those from {first} on",
+                hint=f"frames 0 to {first} went to store {self._entry.start.store}, which has lost them",
             )
         if answer.root != tree.root():
             raise BrokenError(f"{delivery.address} holds other frames of {self._entry.start.dump.short} than were sent")

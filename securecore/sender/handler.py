@@ -20,8 +20,8 @@ Nobody waits for a handler's exit code, but it is one of docs/exit-codes.md all 
 import fcntl
 import json
 import os
+import socket
 import sys
-import syslog
 import time
 from typing import Final, NoReturn
 
@@ -37,6 +37,9 @@ from securecore.sender.settings import Settings, load_settings
 from securecore.sender.spool import Spool, open_spool
 from securecore.sender.transfer import Outcome, Papers, Parcel, Transfer
 
+_DAEMON, _ERROR, _WARNING, _NOTICE = 3 << 3, 3, 4, 5
+"""Facility and severities of RFC 3164 section 4.1.1, as /dev/log takes them."""
+
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -44,7 +47,6 @@ def main(settings_path: str) -> NoReturn:
     """Handle one crash with the settings in *settings_path* and leave."""
     try:
         core = claim_core()
-        syslog.openlog("securecore", syslog.LOG_PID, syslog.LOG_DAEMON)
         code = handle(core, sys.argv[1:], settings_path)
     except SecurecoreError as error:
         log("failed", error=error.message, code=error.exit_code)
@@ -139,7 +141,8 @@ def deliver(core: int, parcel: Parcel, settings: Settings, papers: Papers | Conf
     finally:
         os.close(core)
         transfer.source_closed.set()
-    return transfer.wait()
+        outcome = transfer.wait()
+    return outcome
 
 
 def conclude(dump: DumpId, outcome: Outcome) -> int:
@@ -159,7 +162,18 @@ def conclude(dump: DumpId, outcome: Outcome) -> int:
 
 
 def log(event: str, **facts: object) -> None:
-    """Write one line ``event key=value …`` to syslog; values are quoted as JSON, so that no value can look like another line."""
+    """Write one line ``event key=value …`` to the system's log, or drop it where the log does not take it at once.
+
+    Values are quoted as JSON, so that no value can look like another line. Not through syslog(3): that waits while the log's socket
+    is full, and the log's own daemon may be the process that crashed and waits for us.
+    """
     words = " ".join(f"{key}={json.dumps(value)}" for key, value in facts.items() if value is not None)
-    priority = syslog.LOG_ERR if event == "failed" else syslog.LOG_WARNING if event.startswith("spool") else syslog.LOG_NOTICE
-    syslog.syslog(priority, f"{event} {words}")
+    level = _ERROR if event == "failed" else _WARNING if event.startswith("spool") else _NOTICE
+    line = f"<{_DAEMON | level}>securecore[{os.getpid()}]: {event} {words}"
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as system_log:
+            system_log.setblocking(False)
+            system_log.connect("/dev/log")
+            system_log.send(line.encode("ascii", "backslashreplace"))
+    except OSError:
+        pass

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from securecore import limits
 from securecore.dump.compression import Compressor, is_zero
-from securecore.dump.frames import ZERO_PIECE_FRAME, zero_frame
+from securecore.dump.frames import ZERO_PIECE_FRAME, ZERO_PIECE_LEAF, zero_frame
 from securecore.elfsize import CoreSize
 from securecore.errors import StorageError
 from securecore.merkle import leaf_hash
@@ -21,7 +21,6 @@ from securecore.merkle import leaf_hash
 WORKERS: Final = 2
 _BUFFERS: Final = WORKERS + 2
 _QUEUED_FRAMES: Final = 8
-_ZERO_PIECE_LEAF: Final = leaf_hash(ZERO_PIECE_FRAME)
 
 
 class Frame(NamedTuple):
@@ -38,6 +37,8 @@ class SourceEnd(NamedTuple):
     size: int
     """Plaintext bytes read."""
     predicted_size: int | None
+    is_header_cut: bool
+    """The source ended before its ELF headers did (or before its first byte): it was a core, and most of it is missing."""
     failure: str | None
     """Why reading failed, None when it ended by itself."""
 
@@ -84,11 +85,13 @@ class Pump:
             worker.start()
         for _ in range(_BUFFERS):
             self._buffers.put(bytearray(limits.PIECE_BYTES))
-        size, failure = 0, None
+        # Until it has ended by itself, it has not: an exception on the way must not look like an end.
+        size = 0
+        failure: str | None = "reading was interrupted"
         try:
             while True:
                 buffer = self._buffers.get()
-                length, failure = _fill(fd, buffer)
+                length, problem = _fill(fd, buffer)
                 size += length
                 if length:
                     self._core_size.feed(memoryview(buffer)[:length])
@@ -97,9 +100,10 @@ class Pump:
                 if self._on_progress is not None:
                     self._on_progress(size)
                 if length < limits.PIECE_BYTES or self._abandoned:
+                    failure = problem
                     break
         finally:
-            self.end = SourceEnd(size, self.predicted_size, failure)
+            self.end = SourceEnd(size, self.predicted_size, self._core_size.is_undecided, failure)
             self.first_piece_read.set()
             self._ordered.put(None)
             for _ in self._workers:
@@ -128,7 +132,7 @@ class Pump:
         slot = _Slot(buffer, length)
         if is_zero(piece):
             stored = ZERO_PIECE_FRAME if length == limits.PIECE_BYTES else zero_frame(length)
-            leaf = _ZERO_PIECE_LEAF if length == limits.PIECE_BYTES else leaf_hash(stored)
+            leaf = ZERO_PIECE_LEAF if length == limits.PIECE_BYTES else leaf_hash(stored)
             slot.frame = Frame(stored, leaf, length)
             slot.done.set()
             self._buffers.put(buffer)

@@ -1,10 +1,10 @@
 """The spool: where a sender keeps what it could not deliver.
 
     SPOOL/FORMAT            "securecore-spool 1", a newline, a UUID, a newline
-    SPOOL/dumps/ID/         one directory for each dump, 0700
+    SPOOL/dumps/ID/         one directory for each dump, 0700; it gets this name when report and entry.json are in it
         report.json         as sent in OPEN
         core.zst            frames from number first_frame on, nothing before and nothing behind
-        entry.json          which frames these are; written last of the first three, so that an entry without it is nothing yet
+        entry.json          which frames these are
         end.json            how the source ended; missing while a handler still writes, or when it was killed
     SPOOL/receipts.jsonl    one line for each receipt that was returned, append-only
 
@@ -21,11 +21,14 @@ from securecore import limits
 from securecore.dump import directory as files
 from securecore.dump.manifest import OUTCOMES
 from securecore.dump.reader import DumpReader, open_frames
-from securecore.errors import BrokenError, ConfigError, StorageError
+from securecore.errors import BrokenError, ConfigError, SecurecoreError, StorageError
 from securecore.merkle import Frontier, leaf_hash
 from securecore.names import DumpId, NameRefused, StoreId
 
 _MAGIC: Final = "securecore-spool 1"
+_ABANDONED_AFTER_S: Final = 3600.0
+"""A handler names its entry within milliseconds of beginning it; an hour is beyond every pause of a machine that still works."""
+
 _DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -67,7 +70,10 @@ class SpoolEntry:
         try:
             files.write_all(self._core, frame)
         except StorageError:
-            os.ftruncate(self._core, self.stored_bytes)
+            try:
+                os.ftruncate(self._core, self.stored_bytes)
+            except OSError:
+                pass  # A reader stops at a torn frame anyway.
             raise
         self.stored_bytes += len(frame)
 
@@ -115,29 +121,56 @@ class Spool:
         return found.st_uid, found.st_gid
 
     def begin(self, start: EntryStart, report: bytes) -> SpoolEntry:
-        """Make the entry for a dump; raises StorageError when there is one already or the disk refuses."""
+        """Make the entry for a dump, which appears whole; raises StorageError when there is one already or the disk refuses."""
+        name, aside = str(start.dump), files.aside_name(str(start.dump))
         dumps = files.enter_directory("dumps", self._fd)
         try:
-            name = str(start.dump)
-            if not files.make_directory(name, dumps):
+            if name in files.names_in(dumps) or not files.make_directory(aside, dumps):
                 raise StorageError(f"spool already holds {name}")
-            fd = self._lock_entry(name, dumps)
+            # Nobody looks at a name that is no dump id, so the lock is free; it stays ours through the renaming.
+            fd = self._lock_entry(aside, dumps)
             if fd is None:
                 raise StorageError(f"spool entry {name} is in use")
+            try:
+                core = self._write_start(fd, start, report)
+                os.rename(aside, name, src_dir_fd=dumps, dst_dir_fd=dumps)
+                files.sync(dumps)
+            except OSError as error:
+                _remove_directory(aside, fd, dumps)
+                raise files.disk_refused(error, f"cannot begin spool entry {name}") from error
+            except StorageError:
+                _remove_directory(aside, fd, dumps)
+                raise
         finally:
             os.close(dumps)
+        return SpoolEntry(start, report, fd, core)
+
+    def _write_start(self, fd: int, start: EntryStart, report: bytes) -> int:
+        """Write report and entry.json, and return the descriptor of the empty core."""
         files.write_new_file("report.json", fd, report)
-        core = files.create_file("core.zst", fd)
         fields = {
             "version": 1,
-            "dump": name,
+            "dump": str(start.dump),
             "started_at": start.started_at,
             "store": str(start.store) if start.store else None,
             "first_frame": start.frontier.size,
             "peaks": [peak.hex() for peak in start.frontier.peaks],
         }
         files.write_new_file("entry.json", fd, _encode(fields))
-        return SpoolEntry(start, report, fd, core)
+        return files.create_file("core.zst", fd)
+
+    def sweep(self, now: float) -> None:
+        """Remove what handlers that were killed have begun and not named, once it is old enough to be nobody's any more."""
+        dumps = files.enter_directory("dumps", self._fd)
+        try:
+            for name in filter(files.is_aside, files.names_in(dumps)):
+                fd = self._lock_entry(name, dumps)
+                if fd is not None and now - os.fstat(fd).st_mtime > _ABANDONED_AFTER_S:
+                    _remove_directory(name, fd, dumps)
+                elif fd is not None:
+                    os.close(fd)
+        finally:
+            os.close(dumps)
 
     def dump_ids(self) -> list[DumpId]:
         """Return the dumps in the spool, oldest first."""
@@ -162,13 +195,23 @@ class Spool:
             os.close(dumps)
         if fd is None:
             return None
-        data = files.read_file("entry.json", fd, limits.MAX_REPORT_BYTES)
-        report = files.read_file("report.json", fd, limits.MAX_REPORT_BYTES)
-        core = files.open_file("core.zst", fd, append=True)
-        if data is None or report is None or core is None:
+        core = None
+        try:
+            data = files.read_file("entry.json", fd, limits.MAX_REPORT_BYTES)
+            report = files.read_file("report.json", fd, limits.MAX_REPORT_BYTES)
+            core = files.open_file("core.zst", fd, append=True)
+            if data is None and os.fstat(fd).st_nlink == 0:
+                raise _Removed
+            if data is None or report is None or core is None:
+                raise BrokenError(f"spool entry {dump.short} is not whole", hint="what is left of it is in the spool's dumps/")
+            return SpoolEntry(_start(dump, data), report, fd, core)
+        except SecurecoreError as error:
             os.close(fd)
-            raise BrokenError(f"spool entry {dump.short} was never begun properly", hint="its handler was killed; remove it")
-        return SpoolEntry(_start(dump, data), report, fd, core)
+            if core is not None:
+                os.close(core)
+            if isinstance(error, _Removed):
+                return None
+            raise
 
     def remove(self, entry: SpoolEntry) -> None:
         """Delete an entry, the statement that makes it one first."""
@@ -223,10 +266,30 @@ class Spool:
         return fd
 
 
-def create_spool(path: str, randomness: bytes, owner: tuple[int, int] | None = None) -> None:
-    """Make *path* a spool, 0700, owned by *owner* (uid, gid), unless it is one; *randomness* is 16 bytes for its id.
+class _Removed(SecurecoreError):
+    """Another process has delivered and removed the entry between our finding and our locking it."""
 
-    Raises StorageError when something else is in the way.
+    def __init__(self) -> None:
+        super().__init__("the entry was removed")
+
+
+def _remove_directory(name: str, fd: int, dumps: int) -> None:
+    """Remove an entry's directory with all that is in it, and give up its lock; what cannot be removed stays."""
+    try:
+        for inner in files.names_in(fd):
+            files.remove_file(inner, fd)
+        os.rmdir(name, dir_fd=dumps)
+    except (OSError, StorageError):
+        pass
+    finally:
+        os.close(fd)
+
+
+def create_spool(path: str, randomness: bytes, owner: tuple[int, int] | None = None) -> None:
+    """Make *path*, absent or empty, a spool, 0700 and owned by *owner* (uid, gid); *randomness* is 16 bytes for its id.
+
+    A spool that is there is left as it is, but for *owner* if that is given. Raises StorageError when anything else is there: no
+    directory of somebody else's is ever closed or given away.
     """
     try:
         os.makedirs(path, mode=0o700, exist_ok=True)
@@ -234,14 +297,19 @@ def create_spool(path: str, randomness: bytes, owner: tuple[int, int] | None = N
     except OSError as error:
         raise files.disk_refused(error, f"cannot make spool {path}") from error
     try:
-        if files.read_file("FORMAT", fd, 200) is None:
+        is_spool = files.read_file("FORMAT", fd, 200) is not None
+        if not is_spool:
+            if strangers := files.names_in(fd):
+                raise StorageError(f"cannot make spool {path}: {strangers[0][:100]!a} is there", hint="name an empty directory")
+            os.fchmod(fd, 0o700)
+            os.close(files.enter_directory("dumps", fd))
             files.write_new_file("FORMAT", fd, f"{_MAGIC}\n{StoreId.make(randomness)}\n".encode())
-        os.fchmod(fd, 0o700)
-        os.close(files.enter_directory("dumps", fd))
         if owner is not None:
+            os.close(files.enter_directory("dumps", fd))
             os.chown("dumps", *owner, dir_fd=fd, follow_symlinks=False)
             os.chown("FORMAT", *owner, dir_fd=fd, follow_symlinks=False)
             os.fchown(fd, *owner)
+            os.fchmod(fd, 0o700)
     except OSError as error:
         raise files.disk_refused(error, f"cannot make spool {path}") from error
     finally:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from securecore import limits
 from securecore.dump import manifest
-from securecore.errors import Bug, ConfigError, PeerError, SecurecoreError
+from securecore.errors import Bug, ConfigError, PeerError, SecurecoreError, UnreachableError
 from securecore.merkle import Frontier
 from securecore.names import Address, DumpId, StoreId
 from securecore.sender.credentials import Credentials
@@ -132,21 +132,37 @@ class Transfer:
     def _run(self) -> None:
         try:
             self._connect()
-            for frame in self._pump.frames():
-                self._stored_bytes += len(frame.stored)
-                self._pass_on(frame)
-            self.source_closed.wait()
+            self._take_frames()
             self._conclude()
             self._finished = True
         except SecurecoreError as error:
             self._failure = self._failure or error
             self._finished = True
         finally:
+            if not self._finished:
+                self._rescue()
             self._drain()
             if self._delivery is not None:
                 self._delivery.close()
             if self._entry is not None:
                 self._entry.close()
+
+    def _take_frames(self) -> None:
+        for frame in self._pump.frames():
+            self._stored_bytes += len(frame.stored)
+            self._pass_on(frame)
+        self.source_closed.wait()
+
+    def _rescue(self) -> None:
+        """An error that nobody foresaw is on its way out: it must not cost the core while there is a spool."""
+        try:
+            if self._entry is None:
+                self._fall_back(Bug("the transfer failed in a way that nobody foresaw"))
+            self._take_frames()
+            self._conclude()
+            self._finished = True
+        except SecurecoreError as error:
+            self._failure = self._failure or error
 
     def _drain(self) -> None:
         """Take the frames that nobody will keep, if any are left, so that the reading thread does not wait for ever."""
@@ -155,18 +171,34 @@ class Transfer:
             pass
 
     def _connect(self) -> None:
+        """Open the dump at the first receiver that will have it."""
+        papers = self._papers
+        if isinstance(papers, ConfigError):
+            self._fall_back(papers)
+            return
+        failure: SecurecoreError = UnreachableError("no receiver is named")
+        for address in self._receivers:
+            try:
+                self._open_at(address, papers.context)
+                return
+            except SecurecoreError as error:
+                # A refusal tells more than an address where nobody answers.
+                if not isinstance(error, UnreachableError) or isinstance(failure, UnreachableError):
+                    failure = error
+        self._fall_back(failure)
+
+    def _open_at(self, address: Address, context: ssl.SSLContext) -> None:
+        delivery = connect([address], context)
         try:
-            if isinstance(self._papers, ConfigError):
-                raise self._papers
-            self._delivery = connect(self._receivers, self._papers.context)
             self._pump.first_piece_read.wait()
-            answer = self._delivery.open(
-                Open(self._parcel.dump, self._parcel.report, self._pump.predicted_size), self._custody.acknowledge
-            )
+            opening = Open(self._parcel.dump, self._parcel.report, self._pump.predicted_size)
+            answer = delivery.open(opening, self._custody.acknowledge)
             if not isinstance(answer, Accept) or answer.held != 0:
-                raise PeerError(f"{self._delivery.address} says that it has this new dump already")
-        except SecurecoreError as error:
-            self._fall_back(error)
+                raise PeerError(f"{address} says that it has this new dump already")
+        except SecurecoreError:
+            delivery.close()
+            raise
+        self._delivery = delivery
 
     def _pass_on(self, frame: Frame) -> None:
         self._custody.take(frame)
@@ -225,7 +257,7 @@ class Transfer:
         outcome = manifest.COMPLETE
         if source.failure is not None or self._spool_failure is not None:
             outcome = manifest.CUT
-        elif predicted is not None and source.size < predicted:
+        elif source.is_header_cut or (predicted is not None and source.size < predicted):
             outcome = manifest.SOURCE_TRUNCATED
         return EntryEnd(source.size, predicted, outcome, int(self._clock() * 1000))
 

@@ -17,6 +17,7 @@ from typing import overload
 from securecore import limits
 from securecore.dump import directory
 from securecore.dump.container import FrameEntry, seek_table, seek_table_bytes
+from securecore.dump.frames import ZERO_PIECE_FRAME, ZERO_PIECE_LEAF
 from securecore.dump.reader import read_exactly, scan_frames
 from securecore.errors import BrokenError, Bug, BusyError, NotFoundError, PeerError, StorageError
 from securecore.merkle import Frontier, leaf_hash
@@ -202,6 +203,16 @@ class IncomingDump:
         self._write(frame)
         self._frontier.append(leaf_hash(frame))
         self._stored_bytes += len(frame)
+
+    def append_zero_pieces(self, count: int) -> None:
+        """Add the zero frame of a whole piece *count* times, in one write; raises as append does."""
+        self._check_open_for_frames()
+        for _ in range(count):
+            self._lengths.add(len(ZERO_PIECE_FRAME), limits.PIECE_BYTES)
+        self._write(ZERO_PIECE_FRAME * count)
+        for _ in range(count):
+            self._frontier.append(ZERO_PIECE_LEAF)
+        self._stored_bytes += count * len(ZERO_PIECE_FRAME)
 
     def sync(self) -> None:
         """Make everything appended so far durable, the report first; only then may it be acknowledged."""

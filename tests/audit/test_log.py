@@ -13,10 +13,10 @@ from securecore.audit.checkpoint import LogSigner, origin_of, verify_checkpoint
 from securecore.audit.entry import extracted_entry
 from securecore.audit.log import HostLog, HostLogs, scan_lines
 from securecore.audit.proof import verify_receipt
-from securecore.errors import BrokenError, Bug, NotFoundError, StorageError
+from securecore.errors import BrokenError, Bug, NotFoundError, SecurecoreError, StorageError
 from securecore.merkle import EMPTY_ROOT, leaf_hash, root_of
 from securecore.names import HostName
-from tests.support.dumps import LOG_NAME, NOW, WEB, dump_id, make_log_signer, opened
+from tests.support.dumps import LOG_NAME, NOW, WEB, dump_id, log_of, make_log_signer, opened
 
 ORIGIN = origin_of(LOG_NAME, WEB)
 
@@ -361,25 +361,77 @@ def logs(tmp_path: Path, signer: LogSigner) -> Iterator[HostLogs]:
 def test_logs_are_opened_once_each(logs: HostLogs, signer: LogSigner) -> None:
     """A host's log is opened when first asked for, is that host's, and is handed out again."""
     other = HostName("db-2.hosts.test.example")
-    assert logs.log_of(WEB) is logs.log_of(WEB)
-    assert logs.log_of(other).origin == origin_of(LOG_NAME, other)
-    verify_receipt(logs.log_of(other).append(ENTRIES[0]), origin_of(LOG_NAME, other), signer.public_key)
-    assert logs.log_of(WEB).size == 0
+    assert log_of(logs, WEB) is log_of(logs, WEB)
+    assert log_of(logs, other).origin == origin_of(LOG_NAME, other)
+    verify_receipt(log_of(logs, other).append(ENTRIES[0]), origin_of(LOG_NAME, other), signer.public_key)
+    assert log_of(logs, WEB).size == 0
 
 
 def test_a_failed_log_is_opened_again(logs: HostLogs) -> None:
     """After a disk error the next asker gets a log that works."""
-    first = logs.log_of(WEB)
+    first = log_of(logs, WEB)
     first.append(ENTRIES[0])
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, first._entries)
     os.close(full)
     with pytest.raises(StorageError):
         first.append(ENTRIES[1])
-    again = logs.log_of(WEB)
+    again = log_of(logs, WEB)
     assert again is not first
     again.append(ENTRIES[1])
     assert again.size == 2
+
+
+def test_one_hosts_log_serves_many_threads_at_once(logs: HostLogs) -> None:
+    """Sixteen dumps of one host at a time: each gets its receipt, and the log is opened once."""
+    entries = [received(number) for number in range(100, 164)]
+    receipts: list[bytes] = []
+    problems: list[Exception] = []
+
+    def commit(own: list[bytes]) -> None:
+        try:
+            for entry in own:
+                with logs.using(WEB) as log:
+                    receipts.append(log.append(entry))
+        except SecurecoreError as error:
+            problems.append(error)
+
+    first = log_of(logs, WEB)
+    threads = [threading.Thread(target=commit, args=(entries[start::16],)) for start in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert problems == []
+    assert len(receipts) == len(entries)
+    assert log_of(logs, WEB) is first
+    assert first.size == len(entries)
+
+
+def test_logs_that_nobody_uses_are_closed_beyond_a_number(tmp_path: Path, signer: LogSigner) -> None:
+    """A fleet of any size needs a bounded number of descriptors, and a log in use is never taken away."""
+    hosts = [HostName(f"h{number}.hosts.test.example") for number in range(20)]
+
+    def open_directory(host: HostName) -> int:
+        (tmp_path / str(host)).mkdir(exist_ok=True)
+        return os.open(tmp_path / str(host), os.O_RDONLY | os.O_DIRECTORY)
+
+    few = HostLogs(signer, open_directory, keep_open=3)
+    before = len(os.listdir("/proc/self/fd"))
+    with few.using(hosts[0]) as held:
+        for host in hosts[1:]:
+            with few.using(host) as log:
+                log.append(ENTRIES[0])
+        during = len(os.listdir("/proc/self/fd"))
+        held.append(ENTRIES[0])
+    again = log_of(few, hosts[1])
+
+    assert during - before <= 2 * 4
+    assert again.size == 1
+    few.close()
+    with pytest.raises(StorageError, match="closed"):
+        log_of(few, hosts[2])
 
 
 @pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 20) + 1, 3 << 20])

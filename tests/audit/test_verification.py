@@ -35,6 +35,7 @@ from tests.support.dumps import (
     dump_id,
     dump_path,
     frames_of,
+    log_of,
     logs_of,
     make_log_signer,
     make_signer,
@@ -360,7 +361,7 @@ def verify_own_log(stored: Stored, **changes: object) -> LogVerification:
 @pytest.fixture
 def logged(stored: Stored) -> Stored:
     """A store whose log has six entries."""
-    log = stored.logs.log_of(WEB)
+    log = log_of(stored.logs, WEB)
     for number in range(5):
         log.append(extracted_entry(NOW, dump_id(number), WEB, uid=0, user="root"))
     return stored
@@ -403,7 +404,7 @@ def test_a_log_rolled_back_whole_is_found_by_a_kept_receipt(logged: Stored) -> N
     """When log and checkpoint are put back to an earlier state, they agree with each other, but not with a receipt given since."""
     directory = entries_file(logged).parent
     shutil.copytree(directory, directory.parent.parent / "backup")
-    receipt = logged.logs.log_of(WEB).append(extracted_entry(NOW, ID, WEB, uid=0, user="root"))
+    receipt = log_of(logged.logs, WEB).append(extracted_entry(NOW, ID, WEB, uid=0, user="root"))
     kept = verify_receipt(receipt, origin_of(LOG_NAME, WEB), logged.log_signer.public_key).checkpoint
     assert verify_own_log(logged, earlier=[kept]).ok
     shutil.rmtree(directory)
@@ -418,7 +419,7 @@ def test_a_rewritten_history_is_found_by_a_kept_receipt(logged: Stored) -> None:
     logged.logs.close()
     shutil.rmtree(entries_file(logged).parent)
     for number in range(3):
-        logs_of(logged.store, logged.log_signer).log_of(WEB).append(extracted_entry(NOW, dump_id(number), WEB, uid=0, user="root"))
+        log_of(logs_of(logged.store, logged.log_signer), WEB).append(extracted_entry(NOW, dump_id(number), WEB, uid=0, user="root"))
     assert verify_own_log(logged).ok
     found = verify_own_log(logged, earlier=[receipt.checkpoint])
     assert failed(found) == ["the log contains every earlier checkpoint"]
@@ -459,7 +460,7 @@ def test_the_certificate_of_the_entry_is_the_manifests(stored: Stored) -> None:
     token = stored.signer.sign(manifest)
     shutil.copytree(stored.path, dump_path(stored.store, dump_id(4)))
     line = received_entry(NOW, manifest, token, stored_bytes=1, certificate=sha256(b"another").hexdigest())
-    (dump_path(stored.store, dump_id(4)) / "receipt").write_bytes(stored.logs.log_of(WEB).append(line))
+    (dump_path(stored.store, dump_id(4)) / "receipt").write_bytes(log_of(stored.logs, WEB).append(line))
     (dump_path(stored.store, dump_id(4)) / "manifest.jws").write_bytes(token)
     with opened(dump_path(stored.store, dump_id(4))) as fd:
         found = verify_dump(fd, stored.expected._replace(dump_id=dump_id(4)), stored.hierarchy.anchors, stored.log_key)

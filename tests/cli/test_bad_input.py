@@ -78,7 +78,7 @@ BAD: dict[str, tuple[int, Arguments]] = {
     "verify: no store": (4, lambda p: ["verify", "--all", "--store", p.missing]),
     "audit log: no store": (4, lambda p: ["audit", "log", "--store", p.missing]),
     "audit verify: no store": (4, lambda p: ["audit", "verify", "--store", p.missing]),
-    "send: no such file": (3, lambda p: ["send", p.missing, "--to", NOWHERE, "--identity", p.host]),
+    "send: no such file": (4, lambda p: ["send", p.missing, "--to", NOWHERE, "--identity", p.host]),
     "send: a directory": (3, lambda p: ["send", p.empty, "--to", NOWHERE, "--identity", p.host]),
     "send: no port": (2, lambda p: ["send", p.core, "--to", "collector", "--identity", p.host]),
     "send: port too high": (2, lambda p: ["send", p.core, "--to", "collector:70000", "--identity", p.host]),

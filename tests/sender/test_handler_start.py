@@ -1,6 +1,7 @@
 """The handler as a process of its own, started in every odd way that a kernel or a test can think of."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -109,4 +110,58 @@ def test_a_spool_of_another_user_does_not_cost_the_core(installed: Installed, tm
     os.chown(installed.spool, 0, 0)
 
     assert installed.run() == 0
+    assert published(tmp_path / "store") == [CORE]
+
+
+_NO_LATE_IMPORTS = """
+import sys
+from securecore.sender import handler, privileges
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        raise ImportError(f"{{name}} is loaded after the drop")
+
+drop = privileges.drop
+def drop_and_refuse(uid, gid):
+    drop(uid, gid)
+    sys.meta_path.insert(0, Refuse())
+
+privileges.drop = drop_and_refuse
+privileges.can_others_import = lambda paths: False
+handler.main({settings!r})
+"""
+
+
+def test_nothing_is_loaded_after_the_drop_where_only_root_can_read(installed: Installed, tmp_path: Path) -> None:
+    """Installed below /root, the handler loads all that it will need while it still may: signing and checking included."""
+    write_script(installed.script, f"#!{sys.executable} -I\n" + _NO_LATE_IMPORTS.format(settings=str(installed.settings)))
+
+    assert installed.run() == 0
+    assert published(tmp_path / "store") == [CORE]
+
+
+def fill(sender: socket.socket) -> None:
+    """Send until the other end's queue is full."""
+    for _ in range(100_000):
+        sender.send(b"x")
+
+
+def test_a_full_system_log_does_not_hold_the_crash(installed: Installed, tmp_path: Path) -> None:
+    """The log's daemon may be the process that crashed: nobody waits for it."""
+    if os.path.exists("/dev/log") or os.geteuid() != 0:
+        pytest.skip("needs root and a machine whose /dev/log is free to be stood in for")
+    full = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    full.bind("/dev/log")
+    filler = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    filler.setblocking(False)
+    filler.connect("/dev/log")
+    try:
+        with pytest.raises(BlockingIOError):
+            fill(filler)
+        assert installed.run() == 0
+    finally:
+        os.unlink("/dev/log")
+        full.close()
+        filler.close()
+
     assert published(tmp_path / "store") == [CORE]

@@ -1,6 +1,8 @@
 """The spool: what is kept, what a killed handler leaves, who may look into it."""
 
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -105,13 +107,13 @@ def test_a_torn_last_frame_is_left_out(spool: Spool, tmp_path: Path, cut: int) -
     found.close()
 
 
-def test_an_entry_that_never_began_is_named_broken(spool: Spool, tmp_path: Path) -> None:
-    """Killed before entry.json: there is nothing to send, and it is said."""
+def test_an_entry_that_lost_a_file_is_named_broken(spool: Spool, tmp_path: Path) -> None:
+    """Without entry.json nobody knows which frames these are, and it is said."""
     start = start_of_new()
     spool.begin(start, REPORT).close()
     (tmp_path / "spool/dumps" / str(start.dump) / "entry.json").unlink()
 
-    with pytest.raises(BrokenError, match="never begun"):
+    with pytest.raises(BrokenError, match="not whole"):
         spool.entry(start.dump)
 
 
@@ -189,3 +191,60 @@ def test_receipts_are_appended_and_a_torn_last_line_is_left_out(spool: Spool, tm
         log.write(b'{"dump":"c"')
 
     assert [receipt["dump"] for receipt in spool.receipts()] == ["a", "b"]
+
+
+def test_a_lister_beside_a_crash_never_costs_the_core(spool: Spool) -> None:
+    """An entry appears whole and locked: whoever looks into the spool meanwhile cannot take its lock first."""
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            for dump in spool.dump_ids():
+                entry = spool.entry(dump)
+                if entry is not None:
+                    entry.close()
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    try:
+        for _ in range(100):
+            entry = spool.begin(start_of_new(), REPORT)
+            entry.finish(END)
+            entry.close()
+            taken = None
+            while taken is None:
+                taken = spool.entry(entry.start.dump)
+            spool.remove(taken)
+    finally:
+        stop.set()
+        looker.join()
+
+    assert spool.dump_ids() == []
+
+
+def test_what_a_killed_handler_began_is_swept_when_it_is_old(spool: Spool, tmp_path: Path) -> None:
+    """Nothing temporary stays for ever, and nothing young is taken from a handler that is still at it."""
+    dumps = tmp_path / "spool/dumps"
+    young, old = dumps / f".{new_dump_id()}.new", dumps / f".{new_dump_id()}.new"
+    for directory in (young, old):
+        directory.mkdir(mode=0o700)
+        (directory / "report.json").write_bytes(REPORT)
+    os.utime(old, (1, 1))
+
+    spool.sweep(time.time())
+
+    assert list(dumps.iterdir()) == [young]
+
+
+def test_no_directory_of_somebody_else_becomes_a_spool(tmp_path: Path) -> None:
+    """A slip such as --spool /tmp must not close a directory that is in use, nor give it away."""
+    (tmp_path / "shared").mkdir(mode=0o755)
+    (tmp_path / "shared" / "theirs").write_text("x")
+    (tmp_path / "shared").chmod(0o1777)
+
+    with pytest.raises(StorageError, match="'theirs' is there"):
+        create_spool(str(tmp_path / "shared"), bytes(16), (1, 1))
+
+    assert (tmp_path / "shared").stat().st_mode & 0o7777 == 0o1777
+    assert (tmp_path / "shared").stat().st_uid == os.geteuid()
+    assert [path.name for path in (tmp_path / "shared").iterdir()] == ["theirs"]

@@ -24,6 +24,7 @@ from tests.support.dumps import (
     core_bytes,
     dump_id,
     frames_of,
+    log_of,
     logs_of,
     make_log_signer,
     make_signer,
@@ -90,7 +91,7 @@ class Session:
         incoming = self.incoming
         assert incoming is not None
         if not incoming.has_receipt:
-            log = self.logs.log_of(WEB)
+            log = log_of(self.logs, WEB)
             index = log.find(ID)
             if index is None:
                 manifest = self.signer.manifest(ID, self.store.store_id, CORE)

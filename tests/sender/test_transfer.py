@@ -1,0 +1,165 @@
+"""What a transfer makes of every way in which a source, a receiver or our own code can fail: labelled truly, and never lost."""
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from securecore import limits
+from securecore.certs import jws
+from securecore.dump.manifest import parse_manifest
+from securecore.errors import Bug, UnreachableError
+from securecore.names import Address
+from securecore.receiver.server import Receiver
+from securecore.sender import evidence
+from securecore.sender.flush import flush
+from securecore.sender.pump import Pump
+from securecore.sender.spool import Spool, create_spool, open_spool
+from securecore.sender.transfer import Parcel, Transfer
+from securecore.store.layout import open_store
+from tests.support.certificates import Fleet
+from tests.support.elf import write_core
+from tests.support.receivers import new_dump_id, papers_of, running_receiver, send_bytes
+
+NOWHERE = Address("127.0.0.1:9")
+
+
+@pytest.fixture
+def receiver(fleet: Fleet, tmp_path: Path) -> Iterator[Receiver]:
+    """A receiver with an empty store."""
+    with running_receiver(fleet.receiver, tmp_path / "store") as running:
+        yield running
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    """An empty spool."""
+    create_spool(str(tmp_path / "spool"), bytes(16))
+    return open_spool(str(tmp_path / "spool"))
+
+
+def outcomes(store_path: Path) -> list[str]:
+    """Return the outcome that each published dump's manifest states."""
+    found = []
+    with open_store(str(store_path)) as store:
+        for host in store.host_names():
+            for dump in store.dump_ids(host):
+                with store.open_dump(host, dump) as files:
+                    payload = jws.parse(files.read_manifest() or b"", limits.MAX_MANIFEST_BYTES).payload
+                    found.append(parse_manifest(payload).outcome)
+    return found
+
+
+CORE = write_core()
+LENGTHS = [*range(0, 200, 7), 64, 63, 65, 120, 176, 177, len(CORE) - 1]
+
+
+def test_a_core_cut_anywhere_is_never_called_complete(fleet: Fleet, receiver: Receiver, tmp_path: Path) -> None:
+    """The crasher was killed while it dumped: within the headers, before the first byte, before the last."""
+    papers = papers_of(fleet.host)
+    for length in LENGTHS:
+        assert send_bytes(CORE[:length], papers, receiver.addresses).receipt is not None
+
+    assert outcomes(tmp_path / "store") == ["source-truncated"] * len(LENGTHS)
+
+
+@pytest.mark.parametrize("core", [CORE, b"no ELF core at all", b"\x7fELX"])
+def test_what_ended_by_itself_is_complete(core: bytes, fleet: Fleet, receiver: Receiver, tmp_path: Path) -> None:
+    """A whole core is complete, and what is no ELF core has no length that it could miss."""
+    send_bytes(core, papers_of(fleet.host), receiver.addresses)
+
+    assert outcomes(tmp_path / "store") == ["complete"]
+
+
+class InterruptedPump(Pump):
+    """A pump whose reading ends with an exception, after a piece."""
+
+    def read(self, fd: int) -> None:
+        """Read one piece and fail as a machine without memory does."""
+        self._on_progress = self._fail
+        super().read(fd)
+
+    def _fail(self, size: int) -> None:
+        raise MemoryError
+
+
+def test_an_exception_while_reading_is_never_a_complete_dump(fleet: Fleet, receiver: Receiver, tmp_path: Path) -> None:
+    """What was read is kept, labelled cut; nothing signs that it is all."""
+    reading, writing = os.pipe()
+    writer = threading.Thread(target=lambda: (os.write(writing, b"x" * 1000), os.close(writing)))
+    writer.start()
+    pump = InterruptedPump()
+    transfer = Transfer(Parcel(new_dump_id(), b"{}", 1), pump, receiver.addresses, papers_of(fleet.host), None)
+    transfer.start()
+    with pytest.raises(MemoryError):
+        pump.read(reading)
+    os.close(reading)
+    transfer.source_closed.set()
+    transfer.wait()
+    writer.join()
+
+    assert outcomes(tmp_path / "store") == ["cut"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_error_that_nobody_foresaw_does_not_cost_the_core(
+    fleet: Fleet, receiver: Receiver, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our own code fails in the middle: the rest is in the spool, and a later flush delivers the whole."""
+    core, papers = os.urandom(5 * limits.MIB), papers_of(fleet.host)
+
+    def fail(*arguments: object) -> bytes:
+        raise RuntimeError("upgraded in the middle of a crash")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(evidence, "sign_manifest", fail)
+        outcome = send_bytes(core, papers, receiver.addresses, spool=spool)
+    flushed = list(flush(spool, receiver.addresses, papers))
+
+    assert outcome.spooled
+    assert isinstance(outcome.failure, Bug)
+    assert [result.failure for result in flushed] == [None]
+    assert outcomes(tmp_path / "store") == ["complete"]
+
+
+def test_the_second_receiver_gets_what_the_first_refuses(
+    fleet: Fleet, receiver: Receiver, own_fleet: Fleet, tmp_path: Path
+) -> None:
+    """Receivers are tried in order until one takes the dump: dead ones, strangers, and then ours."""
+    with running_receiver(own_fleet.receiver, tmp_path / "strangers") as stranger:
+        outcome = send_bytes(b"core", papers_of(fleet.host), [NOWHERE, stranger.addresses[0], *receiver.addresses])
+
+    assert outcome.failure is None
+    assert outcome.receipt is not None
+    assert outcome.receipt["receiver"] == str(receiver.addresses[0])
+
+
+def test_a_flush_finds_the_receiver_that_holds_the_beginning(
+    fleet: Fleet, receiver: Receiver, spool: Spool, tmp_path: Path
+) -> None:
+    """A tail belongs to one store: another receiver that answers first is passed over."""
+    from tests.support.proxies import Cut, cutting
+
+    core, papers = os.urandom(20 * limits.MIB), papers_of(fleet.host)
+    with cutting(receiver.addresses[0], Cut(18_000_000, True)) as proxy:
+        outcome = send_bytes(core, papers, [proxy.address], spool=spool)
+    with running_receiver(fleet.receiver, tmp_path / "other") as other:
+        alone = list(flush(spool, other.addresses, papers))
+        both = list(flush(spool, [*other.addresses, *receiver.addresses], papers))
+
+    assert outcome.spooled
+    assert [type(result.failure).__name__ for result in alone] == ["BusyError"]
+    assert [result.failure for result in both] == [None]
+    assert outcomes(tmp_path / "store") == ["complete"]
+    assert outcomes(tmp_path / "other") == []
+
+
+def test_without_a_spool_the_failure_is_told(fleet: Fleet) -> None:
+    """Nowhere to send and nowhere to keep: the error says so, and the source is let go."""
+    outcome = send_bytes(os.urandom(40 * limits.MIB), papers_of(fleet.host), [NOWHERE])
+
+    assert isinstance(outcome.failure, UnreachableError)
+    assert not outcome.spooled
+    assert outcome.receipt is None
