@@ -1,10 +1,14 @@
 """Fixtures that several parts' tests share; everything else is made where it is used."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from securecore.receiver.server import Receiver
+from securecore.sender.spool import Spool, create_spool, open_spool
 from tests.support.certificates import Fleet, Hierarchy, make_fleet, make_hierarchy
+from tests.support.receivers import running_receiver
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +27,17 @@ def own_fleet(tmp_path: Path) -> Fleet:
 def hierarchy() -> Hierarchy:
     """A root and its issuing CAs in memory, for minting certificates that the real code would refuse to mint."""
     return make_hierarchy()
+
+
+@pytest.fixture
+def receiver(fleet: Fleet, tmp_path: Path) -> Iterator[Receiver]:
+    """A running receiver with an empty store, tmp_path/store."""
+    with running_receiver(fleet.receiver, tmp_path / "store") as running:
+        yield running
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    """An empty spool, tmp_path/spool."""
+    create_spool(str(tmp_path / "spool"), bytes(16))
+    return open_spool(str(tmp_path / "spool"))

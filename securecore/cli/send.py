@@ -39,9 +39,8 @@ def command(file: str, receivers: tuple[Address, ...], identity: Path, spool_pat
     What the core in a file says of its crash (signal, program, ids, build-id) travels with it as its report.
     """
     from securecore.sender.credentials import read_credentials
-    from securecore.sender.pump import Pump
     from securecore.sender.spool import create_spool, open_spool
-    from securecore.sender.transfer import Papers, Parcel, Transfer
+    from securecore.sender.transfer import Papers, Parcel, carry
 
     papers = Papers(tls.sender_context(str(identity)), read_credentials(str(identity)))
     spool = None
@@ -52,23 +51,15 @@ def command(file: str, receivers: tuple[Address, ...], identity: Path, spool_pat
     now_ms = time.time_ns() // 1_000_000
     parcel = Parcel(DumpId.make(now_ms, os.urandom(10)), _report(file, source, total).encode(), now_ms)
     with Progress(f"sending {parcel.dump.short}", total) as progress:
-        pump = Pump(on_progress=progress.update)
-        transfer = Transfer(parcel, pump, receivers, papers, spool)
-        transfer.start()
-        try:
-            pump.read(source)
-        finally:
-            os.close(source)
-            transfer.source_closed.set()
-        outcome = transfer.wait()
+        outcome = carry(source, parcel, receivers, papers, spool, progress.update)
     if outcome.receipt is None:
         failure = outcome.spool_failure or outcome.failure
         if failure is None:
             raise Bug("nothing was delivered and nothing failed")
         failure.hint = _hint(outcome.spooled and outcome.spool_failure is None, parcel.dump, spool_path, failure.hint)
         raise failure
-    if pump.end is not None and pump.end.failure is not None:
-        raise ConfigError(f"{file}: {pump.end.failure}; what could be read was stored as {parcel.dump.short}, incomplete")
+    if outcome.source_failure is not None:
+        raise ConfigError(f"{file}: {outcome.source_failure}; what could be read was stored as {parcel.dump.short}, incomplete")
     _say(parcel.dump, outcome.receipt, outcome.size, outcome.stored_bytes, as_json)
     return 0
 

@@ -32,10 +32,9 @@ from securecore.report import CrashReport
 from securecore.sender import privileges, procfs
 from securecore.sender.credentials import read_credentials
 from securecore.sender.kernel_arguments import KernelArguments, parse_arguments
-from securecore.sender.pump import Pump
-from securecore.sender.settings import Settings, load_settings
+from securecore.sender.settings import load_settings
 from securecore.sender.spool import Spool, open_spool
-from securecore.sender.transfer import Outcome, Papers, Parcel, Transfer
+from securecore.sender.transfer import Outcome, Papers, Parcel, carry
 
 _DAEMON, _ERROR, _WARNING, _NOTICE = 3 << 3, 3, 4, 5
 """Facility and severities of RFC 3164 section 4.1.1, as /dev/log takes them."""
@@ -94,7 +93,7 @@ def handle(core: int, argv: list[str], settings_path: str) -> int:
         # Installed where only root can read, as in a checkout under /root: what is loaded last must be loaded while we still may.
         from securecore.sender import evidence  # noqa: F401
     privileges.drop(settings.uid, settings.gid)
-    return conclude(dump, deliver(core, parcel, settings, papers, spool))
+    return conclude(dump, carry(core, parcel, settings.receivers, papers, spool))
 
 
 def find_spool(path: str) -> Spool | None:
@@ -129,20 +128,6 @@ def report_crash(arguments: KernelArguments) -> CrashReport:
         crashed_at=arguments.time,
         **procfs.snapshot(arguments),
     )
-
-
-def deliver(core: int, parcel: Parcel, settings: Settings, papers: Papers | ConfigError, spool: Spool | None) -> Outcome:
-    """Drain the core to a receiver or the spool, let the crashed process go, and return how it ended."""
-    pump = Pump()
-    transfer = Transfer(parcel, pump, settings.receivers, papers, spool)
-    transfer.start()
-    try:
-        pump.read(core)
-    finally:
-        os.close(core)
-        transfer.source_closed.set()
-        outcome = transfer.wait()
-    return outcome
 
 
 def conclude(dump: DumpId, outcome: Outcome) -> int:

@@ -5,6 +5,7 @@ memory. When no receiver can be had, or the wire fails or stalls with the ring f
 spool, and a later flush goes on from there. So each frame is always durable at the receiver, in the ring, or in the spool.
 """
 
+import os
 import ssl
 import time
 from collections import deque
@@ -54,6 +55,8 @@ class Outcome(NamedTuple):
     size: int
     stored_bytes: int
     frames: int
+    source_failure: str | None
+    """Why the source could not be read to its end."""
 
 
 class Custody:
@@ -127,6 +130,7 @@ class Transfer:
             end.size if end else 0,
             self._stored_bytes,
             self._custody.all.size,
+            end.failure if end else None,
         )
 
     def _run(self) -> None:
@@ -275,6 +279,30 @@ class Transfer:
                 self._entry.finish(end)
             except SecurecoreError as error:
                 self._spool_failure = self._spool_failure or error
+
+
+def carry(
+    source: int,
+    parcel: Parcel,
+    receivers: Sequence[Address],
+    papers: Papers | ConfigError,
+    spool: Spool | None,
+    on_progress: Callable[[int], None] | None = None,
+) -> Outcome:
+    """Drain *source* to a receiver or the spool, close it as soon as it is drained, and return how it ended.
+
+    *on_progress* is told the plaintext bytes read so far.
+    """
+    pump = Pump(on_progress=on_progress)
+    transfer = Transfer(parcel, pump, receivers, papers, spool)
+    transfer.start()
+    try:
+        pump.read(source)
+    finally:
+        os.close(source)
+        transfer.source_closed.set()
+        outcome = transfer.wait()
+    return outcome
 
 
 def settle(

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,13 +29,6 @@ pytestmark = [needs_kernel, pytest.mark.root, pytest.mark.slow]
 CRASHERS = Path(__file__).parents[2] / "scripts" / "crashers"
 HANDLER_MEMORY_KIB = 64 * limits.KIB
 SIZE_RATIO = 1.02
-
-
-@pytest.fixture
-def receiver(fleet: Fleet, tmp_path: Path) -> Iterator[Receiver]:
-    """A receiver with an empty store."""
-    with running_receiver(fleet.receiver, tmp_path / "store") as running:
-        yield running
 
 
 @pytest.fixture

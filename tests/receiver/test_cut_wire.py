@@ -1,7 +1,6 @@
 """The wire is cut at any byte, from either end: nothing is lost, nothing is passed off as whole, nothing is stored twice."""
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,11 +9,11 @@ from securecore import limits
 from securecore.dump.reader import open_container
 from securecore.receiver.server import Receiver
 from securecore.sender.flush import flush
-from securecore.sender.spool import Spool, create_spool, open_spool
+from securecore.sender.spool import Spool
 from securecore.store.layout import open_store
 from tests.support.certificates import Fleet
 from tests.support.proxies import Cut, cutting
-from tests.support.receivers import papers_of, running_receiver, send_bytes
+from tests.support.receivers import papers_of, send_bytes
 
 pytestmark = pytest.mark.slow
 
@@ -24,20 +23,6 @@ CORE = random.Random(7).randbytes(24 * limits.MIB) + bytes(3 * limits.MIB) + b"t
 # the receiver's: about 4 KiB of handshake, READY and ACCEPT, an ACK for each 8 MiB, 5 KiB of RECEIPT.
 FROM_SENDER = [1, 300, 2_000, 3_000, 3_600, 5_000, 100_000, 5_000_000, 9_000_000, 17_000_000, 25_100_000, 25_170_000, 25_180_000]
 FROM_RECEIVER = [1, 500, 2_000, 2_600, 2_900, 3_000, 3_100, 3_150, 3_300, 4_000, 6_000]
-
-
-@pytest.fixture
-def receiver(fleet: Fleet, tmp_path: Path) -> Iterator[Receiver]:
-    """A receiver with an empty store."""
-    with running_receiver(fleet.receiver, tmp_path / "store") as running:
-        yield running
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    """An empty spool."""
-    create_spool(str(tmp_path / "spool"), bytes(16))
-    return open_spool(str(tmp_path / "spool"))
 
 
 def published(store_path: Path) -> list[bytes]:

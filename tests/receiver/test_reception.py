@@ -5,7 +5,6 @@ import shutil
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,13 +22,6 @@ from securecore.sender.spool import create_spool, open_spool
 from securecore.store.layout import open_store
 from tests.support.certificates import DOMAIN, Fleet, no_passphrase
 from tests.support.receivers import new_dump_id, papers_of, running_receiver, send_bytes
-
-
-@pytest.fixture
-def receiver(fleet: Fleet, tmp_path: Path) -> Iterator[Receiver]:
-    """A receiver with an empty store."""
-    with running_receiver(fleet.receiver, tmp_path / "store") as running:
-        yield running
 
 
 def stored_cores(store_path: Path) -> dict[str, bytes]:

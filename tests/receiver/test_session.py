@@ -88,13 +88,6 @@ def hands() -> Iterator[Hands]:
         yield make
 
 
-@pytest.fixture
-def receiver(fleet: Fleet, tmp_path: Path) -> Iterator[Receiver]:
-    """A receiver with an empty store."""
-    with running_receiver(fleet.receiver, tmp_path / "store") as running:
-        yield running
-
-
 def published(tmp_path: Path) -> list[str]:
     """Return the ids of all published dumps."""
     with open_store(str(tmp_path / "store")) as store:

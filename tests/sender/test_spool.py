@@ -19,13 +19,6 @@ FRAMES = [Compressor().frame(bytes([number]) * limits.PIECE_BYTES) for number in
 END = EntryEnd(3 * limits.PIECE_BYTES, None, "complete", 5)
 
 
-@pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    """An empty spool."""
-    create_spool(str(tmp_path / "spool"), bytes(16))
-    return open_spool(str(tmp_path / "spool"))
-
-
 def start_of_new() -> EntryStart:
     """Return the start of a dump of which no receiver has anything."""
     return EntryStart(new_dump_id(), 1, None, Frontier())

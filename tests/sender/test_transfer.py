@@ -2,7 +2,6 @@
 
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from securecore.receiver.server import Receiver
 from securecore.sender import evidence
 from securecore.sender.flush import flush
 from securecore.sender.pump import Pump
-from securecore.sender.spool import Spool, create_spool, open_spool
+from securecore.sender.spool import Spool
 from securecore.sender.transfer import Parcel, Transfer
 from securecore.store.layout import open_store
 from tests.support.certificates import Fleet
@@ -24,20 +23,6 @@ from tests.support.elf import write_core
 from tests.support.receivers import new_dump_id, papers_of, running_receiver, send_bytes
 
 NOWHERE = Address("127.0.0.1:9")
-
-
-@pytest.fixture
-def receiver(fleet: Fleet, tmp_path: Path) -> Iterator[Receiver]:
-    """A receiver with an empty store."""
-    with running_receiver(fleet.receiver, tmp_path / "store") as running:
-        yield running
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    """An empty spool."""
-    create_spool(str(tmp_path / "spool"), bytes(16))
-    return open_spool(str(tmp_path / "spool"))
 
 
 def outcomes(store_path: Path) -> list[str]:

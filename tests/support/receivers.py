@@ -13,9 +13,8 @@ from securecore.names import Address, DumpId
 from securecore.receiver.server import Receiver, ReceiverSettings, open_receiver
 from securecore.report import CrashReport
 from securecore.sender.credentials import read_credentials
-from securecore.sender.pump import Pump
 from securecore.sender.spool import Spool
-from securecore.sender.transfer import Outcome, Papers, Parcel, Transfer
+from securecore.sender.transfer import Outcome, Papers, Parcel, carry
 
 
 @contextmanager
@@ -57,15 +56,7 @@ def send_bytes(
     writer.start()
     now_ms = time.time_ns() // 1_000_000
     encoded = (report or CrashReport(sender="test", program="crasher", signal=11, pid=4711)).encode()
-    pump = Pump()
-    transfer = Transfer(Parcel(dump or new_dump_id(), encoded, now_ms), pump, receivers, papers, spool)
-    transfer.start()
-    try:
-        pump.read(reading)
-    finally:
-        os.close(reading)
-        transfer.source_closed.set()
-    outcome = transfer.wait()
+    outcome = carry(reading, Parcel(dump or new_dump_id(), encoded, now_ms), receivers, papers, spool)
     writer.join()
     return outcome
 
