@@ -119,8 +119,12 @@ def _print_core(manifest: Manifest | None, stored: int, dump: str) -> None:
         _field("core", f"{terminal.size(stored)} stored so far; no manifest yet")
     else:
         whole = terminal.size(manifest.size)
+        if manifest.outcome != "complete" and manifest.predicted_size is not None:
+            whole += f" of {terminal.size(manifest.predicted_size)}"
         if manifest.outcome != "complete":
-            whole += f" of {terminal.size(manifest.predicted_size)} ({manifest.outcome})"
+            whole += f" ({manifest.outcome})"
+        elif manifest.predicted_size is None:
+            whole += " (no ELF core, so its length proves nothing)"
         root, frames = manifest.root.hex(), terminal.count(manifest.frames, "frame")
         _field("core", f"{whole} in {frames}, {terminal.size(stored)} stored, root {root[:4]}…{root[-4:]}")
     _field("id", dump)

@@ -3,6 +3,7 @@
 The main thread accepts and minds signals; it never touches TLS, so a peer that stalls its handshake stalls only its own thread.
 """
 
+import errno
 import logging
 import os
 import select
@@ -12,6 +13,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -53,7 +55,9 @@ def utc_now() -> datetime:
 class Receiver:
     """A receiver that holds its store's lock; made ready by ``open_receiver``, run by ``serve``, ended by ``stop``."""
 
-    def __init__(self, settings: ReceiverSettings, store: Store, lock: StoreLock, material: Material) -> None:
+    def __init__(
+        self, settings: ReceiverSettings, store: Store, lock: StoreLock, material: Material, listeners: Sequence[socket.socket]
+    ) -> None:
         self._settings = settings
         self._store = store
         self._lock = lock
@@ -61,7 +65,7 @@ class Receiver:
         committer = Committer(store, self._logs, utc_now)
         self._service = Service(store, material, committer, utc_now)
         self._control = ControlServer(store, self._logs, utc_now)
-        self._listeners: list[socket.socket] = []
+        self._listeners = listeners
         self._sessions: dict[threading.Thread, Session | None] = {}
         self._sessions_lock = threading.Lock()
         self._wakeup, self._waker = socket.socketpair()
@@ -69,7 +73,7 @@ class Receiver:
         self._waker.setblocking(False)
         self._is_stopping = False
         self._is_reloading = False
-        self.addresses: list[Address] = []
+        self.addresses = [_bound_address(listener) for listener in listeners]
         """Where it listens, with the ports that the kernel chose."""
 
     @property
@@ -84,16 +88,12 @@ class Receiver:
             return len(self._sessions)
 
     def prepare(self) -> None:
-        """Finish what a crash has interrupted, publish the log key's statement, and listen; raises SecurecoreError."""
+        """Finish what a crash has interrupted, and publish the log key's statement; raises SecurecoreError."""
         for dump, error in self._service.committer.roll_forward():
             level = logging.ERROR if error else logging.INFO
             log.log(level, "recovered dump=%s error=%s", dump, quoted(error.message) if error else "-")
         material = self._service.material
         self._store.put_log_key(material.parts.log_statement, (material.identity.path / "ca.pem").read_bytes())
-        for address in self._settings.listen:
-            self._listeners.append(_listen(address))
-            bound = self._listeners[-1].getsockname()
-            self.addresses.append(Address(f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"))
         self._control.start()
 
     def serve(self) -> None:
@@ -236,21 +236,19 @@ class Receiver:
 def open_receiver(settings: ReceiverSettings) -> Receiver:
     """Return a receiver ready to serve: store opened (made, when its directory is absent or empty) and locked, identity tested."""
     material = load_material(settings.identity, utc_now())
-    try:
-        store = open_store(str(settings.store))
-    except NotFoundError:
-        store = create_store(str(settings.store))
-    try:
+    with ExitStack() as undo:
+        # Listening comes first: an address that cannot be had must not leave a new store behind. Who connects meanwhile waits.
+        listeners = [undo.enter_context(_listen(address)) for address in settings.listen]
+        try:
+            store = open_store(str(settings.store))
+        except NotFoundError:
+            store = create_store(str(settings.store))
+        undo.callback(store.close)
         lock = store.lock()
-    except BaseException:
-        store.close()
-        raise
-    receiver = Receiver(settings, store, lock, material)
-    try:
+        undo.callback(lock.close)
+        receiver = Receiver(settings, store, lock, material, listeners)
         receiver.prepare()
-    except BaseException:
-        receiver._close()
-        raise
+        undo.pop_all()
     return receiver
 
 
@@ -283,9 +281,16 @@ def _listen(address: Address) -> socket.socket:
     try:
         listener = socket.create_server((address.host, address.port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise ConfigError(f"cannot listen on {address}: {error.strerror or error}") from error
+        reason = os.strerror(error.errno).lower() if error.errno else str(error)
+        hint = "is another receiver running there?" if error.errno == errno.EADDRINUSE else "name an address of this machine"
+        raise ConfigError(f"cannot listen on {address}: {reason}", hint=hint) from error
     listener.setblocking(False)
     return listener
+
+
+def _bound_address(listener: socket.socket) -> Address:
+    host, port = listener.getsockname()[:2]
+    return Address(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
 
 
 def _drain(wakeup: socket.socket) -> None:

@@ -17,7 +17,7 @@ from securecore.dump.frames import ZERO_PIECE_FRAME
 from securecore.errors import BusyError, ClockError, PeerError, RefusedError, SecurecoreError, UnreachableError
 from securecore.names import Address, StoreId
 from securecore.wire.connection import NEED_DATA, Connection
-from securecore.wire.messages import Accept, Ack, Data, End, Gone, Message, Open, Ready, Receipt, Refusal, Refuse, Zero
+from securecore.wire.messages import Accept, Ack, Data, End, Gone, Message, Open, Ready, Receipt, Refusal, Refuse, Zero, is_final
 from securecore.wire.states import End as WireEnd
 
 _RECEIVE_BYTES: Final = 64 * limits.KIB
@@ -129,7 +129,7 @@ def refusal(message: Refuse, address: Address) -> SecurecoreError:
     text = f"refused by {address}: {words}"
     if message.code == Refusal.NOT_YET_VALID:
         return ClockError(text, hint="compare this machine's clock")
-    if message.code < Refusal.NOT_YET_VALID:
+    if is_final(message.code):
         return RefusedError(text)
     wait = min(message.retry_after_s, limits.MAX_RETRY_AFTER_S)
     return BusyError(text, hint=f"come again in {wait} s" if wait else "come again later")

@@ -309,7 +309,8 @@ def _open_root(path: str) -> int:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotFoundError(f"no store in {path}") from error
+        hint = "name it with --store; `securecore receive` makes one in an empty directory"
+        raise NotFoundError(f"no store in {path}", hint=hint) from error
     except OSError as error:
         raise directory.disk_refused(error, f"cannot open the store {path}") from error
     status = os.fstat(fd)
@@ -318,8 +319,10 @@ def _open_root(path: str) -> int:
         raise ConfigError(f"cannot use the store {path}: it belongs to user {status.st_uid}", hint="run this as that user or root")
     if status.st_mode & 0o077:
         os.close(fd)
-        mode = status.st_mode & 0o777
-        raise ConfigError(f"cannot use the store {path}: others may enter it (mode {mode:04o})", hint=f"chmod 0700 {path}")
+        # Only a store's own mode is ours to mend: a hint to close somebody else's directory would be followed.
+        mode, is_store = status.st_mode & 0o777, os.path.lexists(os.path.join(path, FORMAT))
+        hint = f"chmod 0700 {path}" if is_store else "name an empty directory of your own, mode 0700"
+        raise ConfigError(f"cannot use the store {path}: others may enter it (mode {mode:04o})", hint=hint)
     return fd
 
 

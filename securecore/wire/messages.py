@@ -57,10 +57,10 @@ class Refusal(IntEnum):
     QUOTA = 205
     REVOCATION_UNKNOWN = 206
 
-    @property
-    def is_final(self) -> bool:
-        """Whether the same request can't succeed until a person has changed something."""
-        return self < 200
+
+def is_final(code: int) -> bool:
+    """Return whether the same request can't succeed until a person has changed something; also for codes of later versions."""
+    return code < 200
 
 
 class Ready(NamedTuple):

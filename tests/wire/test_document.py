@@ -15,7 +15,7 @@ from securecore.merkle import leaf_hash, root_of
 from securecore.names import DumpId, StoreId
 from securecore.wire import messages
 from securecore.wire.connection import NEED_DATA, Connection
-from securecore.wire.messages import Data, Kind, Message, Refusal, encode, kind_of, max_body_bytes
+from securecore.wire.messages import Data, Kind, Message, Refusal, encode, is_final, kind_of, max_body_bytes
 from securecore.wire.states import TRANSITIONS, End
 from tests.support.wire import Pair, speaker
 
@@ -73,7 +73,7 @@ def test_the_table_of_fields_is_the_code(kind: Kind) -> None:
 
 def test_the_table_of_refusals_is_the_code() -> None:
     """Code, name, and what a sender does next."""
-    expected = [[str(int(code)), code.name, "operator" if code.is_final else "later"] for code in Refusal]
+    expected = [[str(int(code)), code.name, "operator" if is_final(code) else "later"] for code in Refusal]
     assert expected == [row[:3] for row in table(section("Refusal codes"), "Code")]
 
 

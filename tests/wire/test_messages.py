@@ -29,6 +29,7 @@ from securecore.wire.messages import (
     decode_body,
     decode_header,
     encode,
+    is_final,
     kind_of,
     max_body_bytes,
 )
@@ -270,7 +271,7 @@ def test_ids_of_other_versions_are_refused() -> None:
 
 def test_refusals_are_final_below_two_hundred() -> None:
     """The hundreds of a code say what the sender does next, for codes that it does not know, too."""
-    assert {code for code in Refusal if code < 200} == {code for code in Refusal if code.is_final}
+    assert {code for code in Refusal if code < 200} == {code for code in Refusal if is_final(code)}
     assert Refuse(999, "what") == decode(encode(Refuse(999, "what")))
 
 

@@ -56,9 +56,12 @@ def check_owner(directory: str, user: User, root: Root) -> None:
     if status is None or status.st_uid == user.uid or user.uid == UNKNOWN or not root.names(directory):
         return
     place = root.outside(directory)
+    # Only what is a store or a spool may be given away as a whole: a hint to do so with anything else would be followed.
+    is_ours = root.status(f"{directory}/FORMAT") is not None
+    hint = f"chown -R {user.uid}:{user.gid} {place}" if is_ours else "name an empty directory"
     raise ConfigError(
         f"{place} is not empty and belongs to uid {status.st_uid}, not to {user.name}",
-        hint=f"chown -R {user.uid}:{user.gid} {place}",
+        hint=hint,
     )
 
 
