@@ -11,12 +11,13 @@ import click
 from securecore.audit.checkpoint import origin_of, verifier_key
 from securecore.audit.entry import parse_entry
 from securecore.audit.log import ENTRIES, scan_lines
-from securecore.audit.verification import verify_log
-from securecore.cli import evidence, options, terminal
+from securecore.audit.log_verification import Holdings, LogVerification, verify_log
+from securecore.audit.statement import LogKey
+from securecore.cli import evidence, holdings, options, terminal
 from securecore.cli.options import host_option, json_option, root_option, store_option
 from securecore.cli.verify import print_checks
 from securecore.dump import directory as files
-from securecore.errors import BrokenError, SecurecoreError
+from securecore.errors import BrokenError, NotFoundError, SecurecoreError
 from securecore.names import HostName
 from securecore.store.layout import Store, open_store
 
@@ -24,6 +25,7 @@ EPILOG = """\b
 Examples:
   securecore audit log --host web-1
   securecore audit verify --root ca.pem
+Exit code 6: a log does not hold, or it and the store's dumps contradict each other. The dumps' bytes are for `securecore verify`.
 """
 
 
@@ -54,47 +56,78 @@ def log_(store_path: str, host_text: str | None, as_json: bool) -> None:
 @root_option
 @json_option
 def verify_(store_path: str, host_text: str | None, root_path: Path | None, as_json: bool) -> int:
-    """Verify the logs: every entry, every hash, the checkpoint's signature, up to the root that you trust."""
+    """Verify the logs: every entry, every hash, the checkpoint's signature, up to the root that you trust.
+
+    And that log and store agree: each dump has its entry, each entry its dump, and the log contains what every receipt proves.
+    """
     code, documents = 0, []
     with open_store(store_path) as store:
+        host = options.find_host(host_text, store)
         anchors, is_own = evidence.load_anchors(store, root_path)
         log_key = evidence.load_log_key(store, anchors)
-        for host in _chosen(store, host_text):
-            fd = store.audit_directory(host, create=False)
-            try:
-                with terminal.Progress(f"verifying {host}", None) as progress:
-                    result = verify_log(
-                        fd, origin_of(log_key.name, host), log_key.public_key, progress=lambda done, total: progress.update(done)
-                    )
-            finally:
-                os.close(fd)
+        for owner in [host] if host is not None else holdings.known_hosts(store):
+            held = holdings.read_holdings(store, owner, log_key)
+            result = _verify(store, owner, log_key, held)
+            key = verifier_key(result.origin, log_key.public_key)
             code = code if result.ok else BrokenError.exit_code
-            documents.append(
-                {"host": str(host), "origin": result.origin, "ok": result.ok, "entries": result.size, "unsigned": result.unsigned}
-                | {"verifier_key": verifier_key(result.origin, log_key.public_key)}
-                | {"checks": [check._asdict() for check in result.checks]}
-            )
+            documents.append(_document(owner, result, held) | {"verifier_key": key})
             if not as_json:
-                click.echo(f"{host}  log {result.origin}")
-                print_checks(result.checks)
-                click.echo(f"      key   {verifier_key(result.origin, log_key.public_key)}")
-                unsigned = f", {result.unsigned} more not yet under a checkpoint" if result.unsigned else ""
-                verdict = terminal.good("ok") if result.ok else terminal.bad("BROKEN")
-                entries = terminal.count(result.size, "entry")
-                click.echo(f"{host}  {verdict}  {entries}{unsigned}")
+                _print(owner, result, key)
     if as_json:
         click.echo(json.dumps(documents, indent=1))
     elif not documents:
-        click.echo("no audit logs")
+        click.echo("no audit logs, and no dumps")
     elif is_own:
         click.echo(evidence.OWN_ROOT, err=True)
     return code
 
 
+def _verify(store: Store, host: HostName, log_key: LogKey, held: Holdings) -> LogVerification:
+    """Return what holds of a host's log; that there is none is for the checks to say."""
+    try:
+        fd = store.audit_directory(host, create=False)
+    except NotFoundError:
+        fd = None
+    try:
+        with terminal.Progress(f"verifying {host}", None) as progress:
+            return verify_log(
+                fd,
+                origin_of(log_key.name, host),
+                log_key.public_key,
+                holdings=held,
+                progress=lambda done, total: progress.update(done),
+            )
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def _print(host: HostName, result: LogVerification, key: str) -> None:
+    click.echo(f"{host}  log {result.origin}")
+    print_checks(result.checks)
+    click.echo(f"      key   {key}")
+    unsigned = f", {result.unsigned} more not yet under a checkpoint" if result.unsigned else ""
+    verdict = terminal.good("ok") if result.ok else terminal.bad("BROKEN")
+    click.echo(f"{host}  {verdict}  {terminal.count(result.size, 'entry')}{unsigned}")
+
+
+def _document(host: HostName, result: LogVerification, held: Holdings) -> dict[str, Any]:
+    return {
+        "host": str(host),
+        "origin": result.origin,
+        "ok": result.ok,
+        "entries": result.size,
+        "unsigned": result.unsigned,
+        "gone": [str(dump) for dump in result.gone],
+        "unlogged": [str(dump) for dump in result.unlogged],
+        "unproved": [{"dump": str(dump), "problem": problem} for dump, problem in held.unproved],
+        "checks": [check._asdict() for check in result.checks],
+    }
+
+
 def _chosen(store: Store, host_text: str | None) -> list[HostName]:
-    known = store.audited_hosts()
-    host = options.find_host(host_text, known)
-    return [host] if host is not None else known
+    host = options.find_host(host_text, store)
+    return [host] if host is not None else store.audited_hosts()
 
 
 def _entries(store: Store, host: HostName) -> list[dict[str, Any]]:

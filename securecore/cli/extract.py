@@ -53,7 +53,7 @@ def command(text: str, output: str, partial: bool, store_path: str, host_text: s
     if output != "-" and os.path.lexists(output):
         raise StorageError(f"{output}: already exists", hint="name another file, or remove it first")
     with open_store(store_path) as store:
-        host, dump = store.find(text, options.find_host(host_text, store.host_names()))
+        host, dump = store.find(text, options.find_host(host_text, store))
         with store.open_dump(host, dump) as found:
             manifest = found.read_manifest()
             label = _outcome(manifest)

@@ -28,7 +28,7 @@ def command(store_path: str, host_text: str | None, since: datetime | None, as_j
     from securecore.store.layout import open_store
 
     with open_store(store_path) as store:
-        host = options.find_host(host_text, store.host_names())
+        host = options.find_host(host_text, store)
         with open_catalogue(store) as catalogue:
             catalogue.reconcile(host)
             rows = [row._asdict() for row in catalogue.rows(host, since)]

@@ -1,19 +1,21 @@
 """Options that several commands share, and what they stand for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 
-from securecore.errors import ConfigError, SecurecoreError
+from securecore.errors import ConfigError, NotFoundError, SecurecoreError
 from securecore.identity import host_from_operator
 from securecore.names import Address, HostName, NameRefused
+from securecore.store.layout import Store
 
 DEFAULT_STORE: Final = "/var/lib/securecore/store"
 DEFAULT_RECEIVER_IDENTITY: Final = "/etc/securecore/receiver"
 
+_HOSTS_SHOWN: Final = 5
 _UNITS: Final = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -67,20 +69,30 @@ def root_option(command: _Command) -> _Command:
     return option(command)
 
 
-def find_host(text: str | None, known: list[HostName]) -> HostName | None:
+def find_host(text: str | None, store: Store) -> HostName | None:
     """Return the host that a person means: a full name, or the first labels of one that the store knows.
 
-    Raises ConfigError when a short name means none or several of *known*.
+    A store knows the hosts that have dumps in it, published or still coming in, or an audit log. Raises NotFoundError when *text*
+    means none or several of them, NameRefused when it has dots and is no host name.
     """
     if text is None:
         return None
-    if "." in text:
-        return host_from_operator(text, None)
-    matches = [host for host in known if str(host).startswith(f"{text.strip().lower()}.")]
+    incoming = (host for host, _ in store.incoming())
+    known = sorted({*store.host_names(), *store.audited_hosts(), *incoming})
+    name = str(host_from_operator(text, None)) if "." in text else text.strip().lower()
+    matches = [host for host in known if str(host) == name] or [host for host in known if str(host).startswith(f"{name}.")]
     if len(matches) == 1:
         return matches[0]
-    found = ", ".join(map(str, matches[:10])) or "none"
-    raise ConfigError(f"host {text!a} means {found} in this store", hint="write the host's full name")
+    if matches:
+        raise NotFoundError(f"{text[:300]!a} means {len(matches)} hosts in this store", hint=f"one of {_names(matches)}")
+    hint = f"it has {_names(known)}" if known else "it has no host yet"
+    shown = name[:300] if name.isascii() and name.isprintable() else ascii(name[:300])
+    raise NotFoundError(f"no host {shown} in this store", hint=hint)
+
+
+def _names(hosts: Sequence[HostName]) -> str:
+    more = f" and {len(hosts) - _HOSTS_SHOWN} more" if len(hosts) > _HOSTS_SHOWN else ""
+    return ", ".join(map(str, hosts[:_HOSTS_SHOWN])) + more
 
 
 def read_file(path: Path, maximum: int) -> bytes:

@@ -46,7 +46,7 @@ def command(text: str, store_path: str, host_text: str | None, root_path: Path |
     from securecore.store.layout import open_store
 
     with open_store(store_path) as store:
-        host, dump = store.find(text, options.find_host(host_text, store.host_names()))
+        host, dump = store.find(text, options.find_host(host_text, store))
         with store.open_dump(host, dump) as files:
             report = parse_report(files.read_report() or b"{}")
             stored = files.core_bytes()

@@ -1,15 +1,16 @@
 """``securecore verify``: check dumps against what was signed."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from securecore import limits
-from securecore.audit.verification import Check, DumpVerification, Expected, verify_dump
-from securecore.cli import evidence, options, terminal
+from securecore.audit.checks import Check
+from securecore.audit.verification import DumpVerification, Expected, verify_dump
+from securecore.cli import evidence, holdings, options, terminal
 from securecore.cli.options import host_option, json_option, root_option, store_option
 from securecore.errors import BrokenError, NotFoundError
 from securecore.names import DumpId, HostName
@@ -19,8 +20,11 @@ EPILOG = """\b
 Examples:
   securecore verify 9c41d07e --root ca.pem
   securecore verify --all --root ca.pem
-Exit code 6: something does not hold. An incomplete dump whose evidence holds is not broken.
+Exit code 6: something does not hold, or with --all a dump is gone that the audit log says was received. An incomplete dump
+whose evidence holds is not broken. The logs themselves, and dumps that no log knows, are for `securecore audit verify`.
 """
+
+_GONE: Final = "the audit log says that it was received, and it is not in the store"
 
 
 @click.command("verify", epilog=EPILOG)
@@ -44,7 +48,7 @@ def command(
     if (text is None) != everything:
         raise click.UsageError("name one dump, or say --all")
     with open_store(store_path) as store:
-        host = options.find_host(host_text, store.host_names())
+        host = options.find_host(host_text, store)
         anchors, is_own = evidence.load_anchors(store, root_path)
         try:
             log_key = evidence.load_log_key(store, anchors)
@@ -66,6 +70,11 @@ def command(
             documents.append(_document(owner, dump, result))
             if not as_json:
                 _print(owner, dump, result, is_detailed=not everything)
+        for owner, dump in _gone(store, host) if everything else ():
+            code = BrokenError.exit_code
+            documents.append(_document_of_gone(owner, dump))
+            if not as_json:
+                click.echo(f"{dump.short}  {terminal.bad('GONE')}  {owner}  {_GONE}")
     if as_json:
         click.echo(json.dumps(documents, indent=1))
     elif is_own:
@@ -73,11 +82,31 @@ def command(
     return code
 
 
-def _chosen(store: Store, text: str | None, host: HostName | None) -> Sequence[tuple[HostName, DumpId]]:
+def _chosen(store: Store, text: str | None, host: HostName | None) -> Iterator[tuple[HostName, DumpId]]:
+    """Yield what to verify: one dump, or each published one; and what a crash kept from being published with all its papers."""
     if text is not None:
-        return [store.find(text, host)]
-    hosts = [host] if host is not None else store.host_names()
-    return [(owner, dump) for owner in hosts for dump in sorted(store.dump_ids(owner), key=str)]
+        yield store.find(text, host)
+        return
+    for owner in [host] if host is not None else holdings.known_hosts(store):
+        dumps = store.dump_ids(owner)
+        dumps += [received.dump for received in holdings.find_absent(store, owner) if _has_receipt(store, owner, received.dump)]
+        yield from ((owner, dump) for dump in sorted(set(dumps), key=str))
+
+
+def _has_receipt(store: Store, host: HostName, dump: DumpId) -> bool:
+    try:
+        with store.open_dump(host, dump) as files:
+            return files.read_receipt() is not None
+    except NotFoundError:
+        return False
+
+
+def _gone(store: Store, host: HostName | None) -> Iterator[tuple[HostName, DumpId]]:
+    """Yield the dumps that are in no directory although a log says that they were received."""
+    for owner in [host] if host is not None else holdings.known_hosts(store):
+        for received in holdings.find_absent(store, owner):
+            if not holdings.is_held(store, owner, received):
+                yield owner, received.dump
 
 
 def _print(host: HostName, dump: DumpId, result: DumpVerification, *, is_detailed: bool) -> None:
@@ -126,3 +155,8 @@ def _document(host: HostName, dump: DumpId, result: DumpVerification) -> dict[st
         "checks": [check._asdict() for check in result.checks],
         "damage": [damage._asdict() for damage in result.damage],
     }
+
+
+def _document_of_gone(host: HostName, dump: DumpId) -> dict[str, Any]:
+    check = Check(1, "the dump is in the store", False, _GONE)
+    return {"id": str(dump), "host": str(host), "ok": False, "outcome": None, "checks": [check._asdict()], "damage": []}

@@ -176,15 +176,21 @@ def ask_for_core(store: Store, host: HostName, dump: DumpId) -> int | None:
         raise StorageError(f"the receiver on {store.path} does not answer: {error.strerror or error}") from error
     try:
         request = {"verb": "extract", "host": str(host), "dump": str(dump)}
-        connection.sendall(json.dumps(request).encode("ascii") + b"\n")
+        try:
+            connection.sendall(json.dumps(request).encode("ascii") + b"\n")
+        except BrokenPipeError:
+            pass  # Who we are is enough for it to refuse; its answer is there to be read all the same.
         data, fds, _flags, _address = socket.recv_fds(connection, _REQUEST_BYTES, 1)
-        answer = json.loads(data)
-    except (OSError, ValueError) as error:
+        answer: Any = json.loads(data)
+        if not isinstance(answer, dict):
+            raise ValueError("the answer is no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
         raise StorageError(f"the receiver on {store.path} does not answer: {error}") from error
     finally:
         connection.close()
     if not answer.get("ok") or not fds:
-        kind = _KINDS.get(answer.get("code"), ConfigError)
+        code: Any = answer.get("code")
+        kind = _KINDS.get(code, ConfigError)
         raise kind(f"the receiver on {store.path} refused: {answer.get('error', 'no descriptor')}")
     return fds[0]
 

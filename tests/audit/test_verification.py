@@ -15,9 +15,10 @@ from securecore.audit.checkpoint import LogSigner, origin_of
 from securecore.audit.damage import Damage
 from securecore.audit.entry import extracted_entry, received_entry
 from securecore.audit.log import HostLogs
+from securecore.audit.log_verification import LogVerification, verify_log
 from securecore.audit.proof import verify_receipt
 from securecore.audit.statement import LogKey, encode_payload, verify_statement
-from securecore.audit.verification import DumpVerification, Expected, LogVerification, verify_dump, verify_log
+from securecore.audit.verification import DumpVerification, Expected, verify_dump
 from securecore.certs import chain, jws
 from securecore.certs.profiles import HOST, RECEIVER
 from securecore.dump.compression import Decompressor

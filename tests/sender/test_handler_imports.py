@@ -11,6 +11,9 @@ DENIED: Final = {
 """Modules of a few milliseconds each, and libraries of tens of them."""
 
 
+HANDLER: Final = "import securecore.sender.handler, securecore.sender.crash"
+
+
 def loaded(statement: str) -> set[str]:
     """Return the modules that a fresh interpreter holds after *statement*."""
     program = f"{statement}\nimport sys; print(*sys.modules)"
@@ -20,11 +23,11 @@ def loaded(statement: str) -> set[str]:
 
 def test_the_handler_loads_nothing_that_is_slow() -> None:
     """Nothing of the deny-list that a bare interpreter does not hold already (an editable install loads some by itself)."""
-    assert (loaded("import securecore.sender.handler, securecore.sender.crash") - loaded("pass")) & DENIED == set()
+    assert (loaded(HANDLER) - loaded("pass")) & DENIED == set()
 
 
 def test_the_handler_loads_only_its_rooms() -> None:
     """No receiver, store, audit, certs, pki or command line; evidence comes when the source is closed."""
-    names = {name.split(".")[1] for name in loaded("import securecore.sender.handler, securecore.sender.crash") if name.startswith("securecore.")}
+    names = {name.split(".")[1] for name in loaded(HANDLER) if name.startswith("securecore.")}
     assert names <= {"errors", "limits", "names", "identity", "report", "elfsize", "merkle", "wire", "dump", "tls", "sender"}
-    assert "securecore.sender.evidence" not in loaded("import securecore.sender.handler, securecore.sender.crash")
+    assert "securecore.sender.evidence" not in loaded(HANDLER)

@@ -1,0 +1,94 @@
+"""Stores that a real receiver has filled, and the commands that look at them, run in the test's own process."""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pytest
+
+from securecore import limits
+from securecore.cli.main import run
+from securecore.names import DumpId
+from tests.support.certificates import DOMAIN, Fleet
+from tests.support.crash_cores import Crash
+from tests.support.receivers import new_dump_id, papers_of, running_receiver, send_bytes
+
+WEB: Final = f"web-1.{DOMAIN}"
+DB: Final = f"db-2.{DOMAIN}"
+CORE: Final = random.Random(1).randbytes(3 * limits.PIECE_BYTES) + bytes(8 * limits.PIECE_BYTES) + b"the end"
+"""Three pieces of noise, eight of zeroes, and a short one."""
+CUT_CORE: Final = Crash().write()[:-100]
+"""The beginning of an ELF core: its header promises more."""
+
+
+class Ran(NamedTuple):
+    """How a command ended and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        """The JSON that it printed."""
+        return json.loads(self.out)
+
+
+class Commands:
+    """Runs commands on one store, and knows what stands where in it."""
+
+    def __init__(self, store: Path, fleet: Fleet, capture: pytest.CaptureFixture[str]) -> None:
+        self.store = store
+        self.fleet = fleet
+        self._capture = capture
+
+    def __call__(self, *arguments: object) -> Ran:
+        """Run a command on the store."""
+        code = run([*map(str, arguments), "--store", str(self.store)])
+        output = self._capture.readouterr()
+        return Ran(code, output.out, output.err)
+
+    def verify(self, *arguments: object) -> Ran:
+        """Run ``verify`` with the fleet's root."""
+        return self("verify", *arguments, "--root", self.fleet.host / "ca.pem")
+
+    def audit(self, *arguments: object) -> Ran:
+        """Run ``audit verify`` with the fleet's root."""
+        return self("audit", "verify", *arguments, "--root", self.fleet.host / "ca.pem")
+
+    def extract(self, dump: object, output: object, *arguments: object) -> Ran:
+        """Run ``extract`` with the fleet's receiver's identity."""
+        return self("extract", dump, "-o", output, "--identity", self.fleet.receiver, *arguments)
+
+    def dump(self, dump: DumpId, host: str = WEB, place: str = "hosts") -> Path:
+        """Return the directory of a dump."""
+        return self.store / place / host / str(dump)
+
+    def log(self, host: str = WEB) -> Path:
+        """Return the directory of a host's audit log."""
+        return self.store / "audit" / host
+
+    def entries(self, host: str = WEB) -> list[dict[str, Any]]:
+        """Return the entries of a host's log as they stand."""
+        return [json.loads(line) for line in (self.log(host) / "entries.jsonl").read_text("ascii").splitlines()]
+
+
+def fill_store(fleet: Fleet, store: Path, cores: Sequence[tuple[str, bytes]]) -> list[DumpId]:
+    """Have a receiver store *cores*, each sent by a host of the fleet, in order; return the dumps."""
+    dumps = []
+    with running_receiver(fleet.receiver, store) as receiver:
+        for host, core in cores:
+            dump = new_dump_id()
+            outcome = send_bytes(core, papers_of(fleet.hosts[host]), receiver.addresses, dump=dump)
+            assert outcome.receipt is not None
+            dumps.append(dump)
+    return dumps
+
+
+def flip(path: Path, at: int) -> None:
+    """Change one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
