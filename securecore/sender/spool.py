@@ -146,8 +146,8 @@ class Spool:
         return SpoolEntry(start, report, fd, core)
 
     def _write_start(self, fd: int, start: EntryStart, report: bytes) -> int:
-        """Write report and entry.json, and return the descriptor of the empty core."""
-        files.write_new_file("report.json", fd, report)
+        """Make the empty core, report and entry.json, durable under their names, and return the core's descriptor."""
+        core = files.create_file("core.zst", fd)
         fields = {
             "version": 1,
             "dump": str(start.dump),
@@ -156,8 +156,14 @@ class Spool:
             "first_frame": start.frontier.size,
             "peaks": [peak.hex() for peak in start.frontier.peaks],
         }
-        files.write_new_file("entry.json", fd, _encode(fields))
-        return files.create_file("core.zst", fd)
+        try:
+            # The core comes first: what follows makes the directory, and with it the core's name, durable.
+            files.write_new_file("report.json", fd, report)
+            files.write_new_file("entry.json", fd, _encode(fields))
+        except BaseException:
+            os.close(core)
+            raise
+        return core
 
     def sweep(self, now: float) -> None:
         """Remove what handlers that were killed have begun and not named, once it is old enough to be nobody's any more."""

@@ -1,18 +1,22 @@
 """A core's way from a pipe to the store over real TLS, and who is not let in."""
 
+import logging
 import random
+import re
 import shutil
 import socket
 import ssl
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from securecore import limits, tls
 from securecore.dump.reader import open_container
-from securecore.errors import PeerError, RefusedError, SecurecoreError, UnreachableError, UntrustedError
+from securecore.errors import PeerError, RefusedError, UnreachableError, UntrustedError
 from securecore.names import Address, HostName
 from securecore.pki.revocation import revoke_name
 from securecore.receiver.server import Receiver
@@ -20,7 +24,7 @@ from securecore.sender.delivery import connect
 from securecore.sender.flush import flush
 from securecore.sender.spool import create_spool, open_spool
 from securecore.store.layout import open_store
-from tests.support.certificates import DOMAIN, Fleet, no_passphrase
+from tests.support.certificates import DOMAIN, Fleet, make_fleet, no_passphrase
 from tests.support.receivers import new_dump_id, papers_of, running_receiver, send_bytes
 
 
@@ -94,61 +98,86 @@ def test_without_a_receiver_the_core_goes_to_the_spool_and_later_arrives_whole(f
     assert len(list(spool.receipts())) == 1
 
 
-def revoke_host(fleet: Fleet) -> None:
-    """Revoke the fleet's first host and give the receiver the new list, as an operator does."""
-    name = HostName(f"{fleet.host.name}.{DOMAIN}")
-    revoke_name(fleet.pki, name, "keyCompromise", no_passphrase, datetime.now(UTC))
-    shutil.copyfile(fleet.pki.path / "crl.pem", fleet.receiver / "crl.pem")
+class Refused(NamedTuple):
+    """Somebody who is not let in: how its identity is made from the fleet's, and what is read at both ends."""
+
+    make_context: Callable[[Fleet, Path], ssl.SSLContext]
+    sender_reads: str
+    log_says: str
 
 
-def refusal_of(papers_identity: Path, receiver: Receiver) -> SecurecoreError:
-    """Return the error that a sender with that identity meets."""
-    with pytest.raises(SecurecoreError) as caught:
-        connect(receiver.addresses, papers_of(papers_identity).context)
-    return caught.value
-
-
-def test_a_revoked_host_is_refused_before_ready_in_words_at_both_ends(
-    own_fleet: Fleet, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The sender reads date and reason of the revocation; the receiver's log has them too; nothing is stored."""
-    revoke_host(own_fleet)
-    with running_receiver(own_fleet.receiver, tmp_path / "store") as running:
-        error = refusal_of(own_fleet.host, running)
-
-    assert isinstance(error, RefusedError)
-    assert "revoked on" in error.message
-    assert any("revoked on" in record.getMessage() and "web-1" in record.getMessage() for record in caplog.records)
-    assert stored_cores(tmp_path / "store") == {}
-
-
-def test_a_host_of_another_ca_is_refused(own_fleet: Fleet, receiver: Receiver, fleet: Fleet, tmp_path: Path) -> None:
-    """Same names, another root: each end refuses the other, also when the impostor trusts our receiver."""
-    error = refusal_of(own_fleet.host, receiver)
-    shutil.copyfile(fleet.host / "ca.pem", own_fleet.host / "ca.pem")
-    answer = refusal_of(own_fleet.host, receiver)
-
-    assert isinstance(error, UntrustedError)
-    assert "another CA" in error.message
-    assert isinstance(answer, RefusedError)
-    assert "another CA" in answer.message
-
-
-def test_a_client_without_a_certificate_is_refused(fleet: Fleet, receiver: Receiver, caplog: pytest.LogCaptureFixture) -> None:
-    """No certificate, no READY: the client reads an alert, the log says why."""
+def without_certificate(fleet: Fleet, tmp_path: Path) -> ssl.SSLContext:
+    """Return the context of a client that trusts our receiver and shows nothing."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(fleet.host / "ca.pem")
     context.set_alpn_protocols([tls.ALPN])
-
-    with pytest.raises(RefusedError, match="sent none"):
-        connect(receiver.addresses, context)
+    return context
 
 
-def test_a_receivers_certificate_is_no_host_certificate(fleet: Fleet, receiver: Receiver) -> None:
-    """A receiver's own certificate cannot be used to send."""
-    error = refusal_of(fleet.receiver, receiver)
+def of_another_ca(fleet: Fleet, tmp_path: Path) -> ssl.SSLContext:
+    """Return the context of a host of the same name and another root, which trusts our receiver."""
+    impostor = make_fleet(tmp_path / "impostor").host
+    shutil.copyfile(fleet.host / "ca.pem", impostor / "ca.pem")
+    return tls.sender_context(str(impostor))
 
-    assert isinstance(error, RefusedError)
+
+def revoked(fleet: Fleet, tmp_path: Path) -> ssl.SSLContext:
+    """Return the context of the fleet's first host, which is revoked; the receiver has the new list, as an operator gives it."""
+    revoke_name(fleet.pki, HostName(f"{fleet.host.name}.{DOMAIN}"), "keyCompromise", no_passphrase, datetime.now(UTC))
+    shutil.copyfile(fleet.pki.path / "crl.pem", fleet.receiver / "crl.pem")
+    return tls.sender_context(str(fleet.host))
+
+
+def of_a_receiver(fleet: Fleet, tmp_path: Path) -> ssl.SSLContext:
+    """Return the context of somebody who sends with the receiver's own identity."""
+    return tls.sender_context(str(fleet.receiver))
+
+
+REVOKED = "this host's certificate was revoked on 20[0-9-]{8} \\(keyCompromise\\)"
+REFUSED = {
+    "no certificate": Refused(
+        without_certificate,
+        "it demands a client certificate and this host sent none",
+        "failed host=- peer=127.0.0.1:[0-9]+ error='client sent no certificate'",
+    ),
+    "another CA": Refused(
+        of_another_ca,
+        "this host's certificate belongs to another CA",
+        "failed host=- peer=127.0.0.1:[0-9]+ error='client certificate refused by TLS: unable to get local issuer certificate'",
+    ),
+    "revoked": Refused(revoked, REVOKED, f'failed host=web-1.{DOMAIN} dump=- peer=127.0.0.1:[0-9]+ error="{REVOKED}"'),
+    "a receiver's certificate": Refused(
+        of_a_receiver,
+        "this host's certificate is not a host's",
+        # OpenSSL 3.3 and later say "unsuitable", earlier ones "unsupported".
+        "failed host=- peer=127.0.0.1:[0-9]+ error='client certificate refused by TLS: uns[a-z]+ certificate purpose'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_who_is_not_let_in_is_told_why_at_both_ends(
+    case: str, own_fleet: Fleet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before READY, the sender reads why in words, the receiver's log says it once, and nothing is stored."""
+    refused = REFUSED[case]
+    context = refused.make_context(own_fleet, tmp_path)
+    with running_receiver(own_fleet.receiver, tmp_path / "store") as running:
+        with pytest.raises(RefusedError) as caught:
+            connect(running.addresses, context)
+        (address,) = running.addresses
+    logged = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+    assert re.fullmatch(f"refused by {address}: {refused.sender_reads}", caught.value.message)
+    assert len(logged) == 1
+    assert re.fullmatch(refused.log_says, logged[0])
+    assert stored_cores(tmp_path / "store") == {}
+
+
+def test_a_receiver_of_another_ca_gets_nothing(own_fleet: Fleet, receiver: Receiver) -> None:
+    """A sender shows no certificate and says no word to a receiver that another root vouches for."""
+    with pytest.raises(UntrustedError, match="another CA"):
+        connect(receiver.addresses, papers_of(own_fleet.host).context)
 
 
 def test_a_host_certificate_cannot_pose_as_a_receiver(fleet: Fleet) -> None:

@@ -15,61 +15,19 @@ from securecore import limits
 from securecore.dump.compression import Compressor
 from securecore.dump.frames import ZERO_PIECE_FRAME
 from securecore.errors import BusyError, RefusedError, SecurecoreError
-from securecore.merkle import Frontier, leaf_hash
+from securecore.merkle import leaf_hash
 from securecore.names import DumpId, HostName, StoreId
 from securecore.pki.revocation import revoke_name
 from securecore.receiver.server import Receiver
 from securecore.sender import evidence
-from securecore.sender.delivery import Delivery, connect
-from securecore.sender.spool import EntryEnd
 from securecore.sender.transfer import Outcome
 from securecore.store.layout import open_store
-from securecore.wire import messages
-from securecore.wire.messages import Accept, Ack, Data, End, Message, Open, Receipt, Zero
+from securecore.wire.messages import Accept, Ack, Data, End, Zero
 from tests.support.certificates import DOMAIN, Fleet, no_passphrase
+from tests.support.hands import Hand
 from tests.support.receivers import new_dump_id, papers_of, running_receiver, send_bytes
 
-REPORT = b'{"program":"crasher"}'
 PIECES = [os.urandom(limits.PIECE_BYTES), bytes(limits.PIECE_BYTES), b"the end"]
-
-
-class Hand:
-    """A sender whose messages the test chooses."""
-
-    def __init__(self, fleet: Fleet, receiver: Receiver, host: str = "web-1") -> None:
-        self.papers = papers_of(fleet.hosts[host])
-        self.delivery: Delivery = connect(receiver.addresses, self.papers.context)
-        self.tree = Frontier()
-        self.size = 0
-
-    def open(self, dump: DumpId, report: bytes = REPORT) -> Accept | Receipt:
-        """Open a dump and take over what the receiver says that it holds."""
-        answer = self.delivery.open(Open(dump, report, None), lambda frames: None)
-        assert isinstance(answer, (Accept, Receipt))
-        return answer
-
-    def send(self, piece: bytes) -> None:
-        """Send one piece as a frame."""
-        frame = Compressor().frame(piece)
-        self.delivery.send_frame(frame)
-        self.tree.append(leaf_hash(frame))
-        self.size += len(piece)
-
-    def say(self, message: Message) -> None:
-        """Send any message past our own state table, and read the answer."""
-        self.delivery._send(messages.encode(message), 10)
-        self.delivery._receive(10)
-
-    def send_and_wait(self, frame: bytes) -> None:
-        """Send any bytes as a frame and wait for what the receiver says to it."""
-        self.delivery.send_frame(frame)
-        self.delivery.wait_for_ack(10)
-
-    def manifest(self, dump: DumpId, *, store: StoreId | None = None, report: bytes = REPORT, **changes: object) -> bytes:
-        """Return a signed manifest for what was sent, with *changes* to how the source ended."""
-        end = EntryEnd(self.size, None, "complete", 1)._replace(**changes)  # type: ignore[arg-type]
-        where = store or self.delivery.store
-        return evidence.sign_manifest(self.papers.credentials, dump, where, end, self.tree, report, 1)
 
 
 Hands = Callable[..., Hand]
@@ -81,7 +39,7 @@ def hands() -> Iterator[Hands]:
     with ExitStack() as stack:
 
         def make(fleet: Fleet, receiver: Receiver, host: str = "web-1") -> Hand:
-            hand = Hand(fleet, receiver, host)
+            hand = Hand(fleet.hosts[host], receiver.addresses)
             stack.callback(hand.delivery.close)
             return hand
 
@@ -161,15 +119,23 @@ def test_the_newest_session_for_a_dump_wins(fleet: Fleet, receiver: Receiver, tm
         older.delivery.wait_for_ack(10)
 
 
-MANIFEST_LIES = {
-    "another size": lambda hand, dump: hand.manifest(dump, size=hand.size + 1),
-    "complete though shorter than predicted": lambda hand, dump: hand.manifest(dump, predicted_size=hand.size + 1),
-    "another dump": lambda hand, dump: hand.manifest(new_dump_id()),
-    "another store": lambda hand, dump: hand.manifest(dump, store=StoreId.make(os.urandom(16))),
-    "another report": lambda hand, dump: hand.manifest(dump, report=b"{}"),
-    "no manifest": lambda hand, dump: b"x",
-    "a flipped byte": lambda hand, dump: flip(hand.manifest(dump)),
+MANIFEST_LIES: dict[str, tuple[Callable[[Hand, DumpId], bytes], str]] = {
+    "another size": (lambda hand, dump: hand.manifest(dump, size=hand.size + 1), "another size"),
+    "complete though shorter than predicted": (
+        lambda hand, dump: hand.manifest(dump, predicted_size=hand.size + 1),
+        "shorter than predicted",
+    ),
+    "another dump": (lambda hand, dump: hand.manifest(new_dump_id()), "another dump"),
+    "another host": (lambda hand, dump: hand.forged_manifest(dump, host=HostName(f"db-2.{DOMAIN}")), "another host"),
+    "another store": (lambda hand, dump: hand.manifest(dump, store=StoreId.make(os.urandom(16))), "another store"),
+    "another root": (lambda hand, dump: hand.forged_manifest(dump, root=bytes(32)), "another root"),
+    "one frame more": (lambda hand, dump: hand.forged_manifest(dump, frames=hand.tree.size + 1), "another frames"),
+    "one frame less": (lambda hand, dump: hand.forged_manifest(dump, frames=hand.tree.size - 1), "another frames"),
+    "another report": (lambda hand, dump: hand.manifest(dump, report=b"{}"), "another report_sha256"),
+    "no manifest": (lambda hand, dump: b"x", "not a signed statement"),
+    "a flipped byte": (lambda hand, dump: flip(hand.manifest(dump)), "signature"),
 }
+"""What is wrong with it: how it is made, and what the sender reads."""
 
 
 def flip(token: bytes) -> bytes:
@@ -186,10 +152,21 @@ def test_a_manifest_that_does_not_hold_is_refused(lie: str, fleet: Fleet, receiv
     for piece in PIECES:
         hand.send(piece)
 
-    with pytest.raises(RefusedError):
-        hand.delivery.end(MANIFEST_LIES[lie](hand, dump))
+    make, words = MANIFEST_LIES[lie]
+    with pytest.raises(RefusedError, match=words):
+        hand.delivery.end(make(hand, dump))
 
     assert published(tmp_path) == []
+
+
+def test_a_forged_manifest_without_a_lie_is_taken(fleet: Fleet, receiver: Receiver, tmp_path: Path, hands: Hands) -> None:
+    """What is refused above is the one field that lies, not how the test signs."""
+    dump, hand = new_dump_id(), hands(fleet, receiver)
+    hand.open(dump)
+    hand.send(PIECES[2])
+    hand.delivery.end(hand.forged_manifest(dump))
+
+    assert published(tmp_path) == [str(dump)]
 
 
 def test_a_manifest_signed_by_another_host_is_refused(fleet: Fleet, receiver: Receiver, tmp_path: Path, hands: Hands) -> None:

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from securecore.dump.compression import Compressor
 from securecore.errors import BrokenError, ConfigError, StorageError
 from securecore.merkle import Frontier, leaf_hash
 from securecore.sender.spool import EntryEnd, EntryStart, Spool, create_spool, open_spool
+from tests.support.disk import Disk
 from tests.support.receivers import new_dump_id
 
 REPORT = b'{"program":"crasher"}'
@@ -241,3 +243,78 @@ def test_no_directory_of_somebody_else_becomes_a_spool(tmp_path: Path) -> None:
     assert (tmp_path / "shared").stat().st_mode & 0o7777 == 0o1777
     assert (tmp_path / "shared").stat().st_uid == os.geteuid()
     assert [path.name for path in (tmp_path / "shared").iterdir()] == ["theirs"]
+
+
+Watch = Callable[[], tuple[Disk, list[tuple[str, dict[str, bytes | None]]]]]
+
+
+@pytest.fixture
+def watch(spool: Spool, tmp_path: Path) -> Iterator[Watch]:
+    """Begins to watch the spool: gives the disk, and every call from then on with what a power cut just before it leaves."""
+    with pytest.MonkeyPatch.context() as patch:
+        disk = Disk(tmp_path / "spool")
+
+        def begin() -> tuple[Disk, list[tuple[str, dict[str, bytes | None]]]]:
+            calls: list[tuple[str, dict[str, bytes | None]]] = []
+            disk.before = lambda call: calls.append((call, disk.survivors()))
+            disk.watch(patch)
+            return disk, calls
+
+        yield begin
+    disk.close()
+
+
+def test_an_entry_that_has_its_name_survives_whole(spool: Spool, watch: Watch) -> None:
+    """A power cut leaves an entry with report, start and core, or none at all; and once it is begun, it is there."""
+    start = start_of_new()
+    disk, calls = watch()
+    entry = spool.begin(start, REPORT)
+    entry.close()
+    name = f"dumps/{start.dump}"
+    files = {f"{name}/{file}" for file in ("report.json", "entry.json", "core.zst")}
+
+    assert calls[-2][0] == f"rename {name}"
+    assert {old.replace(f".{start.dump}.new", str(start.dump)) for old in calls[-2][1] if str(start.dump) in old} == {name, *files}
+    assert {path for path in disk.survivors() if str(start.dump) in path} == {name, *files}
+    assert disk.survivors()[f"{name}/report.json"] == REPORT
+
+
+def test_an_end_is_stated_when_its_frames_are_durable(spool: Spool, watch: Watch) -> None:
+    """Before end.json has its name the frames survive a power cut, and after finish both do."""
+    start = start_of_new()
+    disk, calls = watch()
+    entry = spool.begin(start, REPORT)
+    for frame in FRAMES:
+        entry.append(frame)
+    entry.finish(END)
+    entry.close()
+    name = f"dumps/{start.dump}"
+    (before,) = [left for call, left in calls if call == f"link {name}/end.json"]
+
+    assert before[f"{name}/core.zst"] == b"".join(FRAMES)
+    assert disk.survivors()[f"{name}/core.zst"] == b"".join(FRAMES)
+    assert disk.survivors()[f"{name}/end.json"]
+
+
+def test_a_kept_receipt_survives(spool: Spool, watch: Watch, tmp_path: Path) -> None:
+    """When keep_receipt returns, a power cut takes neither the first receipt nor a later one."""
+    disk, _ = watch()
+    for number, dump in enumerate(("a", "b"), start=1):
+        spool.keep_receipt({"dump": dump})
+        kept = disk.survivors().get("receipts.jsonl")
+        assert kept == (tmp_path / "spool/receipts.jsonl").read_bytes()
+        assert kept.count(b"\n") == number
+
+
+def test_a_removed_entry_is_gone_from_its_start_on(spool: Spool, watch: Watch) -> None:
+    """Removal takes entry.json first, so that what a crash leaves of it is never sent as a dump; in the end nothing is left."""
+    start = start_of_new()
+    entry = spool.begin(start, REPORT)
+    entry.finish(END)
+    disk, calls = watch()
+
+    spool.remove(entry)
+
+    assert calls[0][0] == f"unlink dumps/{start.dump}/entry.json"
+    assert calls[-1][0] == "fsync dumps"
+    assert [path for path in disk.survivors() if str(start.dump) in path] == []

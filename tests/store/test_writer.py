@@ -16,6 +16,7 @@ from securecore.errors import BrokenError, Bug, BusyError, NotFoundError, PeerEr
 from securecore.merkle import EMPTY_ROOT, leaf_hash, root_of
 from securecore.store.layout import Place, Store, create_store
 from securecore.store.writer import AlreadyStored, IncomingDump
+from tests.support.disk import Disk
 from tests.support.dumps import REPORT, WEB, begin, core_bytes, dump_id, dump_path, frames_of
 
 CORE = core_bytes()
@@ -122,6 +123,28 @@ def test_a_flipped_bit_never_widens_what_resume_holds(bit: int, store: Store) ->
     assert incoming.frames <= len(FRAMES)
     assert incoming.root != ROOT
     incoming.close()
+
+
+def test_what_resume_holds_is_durable(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a killed process wrote and never synced survives a power cut once resume says that it is held."""
+    name = f"incoming/{WEB}/{dump_id(1)}"
+    disk = Disk(Path(store.path))
+    disk.watch(monkeypatch)
+    incoming = IncomingDump.begin(store, WEB, dump_id(1), REPORT)
+    incoming.sync()
+    for frame in FRAMES:
+        incoming.append(*frame)
+    incoming.close()
+    assert disk.survivors()[f"{name}/core.zst"] == b""
+    IncomingDump.resume(store, WEB, dump_id(1)).close()
+    assert disk.survivors()[f"{name}/core.zst"] == STORED
+    (Path(store.path) / name / "core.zst").write_bytes(STORED + TABLE)
+    (Path(store.path) / name / "manifest.jws").write_bytes(b"manifest")
+    again = IncomingDump.resume(store, WEB, dump_id(1))
+    assert again.has_manifest
+    assert {f"{name}/manifest.jws"} <= set(disk.survivors())
+    again.close()
+    disk.close()
 
 
 def test_resume_with_another_report_is_refused(store: Store) -> None:

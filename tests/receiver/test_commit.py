@@ -1,0 +1,329 @@
+"""The whole commit, ended before each of its system calls: what was promised is there, and it can always be finished."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from securecore.audit.checkpoint import LogSigner, origin_of
+from securecore.audit.proof import verify_receipt
+from securecore.dump.reader import open_container
+from securecore.receiver.commit import Committer
+from securecore.store.layout import Place, create_store, open_store
+from securecore.store.recovery import open_incoming
+from securecore.store.writer import AlreadyStored, IncomingDump
+from tests.support.certificates import Hierarchy
+from tests.support.disk import Disk
+from tests.support.dumps import (
+    LOG_NAME,
+    NOW,
+    REPORT,
+    WEB,
+    Signer,
+    begin,
+    core_bytes,
+    dump_id,
+    dump_path,
+    frames_of,
+    log_of,
+    logs_of,
+    make_log_signer,
+    make_signer,
+)
+
+CORE = core_bytes(2, 40)
+FRAMES = frames_of(CORE)
+STORED = b"".join(frame for frame, _ in FRAMES)
+ENDS = [sum(len(frame) for frame, _ in FRAMES[: count + 1]) for count in range(len(FRAMES))]
+"""Bytes of the first frame, the first two, and so on."""
+
+ID = dump_id(1)
+INCOMING, PUBLISHED, AUDIT = f"incoming/{WEB}/{ID}", f"hosts/{WEB}/{ID}", f"audit/{WEB}"
+
+
+class Killed(BaseException):
+    """The process ends here; no handler of errors sees it."""
+
+
+class Keys:
+    """What a receiver signs its log with, and a host its manifests."""
+
+    def __init__(self, log: LogSigner, host: Signer) -> None:
+        self.log = log
+        self.host = host
+
+
+@pytest.fixture(scope="module")
+def keys(hierarchy: Hierarchy) -> Keys:
+    """New keys."""
+    return Keys(make_log_signer(), make_signer(hierarchy))
+
+
+class Life:
+    """One life of a receiver: what a start does, then what a session does for one dump, and what it has promised."""
+
+    def __init__(self, path: Path, keys: Keys) -> None:
+        self.store = open_store(str(path))
+        self.logs = logs_of(self.store, keys.log)
+        self.committer = Committer(self.store, self.logs, lambda: NOW)
+        self.incoming: IncomingDump | None = None
+        self.acknowledged: int | None = None
+        """Frames that a sender was told to be durable; None while it was told nothing."""
+        self._host = keys.host
+
+    def start(self) -> None:
+        """Roll forward, and see that it was done."""
+        waiting = [f"{ID} of {WEB}" for path in Path(self.store.path).glob("incoming/*/*/manifest.jws")]
+        assert self.committer.roll_forward() == [(name, None) for name in waiting]
+        assert list(Path(self.store.path).glob("incoming/*/*/manifest.jws")) == []
+
+    def receive(self, on_promise: Callable[[str], None] = lambda promise: None) -> bytes:
+        """Take the dump as a session does; *on_promise* is told of what the sender is about to hear."""
+        try:
+            dump = self.incoming = open_incoming(self.store, WEB, ID, REPORT)
+        except AlreadyStored as stored:
+            return stored.receipt
+        self.acknowledged = dump.frames
+        for frame in FRAMES[dump.frames :]:
+            dump.append(*frame)
+            dump.sync()
+            on_promise("ACK")
+            self.acknowledged = dump.frames
+        receipt = self.committer.finish(dump, token_of(self, self._host), REPORT, self._host.made.der)
+        on_promise("RECEIPT")
+        return receipt
+
+    def end(self) -> None:
+        """Give back what the operating system takes from a process that ends."""
+        if self.incoming is not None:
+            self.incoming.close()
+        self.logs.close()
+        self.store.close()
+
+
+def token_of(life: Life, signer: Signer) -> bytes:
+    """Return the signed manifest of the dump."""
+    return signer.sign(signer.manifest(ID, life.store.store_id, CORE))
+
+
+def live(life: Life) -> bytes:
+    """Start and receive, under the store's lock."""
+    lock = life.store.lock()
+    try:
+        life.start()
+        return life.receive()
+    finally:
+        os.close(lock.fd)
+
+
+def live_until(fatal: int | None, life: Life, disk: Disk) -> bytes | None:
+    """Live, and die before the disk's call with that number; return the receipt when it did not come to that."""
+    calls = 0
+
+    def count(call: str) -> None:
+        nonlocal calls
+        calls += 1
+        if fatal is not None and calls >= fatal:
+            raise Killed
+
+    disk.before = count
+    with pytest.MonkeyPatch.context() as patch:
+        disk.watch(patch)
+        try:
+            return live(life)
+        except Killed:
+            return None
+
+
+def check_end(path: Path, keys: Keys, receipt: bytes) -> None:
+    """One published dump with all its bytes, the receipt that was given out, one entry in the log, and nothing left over."""
+    with open_store(str(path)) as store:
+        with store.open_dump(WEB, ID) as files:
+            core = files.open_core()
+            plain = b"".join(open_container(core).pieces())
+            os.close(core)
+            assert (files.is_published, plain, files.read_receipt(), files.read_report()) == (True, CORE, receipt, REPORT)
+            assert set(os.listdir(files.fd)) == {"core.zst", "report.json", "manifest.jws", "receipt"}
+        assert store.incoming() == []
+        assert verify_receipt(receipt, origin_of(LOG_NAME, WEB), keys.log.public_key).fields["dump"] == str(ID)
+        assert (path / AUDIT / "entries.jsonl").read_bytes().count(b"\n") == 1
+
+
+def check_published_has_receipt(path: Path) -> None:
+    """What counts as received can prove it."""
+    with open_store(str(path)) as store:
+        if store.find_place(WEB, ID) is Place.HOSTS:
+            with store.open_dump(WEB, ID) as files:
+                assert files.read_receipt()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loses_power", [False, True], ids=["killed", "power cut"])
+def test_ended_before_every_call(loses_power: bool, tmp_path: Path, keys: Keys) -> None:
+    """Ended anywhere, and once more in the recovery, the next life has every acknowledged frame and finishes the dump.
+
+    A process that is killed leaves all that it wrote; a power cut only what was made durable.
+    """
+    fatal, finished = 0, False
+    while not finished:
+        fatal += 1
+        path = tmp_path / f"store-{fatal}"
+        create_store(str(path)).close()
+        acknowledged, finished = 0, True
+        for number, deadline in enumerate((fatal, 1 + fatal % 13, None)):
+            life, disk = Life(path, keys), Disk(path)
+            receipt = live_until(deadline, life, disk)
+            if receipt is None:
+                finished = finished and deadline != fatal
+            life.end()
+            if loses_power:
+                path = tmp_path / f"store-{fatal}-{number}"
+                disk.restore(path)
+            disk.close()
+            check_published_has_receipt(path)
+            if life.acknowledged is not None:
+                assert life.acknowledged >= acknowledged, fatal
+                acknowledged = life.acknowledged
+            if receipt is not None:
+                check_end(path, keys, receipt)
+        assert receipt is not None
+    assert fatal > 40
+
+
+Survivors = dict[str, bytes | None]
+
+
+def core_of(before: Survivors) -> bytes:
+    """Return what is left of the incoming core."""
+    return before.get(f"{INCOMING}/core.zst") or b""
+
+
+def has_report(before: Survivors) -> bool:
+    """Whether the report is there under its name, with all the directories that lead to it."""
+    return before.get(f"{INCOMING}/report.json") == REPORT
+
+
+def has_whole_core(before: Survivors) -> bool:
+    """Whether all frames are there, and something behind them."""
+    return core_of(before).startswith(STORED) and len(core_of(before)) > len(STORED)
+
+
+def has_published(before: Survivors) -> bool:
+    """Whether the dump is in its new place, and there alone."""
+    return {name for name in before if str(ID) in name} == {
+        PUBLISHED, *(f"{PUBLISHED}/{name}" for name in ("core.zst", "report.json", "manifest.jws", "receipt"))
+    }  # fmt: skip
+
+
+PROMISES: dict[str, tuple[str, Callable[[Survivors], bool]]] = {
+    "the first acknowledgement of a frame (ACK, or held in ACCEPT)": ("ACK", has_report),
+    "any acknowledgement of a frame": ("ACK", lambda before: core_of(before) in {STORED[:end] for end in ENDS}),
+    "manifest.jws has its name": (f"link {INCOMING}/manifest.jws", has_whole_core),
+    "the entry is written": (f"write {AUDIT}/entries.jsonl", lambda before: bool(before.get(f"{INCOMING}/manifest.jws"))),
+    "the checkpoint is replaced": (
+        f"rename {AUDIT}/checkpoint",
+        lambda before: str(ID) in text_of(before, f"{AUDIT}/entries.jsonl"),
+    ),
+    "receipt has its name": (
+        f"link {INCOMING}/receipt",
+        lambda before: text_of(before, f"{AUDIT}/checkpoint").split("\n")[1] == "1",
+    ),
+    "the dump is renamed from incoming to hosts": (f"rename {PUBLISHED}", lambda before: bool(before.get(f"{INCOMING}/receipt"))),
+    "RECEIPT is sent": ("RECEIPT", has_published),
+}
+"""By the first column of the table in docs/store.md: the call, or what a sender hears, and what must have been durable before."""
+
+
+def text_of(before: Survivors, name: str) -> str:
+    """Return a file's text, empty when it is lost."""
+    return (before.get(name) or b"").decode()
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory, keys: Keys) -> Iterator[list[tuple[str, Survivors]]]:
+    """Every call of a reception from begin to publish, in order, and what a power cut just before it leaves."""
+    path = tmp_path_factory.mktemp("recorded") / "store"
+    create_store(str(path)).close()
+    steps: list[tuple[str, Survivors]] = []
+    life, disk = Life(path, keys), Disk(path)
+
+    def record(call: str) -> None:
+        steps.append((call, disk.survivors()))
+
+    disk.before = record
+    with pytest.MonkeyPatch.context() as patch:
+        disk.watch(patch)
+        life.receive(record)
+    life.end()
+    yield steps
+    disk.close()
+
+
+def documented_promises() -> list[str]:
+    """Return the first column of the table of docs/store.md, without its code marks."""
+    text = (Path(__file__).parents[2] / "docs" / "store.md").read_text("utf-8")
+    rows = text.partition("| Before | is durable |")[2].partition("\n\n")[0].splitlines()[2:]
+    return [row.split("|")[1].strip().replace("`", "") for row in rows]
+
+
+def test_every_documented_promise_is_held_here() -> None:
+    """docs/store.md promises what is tested below, and nothing else."""
+    assert documented_promises() == list(PROMISES)
+
+
+@pytest.mark.parametrize("promise", PROMISES)
+def test_what_is_durable_when(promise: str, recorded: list[tuple[str, Survivors]]) -> None:
+    """Whenever this happens, a power cut in that instant leaves what docs/store.md promises."""
+    name, holds = PROMISES[promise]
+    found = [before for call, before in recorded if call == name]
+
+    assert [holds(before) for before in found] == [True] * (len(FRAMES) if name == "ACK" else 1)
+
+
+def test_each_acknowledgement_covers_its_frame(recorded: list[tuple[str, Survivors]]) -> None:
+    """The n-th acknowledgement finds n frames durable, not fewer."""
+    assert [core_of(before) for call, before in recorded if call == "ACK"] == [STORED[:end] for end in ENDS]
+
+
+def test_the_rename_is_made_durable_in_both_directories(recorded: list[tuple[str, Survivors]]) -> None:
+    """First where the dump is now, so that it is never in neither; then where it was."""
+    calls = [call for call, _ in recorded]
+    assert calls[calls.index(f"rename {PUBLISHED}") + 1 :] == [f"fsync hosts/{WEB}", f"fsync incoming/{WEB}", "RECEIPT"]
+
+
+def test_a_start_finishes_what_can_be_finished_and_tells_the_rest(tmp_path: Path, keys: Keys) -> None:
+    """Every finished dump is published; one whose manifest does not hold stays, is named, and keeps nobody else waiting."""
+    create_store(str(tmp_path / "store")).close()
+    life = Life(tmp_path / "store", keys)
+    liar, honest, logged = dump_id(2), dump_id(3), dump_id(4)
+    for number in (liar, honest, logged):
+        incoming = begin(life.store, number, CORE)
+        manifest = keys.host.manifest(number, life.store.store_id, CORE)
+        incoming.finish(keys.host.sign(manifest._replace(size=manifest.size + 1) if number == liar else manifest))
+        if number == logged:
+            with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+                patch.setattr(IncomingDump, "put_receipt", stop)
+                stack.enter_context(pytest.raises(Killed))
+                life.committer.commit(incoming)
+        incoming.close()
+
+    done = dict(life.committer.roll_forward())
+
+    error = done.pop(f"{liar} of {WEB}")
+    assert error is not None
+    assert "another size" in error.message
+    assert done == {f"{honest} of {WEB}": None, f"{logged} of {WEB}": None}
+    assert life.store.incoming() == [(WEB, liar)]
+    assert sorted(str(found) for found in life.store.dump_ids(WEB)) == sorted(map(str, (honest, logged)))
+    assert log_of(life.logs, WEB).size == 2
+    for number in (honest, logged):
+        receipt = (dump_path(life.store, number) / "receipt").read_bytes()
+        assert verify_receipt(receipt, origin_of(LOG_NAME, WEB), keys.log.public_key).fields["dump"] == str(number)
+    life.end()
+
+
+def stop(*arguments: object) -> None:
+    """Stand in for a call that a crash comes before."""
+    raise Killed

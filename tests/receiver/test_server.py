@@ -1,0 +1,180 @@
+"""Signals: a real ``securecore receive`` ends in good order on SIGTERM and believes a new list on SIGHUP, an old one never."""
+
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from securecore import limits
+from securecore.errors import BusyError, RefusedError, UnreachableError
+from securecore.names import Address, HostName
+from securecore.pki.revocation import revoke_name
+from securecore.sender import evidence
+from securecore.sender.delivery import connect
+from securecore.store.layout import create_store, open_store
+from securecore.wire.messages import Accept
+from tests.support.certificates import DOMAIN, Fleet, no_passphrase
+from tests.support.disk import Disk
+from tests.support.hands import Hand
+from tests.support.receivers import new_dump_id, papers_of, running_receiver
+
+PATIENCE_S = 20.0
+"""How long a test waits for what takes milliseconds, before it calls it missing."""
+
+
+class Process:
+    """A receiver in a process of its own."""
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        self.popen = popen
+        announced = self.read_until(popen.stdout, r"listening on (\S+) ")
+        self.addresses = [Address(announced[1])]
+
+    def logged(self, words: str) -> re.Match[str]:
+        """Wait until the log says something that matches *words*."""
+        return self.read_until(self.popen.stderr, words)
+
+    def read_until(self, stream: IO[bytes] | None, words: str) -> re.Match[str]:
+        """Return the match of *words* in what a stream gives from now on; fails when it ends or takes too long."""
+        assert stream is not None
+        poll, text, deadline = select.poll(), "", time.monotonic() + PATIENCE_S
+        poll.register(stream, select.POLLIN)
+        while (found := re.search(f"{words}.*\n", text)) is None:
+            assert poll.poll(max(0.0, deadline - time.monotonic()) * 1000), f"never said {words!r}: {text}"
+            data = os.read(stream.fileno(), 65536)
+            assert data, f"ended without {words!r}: {text}"
+            text += data.decode()
+        return found
+
+
+@contextmanager
+def receiving(identity: Path, store: Path) -> Iterator[Process]:
+    """Run ``securecore receive`` on loopback while the block runs."""
+    arguments = ["receive", "--listen", "127.0.0.1:0", "--identity", str(identity), "--store", str(store)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "securecore.cli.main", *arguments],
+        cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as popen:  # fmt: skip
+        try:
+            yield Process(popen)
+        finally:
+            popen.kill()
+
+
+def revoke_first_host(fleet: Fleet) -> None:
+    """Revoke the fleet's first host and give the receiver the new list, as an operator does."""
+    revoke_name(fleet.pki, HostName(f"{fleet.host.name}.{DOMAIN}"), "keyCompromise", no_passphrase, datetime.now(UTC))
+    shutil.copyfile(fleet.pki.path / "crl.pem", fleet.receiver / "crl.pem")
+
+
+def send_all_but_the_end(hand: Hand) -> None:
+    """Send so much of an open dump that its receiver acknowledges a part: it is then surely under way."""
+    for _ in range(9):
+        hand.send(os.urandom(limits.PIECE_BYTES))
+    hand.delivery.wait_for_ack(PATIENCE_S)
+
+
+def wait_for_size(path: Path, size: int) -> None:
+    """Wait until a file has that many bytes."""
+    deadline = time.monotonic() + PATIENCE_S
+    while path.stat().st_size < size and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert path.stat().st_size == size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_dump_in_flight_is_finished_before_the_receiver_ends(number: signal.Signals, fleet: Fleet, tmp_path: Path) -> None:
+    """After the signal nobody new is let in, who is sending gets the receipt, and the receiver's exit code is 0."""
+    dump = new_dump_id()
+    with (
+        receiving(fleet.receiver, tmp_path / "store") as process,
+        closing(Hand(fleet.host, process.addresses)) as hand,
+    ):
+        hand.open(dump)
+        send_all_but_the_end(hand)
+        process.popen.send_signal(number)
+        process.logged("stopping, 1 connections")
+        with pytest.raises(UnreachableError, match="refused"):
+            connect(process.addresses, hand.papers.context)
+        hand.send(b"the end")
+        receipt = hand.delivery.end(hand.manifest(dump))
+        evidence.check_receipt(hand.papers.credentials, receipt, hand.delivery.address, dump, None, time.time())
+        code = process.popen.wait(PATIENCE_S)
+
+    assert code == 0
+    with open_store(str(tmp_path / "store")) as store:
+        assert [str(found) for host in store.host_names() for found in store.dump_ids(host)] == [str(dump)]
+        assert store.incoming() == []
+
+
+@pytest.mark.slow
+def test_a_stalled_transfer_does_not_keep_a_receiver_from_ending(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the bound is over the sender is told, and what it had sent is kept, durably, for when it comes back."""
+    monkeypatch.setattr(limits, "SHUTDOWN_DEADLINE_S", 0.3)
+    dump, path = new_dump_id(), tmp_path / "store"
+    core = f"incoming/{fleet.host.name}.{DOMAIN}/{dump}/core.zst"
+    create_store(str(path)).close()
+    disk = Disk(path)
+    disk.watch(monkeypatch)
+    with running_receiver(fleet.receiver, path) as running:
+        hand = Hand(fleet.host, running.addresses)
+        hand.open(dump)
+        send_all_but_the_end(hand)
+        wait_for_size(path / core, hand.stored_bytes)
+        began = time.monotonic()
+    took_s = time.monotonic() - began
+
+    with pytest.raises(BusyError, match="being stopped"):
+        hand.delivery.wait_for_ack(PATIENCE_S)
+    hand.close()
+    assert 0.3 <= took_s < 5
+    assert disk.survivors()[core] == (path / core).read_bytes()
+    disk.close()
+    with running_receiver(fleet.receiver, path) as running, closing(Hand(fleet.host, running.addresses)) as again:
+        answer = again.open(dump)
+    assert isinstance(answer, Accept)
+    assert answer.held == 9
+
+
+@pytest.mark.slow
+def test_a_revocation_counts_from_the_next_reload(own_fleet: Fleet, tmp_path: Path) -> None:
+    """SIGHUP after a new crl.pem: the next connection of the revoked host is refused, others are served."""
+    context = papers_of(own_fleet.host).context
+    with receiving(own_fleet.receiver, tmp_path / "store") as process:
+        connect(process.addresses, context).close()
+        revoke_first_host(own_fleet)
+        connect(process.addresses, context).close()
+        process.popen.send_signal(signal.SIGHUP)
+        process.logged("reloaded identity=")
+        with pytest.raises(RefusedError, match="revoked on"):
+            connect(process.addresses, context)
+        connect(process.addresses, papers_of(own_fleet.hosts["db-2"]).context).close()
+
+
+@pytest.mark.slow
+def test_an_older_list_never_takes_a_revocation_back(own_fleet: Fleet, tmp_path: Path) -> None:
+    """SIGHUP after somebody put an old crl.pem back: the log says so, and the newer list stays in force."""
+    older = (own_fleet.receiver / "crl.pem").read_bytes()
+    revoke_first_host(own_fleet)
+    with receiving(own_fleet.receiver, tmp_path / "store") as process:
+        (own_fleet.receiver / "crl.pem").write_bytes(older)
+        process.popen.send_signal(signal.SIGHUP)
+        line = process.logged("reload")[0]
+        with pytest.raises(RefusedError, match="revoked on"):
+            connect(process.addresses, papers_of(own_fleet.host).context)
+
+    assert re.search("reload failed, the last good material stays: .* is already in use", line)

@@ -1,0 +1,74 @@
+"""A sender that says what a test wants it to say, to a real receiver."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from securecore import limits
+from securecore.certs import jws
+from securecore.certs.chain import load_pem_certificates
+from securecore.dump.compression import Compressor
+from securecore.dump.manifest import MANIFEST_TYP, parse_manifest
+from securecore.merkle import Frontier, leaf_hash
+from securecore.names import Address, DumpId, StoreId
+from securecore.sender import evidence
+from securecore.sender.delivery import Delivery, connect
+from securecore.sender.spool import EntryEnd
+from securecore.wire import messages
+from securecore.wire.messages import Accept, Message, Open, Receipt
+from tests.support.receivers import papers_of
+
+REPORT = b'{"program":"crasher"}'
+
+
+class Hand:
+    """A sender whose messages the test chooses."""
+
+    def __init__(self, identity: Path, receivers: Sequence[Address]) -> None:
+        self.papers = papers_of(identity)
+        self.delivery: Delivery = connect(receivers, self.papers.context)
+        self.tree = Frontier()
+        self.size = 0
+        self.stored_bytes = 0
+
+    def open(self, dump: DumpId, report: bytes = REPORT) -> Accept | Receipt:
+        """Open a dump and take over what the receiver says that it holds."""
+        answer = self.delivery.open(Open(dump, report, None), lambda frames: None)
+        assert isinstance(answer, (Accept, Receipt))
+        return answer
+
+    def send(self, piece: bytes) -> None:
+        """Send one piece as a frame."""
+        frame = Compressor().frame(piece)
+        self.delivery.send_frame(frame)
+        self.tree.append(leaf_hash(frame))
+        self.size += len(piece)
+        self.stored_bytes += len(frame)
+
+    def say(self, message: Message) -> None:
+        """Send any message past our own state table, and read the answer."""
+        self.delivery._send(messages.encode(message), 10)
+        self.delivery._receive(10)
+
+    def send_and_wait(self, frame: bytes) -> None:
+        """Send any bytes as a frame and wait for what the receiver says to it."""
+        self.delivery.send_frame(frame)
+        self.delivery.wait_for_ack(10)
+
+    def manifest(self, dump: DumpId, *, store: StoreId | None = None, report: bytes = REPORT, **changes: object) -> bytes:
+        """Return a signed manifest for what was sent, with *changes* to how the source ended."""
+        end = EntryEnd(self.size, None, "complete", 1)._replace(**changes)  # type: ignore[arg-type]
+        where = store or self.delivery.store
+        return evidence.sign_manifest(self.papers.credentials, dump, where, end, self.tree, report, 1)
+
+    def forged_manifest(self, dump: DumpId, **changes: object) -> bytes:
+        """Return a manifest whose fields our own sender would not lie in, with the session's own good signature."""
+        good = parse_manifest(jws.parse(self.manifest(dump), limits.MAX_MANIFEST_BYTES).payload)
+        chain_der = [part.public_bytes(Encoding.DER) for part in load_pem_certificates(self.papers.credentials.certificate)]
+        payload = good._replace(**changes).encode()  # type: ignore[arg-type]
+        return jws.sign(payload, self.papers.credentials.key, chain_der, MANIFEST_TYP)
+
+    def close(self) -> None:
+        """End the connection without a word."""
+        self.delivery.close()
