@@ -26,6 +26,7 @@ from securecore.cli import core_pattern
 from securecore.names import Address, HostName, StoreId
 from securecore.pki import creation, issue
 from securecore.sender import privileges
+from securecore.sender.installation import handler_script
 from securecore.sender.kernel_arguments import SPECIFIERS
 from securecore.sender.settings import Settings
 from securecore.sender.spool import create_spool
@@ -68,7 +69,7 @@ class Machine:
         spool, settings, script = own / "spool", own / "handler.json", own / "handler"
         create_spool(str(spool), os.urandom(16), (NOBODY, NOBODY))
         settings.write_bytes(Settings((receiver,), str(self.directory / "host"), str(spool), NOBODY, NOBODY).encode())
-        script.write_text(f"#!{sys.executable} -I\nfrom securecore.sender.handler import main\n\nmain({str(settings)!r})\n")
+        script.write_bytes(handler_script(sys.executable, str(settings)))
         script.chmod(0o755)
         return script, spool
 
@@ -182,14 +183,13 @@ def bench_hold(machine: Machine, program: Path, mib: int, runs: int) -> list[Row
             pipeline.append(hold(competitor, program, mib))
             for host in (store / "hosts").glob("*/*"):
                 shutil.rmtree(host)
-    against_pipeline = statistics.median(ours) / statistics.median(pipeline)
-    against_nothing = statistics.median(ours) / statistics.median(nothing)
+    by_pipeline = statistics.median(ours) / statistics.median(pipeline)
+    by_nothing = statistics.median(ours) / statistics.median(nothing)
+    what = f"hold, {mib} MiB managed heap"
     return [
-        Row(f"hold, {mib} MiB managed heap", _s(ours), f"{_s(pipeline)} zstd -1 -T2 to openssl s_client", against_pipeline, "<= 0.70",
-            against_pipeline <= 0.70),
-        Row(f"hold, {mib} MiB managed heap", _s(ours), f"{_s(nothing)} discarding handler", against_nothing, "toward 2.0",
-            against_nothing <= 2.5),
-    ]  # fmt: skip
+        Row(what, _s(ours), f"{_s(pipeline)} zstd -1 -T2 to openssl s_client", by_pipeline, "<= 0.70", by_pipeline <= 0.70),
+        Row(what, _s(ours), f"{_s(nothing)} discarding handler", by_nothing, "toward 2.0", by_nothing <= 2.5),
+    ]
 
 
 def hold(handler: Path, program: Path, mib: int) -> float:

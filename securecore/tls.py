@@ -119,10 +119,11 @@ _NOT_YET_VALID: Final = 9
 _ALERT_WORDS: Final = {
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it demands a client certificate and this host sent none",
     "TLSV1_ALERT_UNKNOWN_CA": "this host's certificate belongs to another CA",
-    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "this host's certificate has expired, or is not yet valid",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "this host's certificate has expired",
     "SSLV3_ALERT_CERTIFICATE_REVOKED": "this host's certificate was revoked",
     "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "this host's certificate is not a host's",
-    "SSLV3_ALERT_BAD_CERTIFICATE": "this host's certificate is not acceptable",
+    # OpenSSL's alert for X509_V_ERR_CERT_NOT_YET_VALID, among others (ssl/statem/statem_lib.c).
+    "SSLV3_ALERT_BAD_CERTIFICATE": "this host's certificate is not yet valid by its clock, or not acceptable",
     "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "this host's certificate is not acceptable",
     "TLSV1_ALERT_ACCESS_DENIED": "access denied",
 }

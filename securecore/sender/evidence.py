@@ -3,6 +3,7 @@
 It is imported once the source is closed, because loading it takes longer than everything else that a handler does at its start.
 """
 
+import ipaddress
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
@@ -72,7 +73,7 @@ def check_receipt(
     try:
         log_key = statement.verify_statement(message.log_key, chain.load_anchors(credentials.ca), moment)
         names, addresses = alternative_names(log_key.receiver.chain[0], Purpose.RECEIVER)
-        if address.host.lower() not in {*map(str, names), *addresses}:
+        if _as_certified(address.host) not in {*map(str, names), *addresses}:
             raise BrokenError("its log key is stated by another receiver")
         origin = origin_of(log_key.name, host)
         receipt = proof.verify_receipt(message.receipt, origin, log_key.public_key)
@@ -95,3 +96,11 @@ def check_receipt(
         "receipt": message.receipt.decode("utf-8")[: limits.MAX_RECEIPT_BYTES],
         "log_key": message.log_key.decode("ascii")[: limits.MAX_STATEMENT_BYTES],
     }
+
+
+def _as_certified(host: str) -> str:
+    """Return a name or address that was dialled as certificates are read: lower case, IPv6 in its shortest form (RFC 5952)."""
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        return host.lower()

@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from securecore.names import Address
 from securecore.receiver.server import Receiver
 from securecore.store.catalogue import open_catalogue
 from securecore.store.layout import open_store
-from tests.support.certificates import Fleet
+from tests.support.certificates import DOMAIN, Fleet
 from tests.support.kernel import NOBODY, Host, build_crasher, crashing_into, needs_kernel, start_crash, wait_until, write_script
 from tests.support.receivers import running_receiver
 
@@ -88,32 +90,45 @@ def zstd_size(path: Path) -> int:
     return total
 
 
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A directory in which every user may start programs, as no directory of pytest's is."""
+    directory = Path(tempfile.mkdtemp(prefix="securecore-crashers-"))
+    directory.chmod(0o755)
+    yield directory
+    shutil.rmtree(directory)
+
+
 def test_sixteen_crashes_at_once_from_two_hosts_are_all_stored_and_none_mixed(
-    fleet: Fleet, receiver: Receiver, host: Host, programs: Path, tmp_path: Path
+    fleet: Fleet, receiver: Receiver, host: Host, public: Path, tmp_path: Path
 ) -> None:
-    """Each core names its own process, under its own host, and every receipt was verified by its sender."""
-    other = Host(tmp_path / "db-2", fleet.hosts["db-2"], receiver.addresses)
+    """Eight of each host: each core is its own process's, under its own host, and every receipt was verified by its sender.
+
+    The machine stands for both hosts: what crashes as root is web-1's, what crashes as nobody is db-2's.
+    """
+    hosts = {0: host, NOBODY: Host(tmp_path / "db-2", fleet.hosts["db-2"], receiver.addresses)}
+    settings = {str(user): str(one.settings) for user, one in hosts.items()}
     both = tmp_path / "both"
     write_script(
         both,
-        f"#!{sys.executable} -I\nimport sys\nfrom securecore.sender.handler import main\n\n"
-        f"main({str(host.settings)!r} if int(sys.argv[1]) % 2 else {str(other.settings)!r})\n",
+        f"#!{sys.executable} -I\nimport sys\nfrom securecore.sender.handler import main\n\nmain({settings!r}[sys.argv[3]])\n",
     )
-    program = build_crasher(CRASHERS / "large-heap.c", programs)
+    program = build_crasher(CRASHERS / "large-heap.c", public)
     with crashing_into(both):
-        crashes = [start_crash([str(program), "4"], tmp_path) for _ in range(16)]
-        assert {crash.wait() for crash in crashes} == {-signal.SIGABRT}
-        odd = [crash.pid for crash in crashes if crash.pid % 2]
-        host.wait_for_receipts(len(odd))
-        other.wait_for_receipts(16 - len(odd))
+        crashes = [(user, start_crash([str(program), "4"], public, user)) for _ in range(8) for user in hosts]
+        assert {crash.wait() for _, crash in crashes} == {-signal.SIGABRT}
+        for one in hosts.values():
+            one.wait_for_receipts(8)
     with open_store(str(tmp_path / "store")) as store, open_catalogue(store) as catalogue:
         catalogue.reconcile()
         rows = catalogue.rows()
 
-    assert sorted(row.pid or 0 for row in rows) == sorted(crash.pid for crash in crashes)
+    names = {0: f"web-1.{DOMAIN}", NOBODY: f"db-2.{DOMAIN}"}
+    assert sorted((row.host, row.pid) for row in rows) == sorted((names[user], crash.pid) for user, crash in crashes)
     assert {row.state for row in rows} == {"complete"}
-    assert {row.host.split(".")[0] for row in rows if (row.pid or 0) % 2} <= {"web-1"}
-    assert {row.host.split(".")[0] for row in rows if (row.pid or 0) % 2 == 0} <= {"db-2"}
+    for user, one in hosts.items():
+        kept = sorted(str(receipt["dump"]) for receipt in one.receipts())
+        assert kept == sorted(row.id for row in rows if row.host == names[user])
     assert run(["verify", "--all", "--store", str(tmp_path / "store"), "--root", str(fleet.host / "ca.pem")]) == 0
     assert run(["audit", "verify", "--store", str(tmp_path / "store"), "--root", str(fleet.host / "ca.pem")]) == 0
     for row in rows:

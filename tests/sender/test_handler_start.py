@@ -11,61 +11,46 @@ import pytest
 
 from securecore import limits
 from securecore.errors import ConfigError
-from securecore.receiver.server import Receiver
-from securecore.sender.installation import handler_script
-from securecore.sender.settings import Settings
-from securecore.sender.spool import create_spool
 from tests.receiver.test_cut_wire import published
 from tests.support.certificates import Fleet
-from tests.support.kernel import NOBODY, write_script
+from tests.support.kernel import Installed, kernel_arguments, write_script
 from tests.support.receivers import running_receiver
 
 CORE = os.urandom(3 * limits.MIB) + b"the end"
-OWNER = (NOBODY, NOBODY) if os.geteuid() == 0 else (os.getuid(), os.getgid())
 
 
-class Installed:
-    """A handler script with its settings and spool."""
-
-    def __init__(self, directory: Path, fleet: Fleet, receiver: Receiver) -> None:
-        self.spool = directory / "spool"
-        self.settings = directory / "handler.json"
-        self.script = directory / "handler"
-        create_spool(str(self.spool), bytes(16), OWNER)
-        compiled = Settings(tuple(receiver.addresses), str(fleet.host), str(self.spool), *OWNER)
-        self.settings.write_bytes(compiled.encode())
-        self.settings.chmod(0o644)
-        write_script(self.script, handler_script(sys.executable, str(self.settings)).decode())
+class Handler(Installed):
+    """An installed handler, and ways to start it."""
 
     def run(self, *changes: str, closed: tuple[int, ...] = (1, 2), cwd: str = "/", env: dict[str, str] | None = None) -> int:
         """Run it with a core on its standard input and return its exit code."""
-        arguments = list(changes) or [str(os.getpid()), str(os.getpid()), str(os.getuid()), "0", "11", "1", str((1 << 64) - 1), "1"]
 
         def close() -> None:
             for fd in closed:
                 os.close(fd)
 
         result = subprocess.run(
-            [str(self.script), *arguments], input=CORE, env=env or {}, cwd=cwd, preexec_fn=close, check=False, timeout=60
-        )
+            [str(self.handler), *(changes or kernel_arguments())],
+            input=CORE, env=env or {}, cwd=cwd, preexec_fn=close, check=False, timeout=60,
+        )  # fmt: skip
         return result.returncode
 
 
 @pytest.fixture
-def installed(fleet: Fleet, tmp_path: Path) -> Iterator[Installed]:
+def installed(fleet: Fleet, tmp_path: Path) -> Iterator[Handler]:
     """A handler with a running receiver."""
     with running_receiver(fleet.receiver, tmp_path / "store") as receiver:
-        yield Installed(tmp_path, fleet, receiver)
+        yield Handler(tmp_path, fleet.host, receiver.addresses)
 
 
 @pytest.mark.parametrize("closed", [(), (1,), (2,), (1, 2)])
-def test_the_core_is_all_that_arrives_whatever_is_closed(closed: tuple[int, ...], installed: Installed, tmp_path: Path) -> None:
+def test_the_core_is_all_that_arrives_whatever_is_closed(closed: tuple[int, ...], installed: Handler, tmp_path: Path) -> None:
     """Descriptors 1 and 2 missing, as the kernel leaves them: no text of ours gets into the core."""
     assert installed.run(closed=closed) == 0
     assert published(tmp_path / "store") == [CORE]
 
 
-def test_a_hostile_directory_and_environment_change_nothing(installed: Installed, tmp_path: Path) -> None:
+def test_a_hostile_directory_and_environment_change_nothing(installed: Handler, tmp_path: Path) -> None:
     """R13: no module is taken from the working directory or from PYTHONPATH."""
     trap = tmp_path / "trap"
     trap.mkdir()
@@ -81,13 +66,13 @@ def test_a_hostile_directory_and_environment_change_nothing(installed: Installed
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("1", "2"), ("x",) * 9, ("$(id)",) * 8])
-def test_arguments_that_are_not_the_kernels_end_in_words(arguments: tuple[str, ...], installed: Installed, tmp_path: Path) -> None:
+def test_arguments_that_are_not_the_kernels_end_in_words(arguments: tuple[str, ...], installed: Handler, tmp_path: Path) -> None:
     """A wrong core_pattern is a configuration error, by its exit code."""
     assert installed.run(*arguments) == ConfigError.exit_code
     assert published(tmp_path / "store") == []
 
 
-def test_an_identity_that_is_gone_does_not_cost_the_core(installed: Installed, tmp_path: Path) -> None:
+def test_an_identity_that_is_gone_does_not_cost_the_core(installed: Handler, tmp_path: Path) -> None:
     """Without a certificate nothing can be sent, but everything can be kept."""
     settings = installed.settings.read_text().replace("web-1", "gone")
     installed.settings.write_text(settings)
@@ -97,7 +82,7 @@ def test_an_identity_that_is_gone_does_not_cost_the_core(installed: Installed, t
     assert len(kept) == 1
 
 
-def test_a_spool_that_is_gone_does_not_cost_the_core(installed: Installed, tmp_path: Path) -> None:
+def test_a_spool_that_is_gone_does_not_cost_the_core(installed: Handler, tmp_path: Path) -> None:
     """With a receiver at hand the core needs no spool."""
     (installed.spool / "FORMAT").unlink()
 
@@ -105,7 +90,7 @@ def test_a_spool_that_is_gone_does_not_cost_the_core(installed: Installed, tmp_p
     assert published(tmp_path / "store") == [CORE]
 
 
-def test_a_spool_of_another_user_does_not_cost_the_core(installed: Installed, tmp_path: Path) -> None:
+def test_a_spool_of_another_user_does_not_cost_the_core(installed: Handler, tmp_path: Path) -> None:
     """The receipt cannot be kept here then; the core is stored all the same, and that is what counts."""
     os.chown(installed.spool, 0, 0)
 
@@ -132,9 +117,9 @@ handler.main({settings!r})
 """
 
 
-def test_nothing_is_loaded_after_the_drop_where_only_root_can_read(installed: Installed, tmp_path: Path) -> None:
+def test_nothing_is_loaded_after_the_drop_where_only_root_can_read(installed: Handler, tmp_path: Path) -> None:
     """Installed below /root, the handler loads all that it will need while it still may: signing and checking included."""
-    write_script(installed.script, f"#!{sys.executable} -I\n" + _NO_LATE_IMPORTS.format(settings=str(installed.settings)))
+    write_script(installed.handler, f"#!{sys.executable} -I\n" + _NO_LATE_IMPORTS.format(settings=str(installed.settings)))
 
     assert installed.run() == 0
     assert published(tmp_path / "store") == [CORE]
@@ -146,7 +131,7 @@ def fill(sender: socket.socket) -> None:
         sender.send(b"x")
 
 
-def test_a_full_system_log_does_not_hold_the_crash(installed: Installed, tmp_path: Path) -> None:
+def test_a_full_system_log_does_not_hold_the_crash(installed: Handler, tmp_path: Path) -> None:
     """The log's daemon may be the process that crashed: nobody waits for it."""
     if os.path.exists("/dev/log") or os.geteuid() != 0:
         pytest.skip("needs root and a machine whose /dev/log is free to be stood in for")

@@ -4,11 +4,12 @@ import json
 import os
 import resource
 import shutil
+import signal
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +18,7 @@ import pytest
 
 from securecore.cli import core_pattern
 from securecore.names import Address
+from securecore.sender.installation import handler_script
 from securecore.sender.kernel_arguments import SPECIFIERS
 from securecore.sender.settings import Settings
 from securecore.sender.spool import create_spool
@@ -24,12 +26,15 @@ from securecore.sender.spool import create_spool
 Found = TypeVar("Found")
 
 NOBODY = 65534
+OWNER = (NOBODY, NOBODY) if os.geteuid() == 0 else (os.getuid(), os.getgid())
+"""The user that a handler becomes, and the group: as nobody but root can become another, these are our own elsewhere."""
 
 needs_kernel = pytest.mark.skipif(
     not core_pattern.is_borrowable(), reason="needs root and a writable /proc/sys/kernel/core_pattern"
 )
 
 # Stands between the kernel and the handler, as the handler's parent: keeps what the kernel sent, and how much memory it took.
+# For itself it needs 1 and 2; the handler it starts as the kernel does, with both closed.
 _TEE = """#!{python} -I
 import fcntl, json, os, resource, subprocess, sys
 core = fcntl.fcntl(0, fcntl.F_DUPFD, 20)
@@ -38,7 +43,9 @@ for fd in (0, 1, 2):
     os.dup2(null, fd)
 reading, writing = os.pipe()
 fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 1 << 20)
-handler = subprocess.Popen([{handler!r}, *sys.argv[1:]], stdin=reading, pass_fds=(3,), close_fds=True, env={{}}, cwd="/")
+handler = subprocess.Popen(
+    [{handler!r}, *sys.argv[1:]], stdin=reading, pass_fds=(3,), env={{}}, cwd="/", preexec_fn=lambda: os.closerange(1, 3)
+)
 os.close(reading)
 with open({copy!r}, "wb") as copy:
     while data := os.read(core, 1 << 20):
@@ -56,22 +63,36 @@ os.rename({facts!r} + ".new", {facts!r})
 """
 
 
-class Host:
-    """A host's side of this machine: identity, spool, settings and handler script in a directory of their own."""
+class Installed:
+    """A handler as `setup sender` leaves it: spool, settings and script, all in one directory."""
 
-    def __init__(self, directory: Path, identity: Path, receivers: list[Address]) -> None:
-        directory.mkdir(mode=0o700)
+    def __init__(self, directory: Path, identity: Path, receivers: Sequence[Address], owner: tuple[int, int] = OWNER) -> None:
         self.identity = identity
         self.spool = directory / "spool"
         self.settings = directory / "handler.json"
         self.handler = directory / "handler"
+        create_spool(str(self.spool), os.urandom(16), owner)
+        self.settings.write_bytes(Settings(tuple(receivers), str(identity), str(self.spool), *owner).encode())
+        self.settings.chmod(0o644)
+        write_script(self.handler, handler_script(sys.executable, str(self.settings)).decode())
+
+    def receipts(self) -> list[dict[str, object]]:
+        """Return the receipts that the handler has kept."""
+        log = self.spool / "receipts.jsonl"
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+    def spooled(self) -> list[str]:
+        """Return the ids of the dumps in the spool."""
+        return sorted(path.name for path in (self.spool / "dumps").iterdir())
+
+
+class Host(Installed):
+    """A host's side of this machine, in a new directory of its own, for crashes that the kernel hands over."""
+
+    def __init__(self, directory: Path, identity: Path, receivers: Sequence[Address]) -> None:
+        directory.mkdir(mode=0o700)
+        super().__init__(directory, identity, receivers)
         self._directory = directory
-        create_spool(str(self.spool), os.urandom(16), (NOBODY, NOBODY))
-        self.settings.write_bytes(Settings(tuple(receivers), str(identity), str(self.spool), NOBODY, NOBODY).encode())
-        write_script(
-            self.handler,
-            f"#!{sys.executable} -I\nfrom securecore.sender.handler import main\n\nmain({str(self.settings)!r})\n",
-        )
 
     def tee(self) -> tuple[Path, Path, Path]:
         """Return a script for core_pattern in front of the handler, where it keeps the core, and where it writes its facts."""
@@ -79,18 +100,15 @@ class Host:
         write_script(script, _TEE.format(python=sys.executable, handler=str(self.handler), copy=str(copy), facts=str(facts)))
         return script, copy, facts
 
-    def receipts(self) -> list[dict[str, object]]:
-        """Return the receipts that the handler has kept."""
-        log = self.spool / "receipts.jsonl"
-        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-
     def wait_for_receipts(self, count: int, deadline_s: float = 60) -> list[dict[str, object]]:
         """Return the receipts once there are *count*; fails when they do not come."""
         return wait_until(lambda: self.receipts() if len(self.receipts()) >= count else None, deadline_s)
 
-    def spooled(self) -> list[str]:
-        """Return the ids of the dumps in the spool."""
-        return sorted(path.name for path in (self.spool / "dumps").iterdir())
+
+def kernel_arguments() -> list[str]:
+    """Return what the kernel would tell a handler if this very process had crashed."""
+    own = [os.getpid(), os.getpid(), os.getuid(), os.getgid(), int(signal.SIGSEGV), int(time.time()), (1 << 64) - 1, 1]
+    return [str(number) for number in own]
 
 
 def wait_until(find: Callable[[], Found | None], deadline_s: float = 60) -> Found:
@@ -127,13 +145,14 @@ def build_crasher(source: Path, directory: Path) -> Path:
     return program
 
 
-def start_crash(arguments: list[str], cwd: Path) -> "subprocess.Popen[bytes]":
-    """Start a program that will crash, with an unlimited RLIMIT_CORE."""
-    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-    return subprocess.Popen(
-        arguments,
-        cwd=cwd,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, unlimited),
-    )
+def start_crash(arguments: list[str], cwd: Path, user: int | None = None) -> "subprocess.Popen[bytes]":
+    """Start a program that will crash, with an unlimited RLIMIT_CORE; as *user*, and that group, when one is given."""
+
+    def prepare() -> None:
+        resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        if user is not None:
+            os.setgroups([])
+            os.setresgid(user, user, user)
+            os.setresuid(user, user, user)
+
+    return subprocess.Popen(arguments, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=prepare)
