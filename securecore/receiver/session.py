@@ -73,7 +73,6 @@ class Session:
         self._service = service
         self._connection = Connection(WireEnd.RECEIVER)
         self._dump: DumpId | None = None
-        self._is_busy = False
         self._interruption: _Interrupted | None = None
         self._wakeup = Wakeup()
         self._poll = select.poll()
@@ -84,8 +83,8 @@ class Session:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no dump is under way: such a session may be interrupted without loss of work."""
-        return not self._is_busy
+        """Whether no dump is under way, its receipt included: such a session may be interrupted without loss of work."""
+        return self._dump is None
 
     def interrupt(self, code: Refusal, words: str) -> None:
         """Make the session's thread end the session at its next read, and tell the peer why; for other threads."""
@@ -128,7 +127,6 @@ class Session:
             self._send_receipt(stored.receipt)
             self._dump = None
             return
-        self._is_busy = True
         try:
             if dump.has_manifest:
                 receipt = self._service.committer.commit(dump)
@@ -142,7 +140,6 @@ class Session:
             raise
         finally:
             dump.close()
-            self._is_busy = False
         self._send_receipt(receipt)
         self._dump = None
         log.info(

@@ -104,7 +104,6 @@ class Transfer:
         self._entry: SpoolEntry | None = None
         self._failure: SecurecoreError | None = None
         self._spool_failure: SecurecoreError | None = None
-        self._answer: Receipt | None = None
         self._receipt: dict[str, Any] | None = None
         self._stored_bytes = 0
         self._finished = False
