@@ -102,5 +102,8 @@ PIPE_BYTES: Final = MIB
 PROC_READ_BYTES: Final = 64 * KIB
 """At most this much of any /proc file: status, stat and limits are below 4 KiB, cmdline is cut to MAX_TEXT anyway."""
 
+NOBODY_ID: Final = 65534
+"""The user and group that own nothing: the kernel's overflow ids (fs.overflowuid), called nobody and nogroup."""
+
 MAX_TEXT: Final = 4096
 """One text field of a report: PATH_MAX."""

@@ -1,7 +1,7 @@
-"""The analyser: the process that parses one hostile core, and can do nothing else.
+"""The analyser: the process that parses one hostile core or program, and can do nothing else.
 
-``python -I -m securecore.elf.analyser FD KIND`` (analysis.analyse starts it) answers with one line of JSON on standard output: a
-summary, or ``{"error": words}``. Before it reads the first byte of the core it takes from itself the files that it could open
+``python -I -m securecore.elf.analyser FD KIND`` (analysis.py starts it) answers with one line of JSON on standard output: a
+summary, a program's ids, or ``{"error": words}``. Before it reads the first byte it takes from itself the files that it could open
 (RLIMIT_NOFILE 0: sockets too) or write (RLIMIT_FSIZE), the processes, memory and time that it could use up, and, as root, its user.
 What it needs is imported by then: the installation may lie where only root can read.
 """
@@ -16,13 +16,10 @@ from typing import Final
 
 from securecore import limits
 from securecore.dump.reader import DumpReader, open_container, open_frames
-from securecore.elf.analysis import CoreKind
+from securecore.elf.analysis import PROGRAM, CoreKind
 from securecore.elf.core import summarise
-from securecore.elf.image import ReadAt
+from securecore.elfid import ReadAt, identify
 from securecore.errors import BrokenError, ConfigError, SecurecoreError
-
-NOBODY: Final = 65534
-"""The user and group that own nothing: the kernel's overflow ids (fs.overflowuid), called nobody and nogroup."""
 
 _RLIMITS: Final = {
     resource.RLIMIT_AS: limits.GIB,
@@ -39,11 +36,14 @@ _PR_SET_NO_NEW_PRIVS: Final = 38
 
 
 def main(arguments: list[str]) -> None:
-    """Confine this process, analyse the core, print the answer."""
+    """Confine this process, analyse what is there, print the answer."""
     try:
         confine()
-        read_at, size = open_core(int(arguments[0]), CoreKind(arguments[1]))
-        answer = summarise(read_at, size).encode()
+        fd, kind = int(arguments[0]), arguments[1]
+        if kind == PROGRAM:
+            answer = json.dumps(identify(*open_core(fd, CoreKind.FILE))._asdict()).encode("ascii")
+        else:
+            answer = summarise(*open_core(fd, CoreKind(kind))).encode()
     except SecurecoreError as error:
         answer = json.dumps({"error": error.message}).encode("ascii")
     os.write(1, answer + b"\n")
@@ -60,8 +60,9 @@ def confine() -> None:
         _prctl(libc, _PR_SET_NO_NEW_PRIVS, 1)
         if os.geteuid() == 0:
             os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
+            nobody = (limits.NOBODY_ID,) * 3
+            os.setresgid(*nobody)
+            os.setresuid(*nobody)
         for limit, value in _RLIMITS.items():
             resource.setrlimit(limit, (value, value))
         _prctl(libc, _PR_SET_DUMPABLE, 0)
@@ -72,7 +73,7 @@ def confine() -> None:
 
 
 def open_core(fd: int, kind: CoreKind) -> tuple[ReadAt, int]:
-    """Return random access to the core behind *fd*, and its size in bytes; raises BrokenError when it is no regular file."""
+    """Return random access to the file or stored core behind *fd*, and its size; raises BrokenError when it is no regular file."""
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         raise BrokenError("not a regular file")

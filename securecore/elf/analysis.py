@@ -1,4 +1,4 @@
-"""Having a core analysed: by a process of its own, whose answer is bounded, awaited for so long, and not trusted."""
+"""Having a core or a program looked at: by a process of its own, whose answer is bounded, awaited for so long, and not trusted."""
 
 import json
 import os
@@ -8,18 +8,23 @@ import sys
 import time
 from collections.abc import Sequence
 from enum import Enum
-from typing import IO, Final
+from typing import IO, Any, Final
 
 from securecore import limits
 from securecore.elf.summary import MAX_SUMMARY_BYTES, CoreSummary, parse_summary
+from securecore.elfid import ProgramIds
 from securecore.errors import BrokenError
 
 DEADLINE_S: Final = 30.0
 """The analyser's limit of 20 seconds of CPU ends it first, unless it waits for a disk."""
 
 
+PROGRAM: Final = "program"
+"""The analyser's word for a file that is a program and not a core."""
+
+
 class CoreKind(Enum):
-    """What is behind a descriptor."""
+    """What is behind the descriptor of a core."""
 
     FILE = "file"
     """A core as the kernel wrote it."""
@@ -33,11 +38,27 @@ def analyse(core: int, kind: CoreKind, command: Sequence[str] | None = None, dea
     *command* is the analyser to start, with descriptor and kind as its last arguments. Raises BrokenError for whatever goes wrong:
     it cannot start, dies, hangs, says too much or no sense, or cannot make anything of the core.
     """
-    program = command or [sys.executable, "-I", "-m", "securecore.elf.analyser"]
     try:
-        return _parse_answer(_run([*program, str(core), kind.value], core, time.monotonic() + deadline_s))
+        return parse_summary(_ask(core, kind.value, command, deadline_s))
     except BrokenError as error:
         raise BrokenError(f"the core could not be analysed: {error.message}") from error
+
+
+def identify_program(program: int) -> ProgramIds:
+    """Return what names the program behind the descriptor *program*; raises BrokenError as ``analyse`` does."""
+    found = _fields(_ask(program, PROGRAM, None, DEADLINE_S))
+    texts = {name: found[name] for name in ProgramIds._fields if isinstance(found.get(name), str)}
+    return ProgramIds(**{name: text[: limits.MAX_TEXT] for name, text in texts.items()})
+
+
+def _ask(fd: int, kind: str, command: Sequence[str] | None, deadline_s: float) -> bytes:
+    """Return the analyser's answer, a JSON object; raises BrokenError with the analyser's own words when it has refused."""
+    program = command or [sys.executable, "-I", "-m", "securecore.elf.analyser"]
+    answer = _run([*program, str(fd), kind], fd, time.monotonic() + deadline_s)
+    words = _fields(answer).get("error")
+    if isinstance(words, str):
+        raise BrokenError("".join(character if character.isprintable() else "?" for character in words[: limits.MAX_WORDS]))
+    return answer
 
 
 def _run(command: list[str], core: int, deadline: float) -> bytes:
@@ -84,12 +105,11 @@ def _read(pipe: IO[bytes], deadline: float) -> bytes:
             raise BrokenError(f"the analyser's answer is longer than {MAX_SUMMARY_BYTES} bytes")
 
 
-def _parse_answer(answer: bytes) -> CoreSummary:
+def _fields(answer: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(answer)
     except (ValueError, RecursionError) as error:
         raise BrokenError("the analyser's answer is not JSON") from error
-    words = fields.get("error") if isinstance(fields, dict) else None
-    if isinstance(words, str):
-        raise BrokenError("".join(character if character.isprintable() else "?" for character in words[: limits.MAX_WORDS]))
-    return parse_summary(answer)
+    if not isinstance(fields, dict):
+        raise BrokenError("the analyser's answer is not a JSON object")
+    return fields

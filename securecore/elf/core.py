@@ -4,10 +4,11 @@ from typing import Final
 
 from securecore import limits
 from securecore.elf import signals
-from securecore.elf.image import Image, ReadAt, open_image
+from securecore.elf.image import Image, open_image
 from securecore.elf.memory import Memory, find_build_id
 from securecore.elf.notes import AT_EXECFN, AT_PHDR, Process, find_mapping, read_process
 from securecore.elf.summary import CoreSummary
+from securecore.elfid import ReadAt
 from securecore.errors import BrokenError
 
 _MACHINES: Final = {"EM_X86_64": "x86_64", "EM_386": "i386", "EM_AARCH64": "aarch64", "EM_ARM": "arm"}

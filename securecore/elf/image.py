@@ -7,7 +7,7 @@ and its walk over notes allocates what a note says of itself.
 """
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import IO, Any, Final, NamedTuple, cast
 
 from elftools.common.exceptions import ELFError
@@ -15,10 +15,8 @@ from elftools.common.utils import struct_parse
 from elftools.elf.elffile import ELFFile
 
 from securecore import limits
+from securecore.elfid import ReadAt
 from securecore.errors import BrokenError
-
-ReadAt = Callable[[int, int], bytes]
-"""Returns up to so many bytes (second) from an offset (first); fewer only at the end. May raise BrokenError where it is damaged."""
 
 PT_LOAD: Final = 1
 PT_NOTE: Final = 4

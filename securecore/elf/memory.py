@@ -4,17 +4,13 @@ from array import array
 from typing import Final
 
 from securecore import limits
-from securecore.elf.image import PT_LOAD, PT_NOTE, Image, iter_notes, iter_segments, open_image
+from securecore.elf.image import PT_LOAD, Image, iter_segments
+from securecore.elfid import identify
 from securecore.errors import BrokenError
 
-_NT_GNU_BUILD_ID: Final = 3
 _IMAGE_BYTES: Final = 64 * limits.KIB
 """As much of a mapped executable as is looked at: where the kernel dumps its first page only, that is all there is (bit 4 of
 /proc/PID/coredump_filter), and linkers put the build-id there."""
-_IMAGE_SEGMENTS: Final = 128
-"""Program headers of an executable that are looked at; linkers write about a dozen."""
-_BUILD_ID_BYTES: Final = range(4, 65)
-"""Lengths of a build-id: 20 for SHA-1, the linkers' default; up to a 64-byte hash given by hand."""
 
 
 class Memory:
@@ -50,14 +46,6 @@ def find_build_id(memory: Memory, start: int) -> str | None:
     """
     data = memory.read(start, _IMAGE_BYTES)
     try:
-        image = open_image(lambda offset, length: data[offset : offset + length], len(data))
+        return identify(lambda offset, length: data[offset : offset + length], len(data)).build_id
     except BrokenError:
         return None
-    image = image._replace(segments=min(image.segments, _IMAGE_SEGMENTS))
-    for segment in iter_segments(image):
-        if segment.kind != PT_NOTE:
-            continue
-        for note in iter_notes(image, segment):
-            if note is not None and (note.owner, note.kind) == (b"GNU", _NT_GNU_BUILD_ID) and note.size in _BUILD_ID_BYTES:
-                return image.stream.at(note.offset, note.size).hex()
-    return None
