@@ -56,6 +56,9 @@ class CrashReport(NamedTuple):
     node: str | None = None
     """The kernel's node name; a claim, not the host's identity."""
     build_id: str | None = None
+    """Of the executable, in hexadecimal."""
+    uuid: str | None = None
+    """The content of the executable's ``.uuid`` section, as ``elfid.uuid_text`` writes it."""
     core_name: str | None = None
     """The file name that a person sent the core from; shown, never used as a path."""
 

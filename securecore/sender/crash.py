@@ -33,7 +33,7 @@ def handle(core: int, argv: list[str], settings_path: str) -> int:
         log("declined", dump=str(dump), reason="RLIMIT_CORE")
         return 0
     settings = load_settings(settings_path)
-    parcel = Parcel(dump, report_crash(arguments).encode(), time.time_ns() // 1_000_000)
+    parcel = Parcel(dump, report_crash(arguments, core).encode(), time.time_ns() // 1_000_000)
     spool = find_spool(settings.spool)
     try:
         papers: Papers | ConfigError = Papers(tls.sender_context(settings.identity), read_credentials(settings.identity))
@@ -56,8 +56,8 @@ def find_spool(path: str) -> Spool | None:
         return None
 
 
-def report_crash(arguments: KernelArguments) -> CrashReport:
-    """Return the report: the kernel's arguments, and what /proc tells."""
+def report_crash(arguments: KernelArguments, core: int) -> CrashReport:
+    """Return the report: the kernel's arguments, and what /proc tells. Nobody else is left with the descriptor *core*."""
     return CrashReport(
         sender=f"securecore {__version__}",
         source="kernel",
@@ -69,7 +69,7 @@ def report_crash(arguments: KernelArguments) -> CrashReport:
         dump_mode=arguments.dump_mode,
         core_limit=arguments.core_limit,
         crashed_at=arguments.time,
-        **procfs.snapshot(arguments),
+        **procfs.snapshot(arguments, held=(core,)),
     )
 
 

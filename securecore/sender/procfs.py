@@ -8,10 +8,12 @@ that the process chose is opened (R6, R16). A field that cannot be read is left 
 
 import os
 import re
+from collections.abc import Iterable
 from typing import Any, Final
 
 from securecore import limits
 from securecore.sender.kernel_arguments import KernelArguments
+from securecore.sender.program import ProgramReader
 
 VERIFIED: Final = "verified"
 UNVERIFIED: Final = "unverified"
@@ -21,8 +23,10 @@ _CONTAINER_ID: Final = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _UNIT: Final = re.compile(r"[^/]+\.(?:service|scope|slice|socket|mount|swap)")
 
 
-def snapshot(arguments: KernelArguments, proc: str = "/proc") -> dict[str, Any]:
+def snapshot(arguments: KernelArguments, proc: str = "/proc", held: Iterable[int] = ()) -> dict[str, Any]:
     """Return report fields about the crashed process, ``metadata`` always among them.
+
+    *held* are the descriptors that nobody but this process may hold, the core's among them.
 
     ``verified``: a pidfd proved that the fields are the crashed process's. ``unverified``: no pidfd to prove it, but the uid
     agrees. ``arguments``: /proc was gone or another process's; only machine facts are there beside.
@@ -34,7 +38,9 @@ def snapshot(arguments: KernelArguments, proc: str = "/proc") -> dict[str, Any]:
         fields["metadata"] = ARGUMENTS
         return fields
     try:
+        program = ProgramReader(directory, held)
         process, real_uid = _process(directory, proc)
+        process |= program.finish()
     finally:
         os.close(directory)
     proof = _proof(arguments, real_uid, proc)

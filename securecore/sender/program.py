@@ -1,0 +1,93 @@
+"""What names the crashed program, read by a child from the file that the kernel holds for the process.
+
+``/proc/PID/exe`` leads to the file that the process runs, whatever stands at its path by now. That file is hostile twice: its bytes
+are parsed, and the file system that it lies on may be one that never answers (FUSE, or NFS without its server). So a child does
+both: it opens the file as root must, becomes nobody, parses, writes one line and ends. The handler waits for that line for so long
+and no longer. A thread would not do: one that hangs in ``open`` keeps the whole process from changing its user.
+"""
+
+import json
+import os
+import select
+import signal
+import stat
+import time
+from collections.abc import Iterable
+from typing import Final, NoReturn
+
+from securecore import limits
+from securecore.elfid import identify
+from securecore.errors import SecurecoreError
+from securecore.sender import privileges
+
+DEADLINE_S: Final = 0.5
+"""From the child's start to its line: it takes a millisecond (measured), and some tens where a slow flash has to be read. A crashed
+process is held for this long at most by its own program."""
+_ANSWER_BYTES: Final = 4 * limits.KIB
+"""A build-id has 128 digits at most, a ``.uuid`` 512."""
+
+
+class ProgramReader:
+    """A child that reads what names the program of a process."""
+
+    def __init__(self, process: int, held: Iterable[int] = ()) -> None:
+        """Start the child. *process* is a descriptor of /proc/PID.
+
+        *held* are descriptors that the child must not keep open, the core's first of all: a child that hangs would keep the crashed
+        process waiting for somebody who reads.
+        """
+        self._deadline = time.monotonic() + DEADLINE_S
+        self.child = 0
+        self._answer, writing = os.pipe2(os.O_CLOEXEC)
+        try:
+            self.child = os.fork()
+            if self.child == 0:
+                _read_program(process, writing, (self._answer, *held))
+        except OSError:
+            pass  # No process is left for this: the report does without.
+        finally:
+            os.close(writing)
+
+    def finish(self) -> dict[str, str]:
+        """Return report fields, none when the child did not answer in time, and see that the child is gone."""
+        answer, has_ended = b"", False
+        poll = select.poll()
+        poll.register(self._answer, select.POLLIN)
+        while not has_ended and poll.poll(max(0, int(1000 * (self._deadline - time.monotonic())))):
+            part = os.read(self._answer, _ANSWER_BYTES)
+            answer, has_ended = answer + part, not part
+        os.close(self._answer)
+        if self.child > 0:
+            os.kill(self.child, signal.SIGKILL)
+            # A child that hangs in a call which no signal ends is left to whoever takes our children over.
+            os.waitpid(self.child, 0 if has_ended else os.WNOHANG)
+        return _fields(answer)
+
+
+def _read_program(process: int, writing: int, unwanted: Iterable[int]) -> NoReturn:
+    """Be the child: answer, or not, and end without a word of the interpreter's."""
+    try:
+        for fd in unwanted:
+            os.close(fd)
+        program = os.open("exe", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=process)
+        privileges.drop(limits.NOBODY_ID, limits.NOBODY_ID)
+        status = os.fstat(program)
+        if stat.S_ISREG(status.st_mode):
+            ids = identify(lambda offset, length: os.pread(program, length, offset), status.st_size)
+            os.write(writing, json.dumps({"build_id": ids.build_id, "uuid": ids.uuid}).encode("ascii"))
+    except (OSError, SecurecoreError, MemoryError):
+        pass
+    finally:
+        # Whatever happened, this copy of the handler must not go on as a second one.
+        os._exit(0)
+
+
+def _fields(answer: bytes) -> dict[str, str]:
+    """Return the report fields of a child's line; one that was cut off says nothing."""
+    try:
+        found = json.loads(answer)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {name: found[name] for name in ("build_id", "uuid") if isinstance(found.get(name), str)}

@@ -1,0 +1,170 @@
+"""The child that reads what names the crashed program: what it tells, what it may, and what becomes of one that hangs."""
+
+import ctypes
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from securecore.elf.stamping import stamp
+from securecore.sender import program
+from securecore.sender.program import ProgramReader
+from tests.support.programs import Section, compile_program, needed, write_program
+
+CRASHERS = Path(__file__).parents[2] / "scripts" / "crashers"
+
+
+@contextmanager
+def directory(path: Path) -> Iterator[int]:
+    """Open a directory as a crash handler opens /proc/PID."""
+    fd = os.open(path, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def read(process: Path) -> dict[str, str]:
+    """Return what the child finds in *process*, a /proc/PID or something in its place."""
+    with directory(process) as fd:
+        return ProgramReader(fd).finish()
+
+
+def test_the_program_of_a_live_process_is_named_though_its_path_is_gone(tmp_path: Path) -> None:
+    """The file that the process runs is read, not what stands at its path: that was deleted, and is another program's now."""
+    needed("objcopy")
+    path = compile_program(CRASHERS / "null-deref.c", tmp_path / "app", "-Wl,--build-id=0xabcdef0123456789")
+    stamp(path, path, "build-77")
+    sleeper = tmp_path / "sleeper.c"
+    sleeper.write_text("#include <unistd.h>\nint main(void) { char byte; return (int) read(0, &byte, 1); }\n")
+    compile_program(sleeper, tmp_path / "sleeper", "-Wl,--build-id=0x0011223344556677")
+    stamp(tmp_path / "sleeper", tmp_path / "sleeper", "build-78")
+    process = subprocess.Popen([tmp_path / "sleeper"], stdin=subprocess.PIPE)
+    (tmp_path / "app").rename(tmp_path / "sleeper")
+    try:
+        found = read(Path(f"/proc/{process.pid}"))
+    finally:
+        process.communicate(b"\n")
+
+    assert found == {"build_id": "0011223344556677", "uuid": "build-78"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"#!/bin/sh\n", b"\x7fELF" + bytes(60), os.urandom(4096)],
+    ids=["empty", "script", "header", "noise"],
+)
+def test_what_names_nothing_costs_nothing(content: bytes, tmp_path: Path) -> None:
+    """No ids, no error."""
+    (tmp_path / "exe").write_bytes(content)
+    assert read(tmp_path) == {}
+
+
+def test_a_link_to_nothing_a_directory_and_a_fifo_cost_nothing(tmp_path: Path) -> None:
+    """Nothing but a regular file is read, and a FIFO holds nobody up."""
+    (tmp_path / "exe").symlink_to("missing")
+    missing = read(tmp_path)
+    (tmp_path / "exe").unlink()
+    os.mkfifo(tmp_path / "exe")
+    fifo = read(tmp_path)
+    (tmp_path / "exe").unlink()
+    (tmp_path / "exe").mkdir()
+
+    assert (missing, fifo, read(tmp_path)) == ({}, {}, {})
+
+
+def test_a_uuid_of_the_programs_choosing_stays_bounded_text(tmp_path: Path) -> None:
+    """The longest section that counts, of bytes that are no text."""
+    (tmp_path / "exe").write_bytes(write_program([Section(b".uuid", b"\xff" * 256)]))
+    assert read(tmp_path) == {"uuid": "ff" * 256}
+
+
+def test_the_child_holds_nothing_of_the_core(tmp_path: Path) -> None:
+    """While the child lives, the writer of the core sees that nobody but the handler reads: closing there lets the process go."""
+    (tmp_path / "exe").write_bytes(write_program([]))
+    reading, writing = os.pipe()
+    with directory(tmp_path) as fd:
+        reader = ProgramReader(fd, (reading,))
+        os.close(reading)
+        poll = select.poll()
+        poll.register(writing, 0)
+        # The child closes its copy before it does anything that may hang; its answer comes after.
+        assert reader.finish() == {}
+    assert poll.poll(0) == [(writing, select.POLLERR)]
+    os.close(writing)
+
+
+_UMOUNT_DETACH = 2
+
+
+@pytest.fixture
+def dead_file_system(tmp_path: Path) -> Iterator[Path]:
+    """A FUSE file system whose server never answers: whoever opens a file there waits for ever."""
+    if os.geteuid() != 0 or not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("needs root and /dev/fuse")
+    libc = ctypes.CDLL(None, use_errno=True)
+    place = tmp_path / "fuse"
+    place.mkdir()
+    server = os.open("/dev/fuse", os.O_RDWR)
+    options = f"fd={server},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
+    if libc.mount(b"none", str(place).encode(), b"fuse", 0, options) != 0:
+        os.close(server)
+        pytest.skip(f"cannot mount: {os.strerror(ctypes.get_errno())}")
+    try:
+        yield place
+    finally:
+        libc.umount2(str(place).encode(), _UMOUNT_DETACH)
+        os.close(server)
+
+
+def test_a_file_system_that_never_answers_holds_the_handler_for_its_deadline_only(
+    dead_file_system: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child that hangs in it is killed and holds no pipe; the report does without."""
+    monkeypatch.setattr(program, "DEADLINE_S", 0.2)
+    (tmp_path / "exe").symlink_to(dead_file_system / "app")
+    reading, writing = os.pipe()
+    with directory(tmp_path) as fd:
+        reader = ProgramReader(fd, (reading,))
+        os.close(reading)
+        child = os.pidfd_open(reader.child)
+        found = reader.finish()
+    poll = select.poll()
+    poll.register(writing, 0)
+    has_ended = select.poll()
+    has_ended.register(child, select.POLLIN)
+
+    assert found == {}
+    assert poll.poll(0) == [(writing, select.POLLERR)]
+    assert has_ended.poll(5000) != []
+    os.close(child)
+    os.close(writing)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has something to give up")
+def test_the_child_parses_as_nobody(tmp_path: Path) -> None:
+    """Before the first byte of the file is parsed, the child has no user, no group and no capability left."""
+    script = f"""
+import os
+from securecore import elfid
+from securecore.sender import program
+
+def identify(read_at, size):
+    status = open("/proc/self/status").read()
+    words = {{line.split(":")[0]: line.split(":")[1].split() for line in status.splitlines()}}
+    facts = [words[name] for name in ("Uid", "Gid", "Groups", "CapPrm", "CapEff", "NoNewPrivs")]
+    return elfid.ProgramIds(build_id=repr(facts))
+
+program.identify = identify
+print(program.ProgramReader(os.open({str(tmp_path)!r}, os.O_RDONLY)).finish()["build_id"])
+"""
+    (tmp_path / "exe").write_bytes(b"anything")
+    result = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True)
+
+    nobody, none = ["65534"] * 4, ["0000000000000000"]
+    assert result.stdout.strip() == repr([nobody, nobody, [], none, none, ["1"]])
