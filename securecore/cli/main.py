@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "show": ("show", "Show what is known of one dump."),
     "extract": ("extract", "Write a dump's core to a file; the act is audited."),
     "verify": ("verify", "Check dumps against what was signed."),
+    "elf": ("elf", "Say which program a core is of: build-ids and `.uuid` sections."),
     "audit": ("audit", "Read and verify the audit logs of a store."),
 }
 

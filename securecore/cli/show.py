@@ -101,12 +101,16 @@ def _print_crash(report: CrashReport, analysis: _Analysis, host: str) -> None:
         ("pid/tid", f"{_number(report.pid)}/{_number(report.tid)}"), ("uid", _number(report.uid)),
         ("kernel", terminal.printable(report.kernel)), ("build-id", terminal.printable(core.build_id or report.build_id, 40)),
     )  # fmt: skip
+    if report.uuid is not None:
+        _field(".uuid", terminal.printable(report.uuid))
     if report.metadata is not None:
         _field("metadata", terminal.printable(report.metadata))
     if analysis.problem is not None:
         _field("analysis", terminal.printable(analysis.problem, 100))
     elif core.signal is not None and core.signal != signal:
         _field("analysis", f"the core itself says {terminal.signal_name(core.signal)}")
+    if None not in (core.build_id, report.build_id) and core.build_id != report.build_id:
+        _field("analysis", f"the report gives build-id {terminal.printable(report.build_id, 40)}")
 
 
 def _reason(core: CoreSummary) -> str:

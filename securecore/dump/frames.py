@@ -11,7 +11,8 @@ from securecore import limits
 from securecore.errors import PeerError
 from securecore.merkle import leaf_hash
 
-_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+MAGIC: Final = b"\x28\xb5\x2f\xfd"
+"""Of every zstd frame (RFC 8878 section 3.1.1)."""
 _BLOCK_MAX: Final = 128 * 1024
 """Block_Maximum_Size of RFC 8878 section 3.1.1.2.4."""
 _WINDOW_MAX: Final = 8 * 1024 * 1024
@@ -34,7 +35,7 @@ def zero_frame(length: int) -> bytes:
     """
     if not 1 <= length <= limits.PIECE_BYTES:
         raise ValueError(length)
-    parts = [_MAGIC, b"\xa0", length.to_bytes(4, "little"), _block(1, kind=0, last=length == 1), b"\x00"]
+    parts = [MAGIC, b"\xa0", length.to_bytes(4, "little"), _block(1, kind=0, last=length == 1), b"\x00"]
     left = length - 1
     while left:
         size = min(left, _BLOCK_MAX)
@@ -71,7 +72,7 @@ def walk_frame(data: bytes | bytearray | memoryview, start: int) -> tuple[int, i
     Raises FrameRefused when it is not a frame of this project; FrameCut, a subclass, when *data* ends before the frame does.
     """
     descriptor = _at(data, start + 4)
-    if bytes(data[start : start + 4]) != _MAGIC:
+    if bytes(data[start : start + 4]) != MAGIC:
         raise FrameRefused("frame does not begin with the zstd magic number")
     if descriptor & 0b0000_1011:
         raise FrameRefused("frame uses a dictionary or a reserved bit")

@@ -1,0 +1,240 @@
+"""Pairing cores and programs at the command line, with programs of the machine's own compiler."""
+
+import json
+import os
+import stat
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from securecore.cli.main import run
+from securecore.dump.compression import Compressor
+from securecore.report import CrashReport
+from tests.support.certificates import Fleet
+from tests.support.crash_cores import BUILD_ID, Crash
+from tests.support.programs import Section, build_id_note, compile_program, needed, write_program
+from tests.support.receivers import papers_of, running_receiver, send_bytes
+
+pytestmark = pytest.mark.slow
+
+NULL_DEREF = Path(__file__).parents[2] / "scripts/crashers/null-deref.c"
+Securecore = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def securecore(capsys: pytest.CaptureFixture[str]) -> Securecore:
+    """Runs a command; returns its exit code and what it printed to stdout and stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = run([str(argument) for argument in arguments])
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return call
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    """A program without a build-id, as the toolchains of small devices write them."""
+    return compile_program(NULL_DEREF, tmp_path / "app", "-Wl,--build-id=none")
+
+
+def program(directory: Path, name: str, build_id: bytes | None = BUILD_ID, uuid: bytes | None = None) -> Path:
+    """Write a made-up program."""
+    sections = [Section(b".note.gnu.build-id", build_id_note(build_id), 7)] if build_id is not None else []
+    sections += [Section(b".uuid", uuid)] if uuid is not None else []
+    path = directory / name
+    path.write_bytes(write_program(sections))
+    return path
+
+
+def test_id_prints_what_names_a_program(securecore: Securecore, tmp_path: Path) -> None:
+    """Aligned for people, nulls for programs where there is nothing."""
+    path = program(tmp_path, "app", uuid=b"build-77\n")
+
+    code, text, _ = securecore("elf", "id", path)
+    document = json.loads(securecore("elf", "id", path, "--json")[1])
+
+    assert (code, text) == (0, f"build-id   {BUILD_ID.hex()}\n.uuid      build-77\ndebuglink  -\n")
+    assert document == {
+        "file": str(path), "kind": "program", "build_id": BUILD_ID.hex(), "uuid": "build-77", "debuglink": None,
+        "debuglink_crc32": None,
+    }  # fmt: skip
+
+
+def test_id_of_a_core_is_that_of_the_program_that_crashed(securecore: Securecore, tmp_path: Path) -> None:
+    """As the kernel wrote it, and compressed."""
+    core, stored = tmp_path / "core", tmp_path / "core.zst"
+    core.write_bytes(Crash().write())
+    stored.write_bytes(Compressor().frame(Crash().write()))
+
+    for path in (core, stored):
+        code, text, _ = securecore("elf", "id", path)
+        assert (code, text.split("\n")[:2]) == (0, ["core of    /usr/sbin/nginx", f"build-id   {BUILD_ID.hex()}"])
+        assert json.loads(securecore("elf", "id", path, "--json")[1])["kind"] == "core"
+
+
+def test_a_hostile_section_moves_no_cursor(securecore: Securecore, tmp_path: Path) -> None:
+    """Control characters of a file stay in it."""
+    link = b"\x1b[2J\r\n.debug\0\0\0\0" + bytes(8)
+    path = tmp_path / "app"
+    path.write_bytes(write_program([Section(b".gnu_debuglink", link), Section(b".uuid", b"\x1b]0;x\x07")]))
+
+    code, text, _ = securecore("elf", "id", path)
+
+    assert code == 0
+    assert all(line.isprintable() for line in text.split("\n"))
+
+
+def test_a_stamp_is_in_the_program_and_the_program_still_runs(securecore: Securecore, app: Path) -> None:
+    """PROGRAM itself is stamped, in one step: mode kept, nothing beside it left, and readelf finds the section too."""
+    readelf, names = needed("readelf"), sorted(os.listdir(app.parent))
+    needed("objcopy")
+    app.chmod(0o751)
+
+    code, text, _ = securecore("elf", "stamp", app, "--uuid", "build-77")
+    shown = subprocess.run([readelf, "-p", ".uuid", app], check=True, capture_output=True, text=True).stdout
+
+    assert (code, text) == (0, f"{app}: .uuid build-77\n")
+    assert "build-77" in shown
+    assert stat.S_IMODE(app.stat().st_mode) == 0o751
+    assert sorted(os.listdir(app.parent)) == names
+    assert subprocess.run([app], check=False).returncode < 0  # null-deref does what it is for
+
+
+def test_a_stamp_without_a_text_is_a_new_uuid_each_time(securecore: Securecore, app: Path, tmp_path: Path) -> None:
+    """Two builds never get the same one; -o leaves PROGRAM alone."""
+    needed("objcopy")
+    before, made = app.read_bytes(), []
+    for name in ("one", "two"):
+        code, text, _ = securecore("elf", "stamp", app, "-o", tmp_path / name, "--json")
+        made.append(json.loads(text)["uuid"])
+        assert code == 0
+
+    assert len(set(made)) == 2
+    assert [len(uuid) for uuid in made] == [36, 36]
+    assert app.read_bytes() == before
+
+
+def test_a_stamp_is_not_replaced_unasked(securecore: Securecore, app: Path) -> None:
+    """A second stamp is refused; with --replace there is one section, the new one."""
+    needed("objcopy")
+    securecore("elf", "stamp", app, "--uuid", "build-1")
+
+    refused = securecore("elf", "stamp", app, "--uuid", "build-2")
+    replaced = securecore("elf", "stamp", app, "--uuid", "build-2", "--replace")
+
+    assert (refused[0], "has the .uuid build-1 already" in refused[2]) == (3, True)
+    assert replaced[0] == 0
+    assert app.read_bytes().count(b".uuid\0") == 1
+    assert json.loads(securecore("elf", "id", app, "--json")[1])["uuid"] == "build-2"
+
+
+@pytest.mark.parametrize("text", ["", "ä", "a\nb", "\x1b[2J", " build", "x" * 201])
+def test_what_would_not_come_back_is_no_stamp(text: str, securecore: Securecore, app: Path) -> None:
+    """Empty, not ASCII, control characters, surrounding space, too long: refused, and the program is as it was."""
+    needed("objcopy")
+    before = app.read_bytes()
+    code, _, words = securecore("elf", "stamp", app, "--uuid", text)
+    assert (code, "cannot be a stamp" in words) == (3, True)
+    assert app.read_bytes() == before
+
+
+def test_stamping_what_objcopy_refuses_leaves_it_as_it_was(securecore: Securecore, tmp_path: Path) -> None:
+    """An ELF header with nothing behind it: one line with objcopy's words."""
+    needed("objcopy")
+    path = program(tmp_path, "app")
+    path.write_bytes(path.read_bytes()[:64] + b"\xff" * 300)
+    before = path.read_bytes()
+
+    code, _, words = securecore("elf", "stamp", path, "--uuid", "x")
+
+    assert (code, words.startswith("securecore: objcopy refuses: ")) == (3, True)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["app"]
+
+
+def test_stamp_without_objcopy_says_what_to_install(
+    securecore: Securecore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No binutils on a small machine."""
+    path = program(tmp_path, "app")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, _, words = securecore("elf", "stamp", path)
+    assert (code, words) == (3, "securecore: objcopy is not here\n  hint: install binutils\n")
+
+
+@pytest.fixture
+def stored(fleet: Fleet, tmp_path: Path) -> Callable[..., tuple[Path, str]]:
+    """Sends a core with a report; returns store and id."""
+
+    def send(core: bytes, report: CrashReport) -> tuple[Path, str]:
+        with running_receiver(fleet.receiver, tmp_path / "store") as receiver:
+            outcome = send_bytes(core, papers_of(fleet.host), receiver.addresses, report=report)
+        assert outcome.receipt is not None
+        return tmp_path / "store", str(outcome.receipt["dump"])
+
+    return send
+
+
+@pytest.mark.parametrize(
+    ("build_id", "uuid", "code", "words"),
+    [
+        (BUILD_ID, None, 0, f"yes: both have build-id {BUILD_ID.hex()}\n"),
+        (bytes(20), None, 9, f"no: build-ids differ: {BUILD_ID.hex()} crashed, the program is {bytes(20).hex()}\n"),
+        (None, b"build-77", 0, "yes: both have .uuid build-77\n"),
+        (None, b"build-78", 9, "no: .uuid sections differ: build-77 crashed, the program is build-78\n"),
+    ],
+)
+def test_a_stored_dump_is_matched_where_it_lies(
+    build_id: bytes | None, uuid: bytes | None, code: int, words: str, stored: Any, securecore: Securecore, tmp_path: Path
+) -> None:
+    """By the build-id in the compressed core, else by the stamp in the report; no extraction, and none in the log."""
+    store, dump = stored(Crash().write(), CrashReport(uuid="build-77"))
+    path = program(tmp_path, "app", build_id, uuid)
+
+    answer = securecore("elf", "match", dump, path, "--store", store)
+    document = json.loads(securecore("elf", "match", dump, path, "--store", store, "--json")[1])
+
+    assert answer == (code, words, "")
+    assert (document["match"], document["core"]["report_uuid"]) == (code == 0, "build-77")
+    assert [entry["event"] for entry in json.loads(securecore("audit", "log", "--store", store, "--json")[1])] == ["received"]
+
+
+def test_a_core_in_a_file_is_matched_with_the_report_beside_it(securecore: Securecore, tmp_path: Path) -> None:
+    """As the kernel wrote it or compressed; the report by its name, or named."""
+    core = Crash(image=b"no image").write()
+    (tmp_path / "core.1.zst").write_bytes(Compressor().frame(core))
+    (tmp_path / "core.1.json").write_bytes(CrashReport(uuid="build-77").encode())
+    (tmp_path / "core").write_bytes(core)
+    path = program(tmp_path, "app", None, b"build-77")
+
+    beside = securecore("elf", "match", tmp_path / "core.1.zst", path)
+    named = securecore("elf", "match", tmp_path / "core", path, "--report", tmp_path / "core.1.json")
+    alone = securecore("elf", "match", tmp_path / "core", path)
+
+    assert beside == named == (0, "yes: both have .uuid build-77\n", "")
+    assert (alone[0], "neither the core nor its report names the program" in alone[2]) == (4, True)
+
+
+def test_a_dump_that_nobody_can_analyse_is_matched_by_its_report(stored: Any, securecore: Securecore, tmp_path: Path) -> None:
+    """A core that is no ELF core: the sender's word is all there is."""
+    store, dump = stored(b"no core", CrashReport(build_id=BUILD_ID.hex()))
+    matched = securecore("elf", "match", dump, program(tmp_path, "app"), "--store", store)
+    unnamed = securecore("elf", "match", dump, program(tmp_path, "app", None, b"x"), "--store", store)
+
+    assert matched[0] == 0
+    assert (unnamed[0], "the core could not be analysed" in unnamed[2]) == (4, True)
+
+
+def test_show_prints_the_stamp_and_says_when_report_and_core_disagree(stored: Any, securecore: Securecore) -> None:
+    """`.uuid` beside the build-id; a sender that names another build than its core does is seen at a glance."""
+    store, dump = stored(Crash().write(), CrashReport(uuid="build-77", build_id="00ff"))
+    _, text, _ = securecore("show", dump, "--store", store)
+
+    assert f"build-id {BUILD_ID.hex()}\n" in text
+    assert "  .uuid       build-77\n" in text
+    assert "  analysis    the report gives build-id 00ff\n" in text
