@@ -2,23 +2,18 @@
 
 import os
 import re
-import select
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
 
 import pytest
 
 from securecore import limits
 from securecore.errors import BusyError, RefusedError, UnreachableError
-from securecore.names import Address, HostName
+from securecore.names import HostName
 from securecore.pki.revocation import revoke_name
 from securecore.sender import evidence
 from securecore.sender.delivery import connect
@@ -27,49 +22,8 @@ from securecore.wire.messages import Accept
 from tests.support.certificates import DOMAIN, Fleet, no_passphrase
 from tests.support.disk import Disk
 from tests.support.hands import Hand
+from tests.support.processes import PATIENCE_S, receiving
 from tests.support.receivers import new_dump_id, papers_of, running_receiver
-
-PATIENCE_S = 20.0
-"""How long a test waits for what takes milliseconds, before it calls it missing."""
-
-
-class Process:
-    """A receiver in a process of its own."""
-
-    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
-        self.popen = popen
-        announced = self.read_until(popen.stdout, r"listening on (\S+) ")
-        self.addresses = [Address(announced[1])]
-
-    def logged(self, words: str) -> re.Match[str]:
-        """Wait until the log says something that matches *words*."""
-        return self.read_until(self.popen.stderr, words)
-
-    def read_until(self, stream: IO[bytes] | None, words: str) -> re.Match[str]:
-        """Return the match of *words* in what a stream gives from now on; fails when it ends or takes too long."""
-        assert stream is not None
-        poll, text, deadline = select.poll(), "", time.monotonic() + PATIENCE_S
-        poll.register(stream, select.POLLIN)
-        while (found := re.search(f"{words}.*\n", text)) is None:
-            assert poll.poll(max(0.0, deadline - time.monotonic()) * 1000), f"never said {words!r}: {text}"
-            data = os.read(stream.fileno(), 65536)
-            assert data, f"ended without {words!r}: {text}"
-            text += data.decode()
-        return found
-
-
-@contextmanager
-def receiving(identity: Path, store: Path) -> Iterator[Process]:
-    """Run ``securecore receive`` on loopback while the block runs."""
-    arguments = ["receive", "--listen", "127.0.0.1:0", "--identity", str(identity), "--store", str(store)]
-    with subprocess.Popen(
-        [sys.executable, "-m", "securecore.cli.main", *arguments],
-        cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ) as popen:  # fmt: skip
-        try:
-            yield Process(popen)
-        finally:
-            popen.kill()
 
 
 def revoke_first_host(fleet: Fleet) -> None:
@@ -82,7 +36,7 @@ def send_all_but_the_end(hand: Hand) -> None:
     """Send so much of an open dump that its receiver acknowledges a part: it is then surely under way."""
     for _ in range(9):
         hand.send(os.urandom(limits.PIECE_BYTES))
-    hand.delivery.wait_for_ack(PATIENCE_S)
+    hand.wait_until_acknowledged()
 
 
 def wait_for_size(path: Path, size: int) -> None:

@@ -86,7 +86,7 @@ def test_a_cut_dump_is_resumed_where_its_durable_frames_end(fleet: Fleet, receiv
     pieces = [os.urandom(limits.PIECE_BYTES) for _ in range(9)]
     for piece in pieces:
         first.send(piece)
-    first.delivery.wait_for_ack(10)
+    first.wait_until_acknowledged()
     first.delivery.close()
 
     second = hands(fleet, receiver)
@@ -248,7 +248,7 @@ def test_a_dump_resumed_with_another_report_is_refused(fleet: Fleet, receiver: R
     first.open(dump)
     for _ in range(9):
         first.send(os.urandom(limits.PIECE_BYTES))
-    first.delivery.wait_for_ack(10)
+    first.wait_until_acknowledged()
     first.delivery.close()
 
     with pytest.raises(RefusedError, match="another report"):

@@ -31,10 +31,12 @@ class Hand:
         self.tree = Frontier()
         self.size = 0
         self.stored_bytes = 0
+        self.acknowledged = 0
+        """Frames that the receiver has said are durable."""
 
     def open(self, dump: DumpId, report: bytes = REPORT) -> Accept | Receipt:
         """Open a dump and take over what the receiver says that it holds."""
-        answer = self.delivery.open(Open(dump, report, None), lambda frames: None)
+        answer = self.delivery.open(Open(dump, report, None), self._note_ack)
         assert isinstance(answer, (Accept, Receipt))
         return answer
 
@@ -45,6 +47,11 @@ class Hand:
         self.tree.append(leaf_hash(frame))
         self.size += len(piece)
         self.stored_bytes += len(frame)
+
+    def wait_until_acknowledged(self) -> None:
+        """Wait for the first acknowledgement, which may have come while the last frame was sent."""
+        while not self.acknowledged:
+            self.delivery.wait_for_ack(20)
 
     def say(self, message: Message) -> None:
         """Send any message past our own state table, and read the answer."""
@@ -72,3 +79,6 @@ class Hand:
     def close(self) -> None:
         """End the connection without a word."""
         self.delivery.close()
+
+    def _note_ack(self, frames: int) -> None:
+        self.acknowledged = frames
