@@ -82,6 +82,11 @@ def test_an_address_is_a_host_and_a_port(text: str, host: str, port: int) -> Non
     assert {address} == {Address(text)}
 
 
+def test_a_certificate_knows_no_zone() -> None:
+    """Which link leads to an address is the dialler's own affair."""
+    assert [Address(text).host_without_zone for text in ("[fe80::1%eth0]:1", "[::1]:1", "a.b:1")] == ["fe80::1", "::1", "a.b"]
+
+
 @pytest.mark.parametrize(
     "text",
     ["", ":", "a", "a:", ":1", "a:65536", "a:99999", "a:-1", "a:1 ", "a: 1", "a:0x1", "a:\u0661", "::1:4455", "[::1]", "[::1]4455",
