@@ -76,6 +76,11 @@ class Address:
         self.host = host
         self.port = int(port)
 
+    @property
+    def host_without_zone(self) -> str:
+        """The host as a certificate can name it: a zone (fe80::1%eth0) says which of our own links leads there (RFC 4007)."""
+        return self.host.partition("%")[0]
+
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 

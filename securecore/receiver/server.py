@@ -3,7 +3,6 @@
 The main thread accepts and minds signals; it never touches TLS, so a peer that stalls its handshake stalls only its own thread.
 """
 
-import errno
 import logging
 import os
 import select
@@ -25,13 +24,11 @@ from securecore.errors import ConfigError, NotFoundError, SecurecoreError
 from securecore.names import Address, HostName
 from securecore.receiver.commit import Committer
 from securecore.receiver.control import ControlServer
+from securecore.receiver.listeners import bound_address, listen, written
 from securecore.receiver.material import Material, load_material
 from securecore.receiver.session import Service, Session, quoted
 from securecore.store.layout import Store, StoreLock, create_store, open_store
 from securecore.wire.messages import Refusal
-
-_BACKLOG: Final = 128
-"""Connections that the kernel holds while none is accepted: twice the 64 senders of the design's load budget."""
 
 _WARN_EVERY_S: Final = 3600.0
 """How often what is amiss with the material is repeated in the log."""
@@ -73,7 +70,7 @@ class Receiver:
         self._waker.setblocking(False)
         self._is_stopping = False
         self._is_reloading = False
-        self.addresses = [_bound_address(listener) for listener in listeners]
+        self.addresses = [bound_address(listener) for listener in listeners]
         """Where it listens, with the ports that the kernel chose."""
 
     @property
@@ -171,7 +168,7 @@ class Receiver:
             log.error("accept failed: %s", error.strerror)
             time.sleep(0.1)
             return
-        peer = f"{address[0]}:{address[1]}"
+        peer = written(address)
         with self._sessions_lock:
             if len(self._sessions) >= limits.MAX_CONNECTIONS:
                 log.warning("failed peer=%s error='too many connections'", peer)
@@ -238,7 +235,7 @@ def open_receiver(settings: ReceiverSettings) -> Receiver:
     material = load_material(settings.identity, utc_now())
     with ExitStack() as undo:
         # Listening comes first: an address that cannot be had must not leave a new store behind. Who connects meanwhile waits.
-        listeners = [undo.enter_context(_listen(address)) for address in settings.listen]
+        listeners = [undo.enter_context(listener) for address in settings.listen for listener in listen(address)]
         try:
             store = open_store(str(settings.store))
         except NotFoundError:
@@ -274,23 +271,6 @@ def run(settings: ReceiverSettings, announce: Callable[[Sequence[Address]], None
     receiver.handle_signals()
     announce(receiver.addresses)
     receiver.serve()
-
-
-def _listen(address: Address) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    try:
-        listener = socket.create_server((address.host, address.port), family=family, backlog=_BACKLOG)
-    except OSError as error:
-        reason = os.strerror(error.errno).lower() if error.errno else str(error)
-        hint = "is another receiver running there?" if error.errno == errno.EADDRINUSE else "name an address of this machine"
-        raise ConfigError(f"cannot listen on {address}: {reason}", hint=hint) from error
-    listener.setblocking(False)
-    return listener
-
-
-def _bound_address(listener: socket.socket) -> Address:
-    host, port = listener.getsockname()[:2]
-    return Address(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
 
 
 def _drain(wakeup: socket.socket) -> None:

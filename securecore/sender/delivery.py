@@ -9,7 +9,9 @@ import select
 import socket
 import ssl
 import time
+from _queue import Empty, SimpleQueue  # as in pump.py: without the modules that queue loads first
 from collections.abc import Callable, Sequence
+from threading import Thread
 from typing import Any, Final, NoReturn
 
 from securecore import limits, tls
@@ -21,6 +23,9 @@ from securecore.wire.messages import Accept, Ack, Data, End, Gone, Message, Open
 from securecore.wire.states import End as WireEnd
 
 _RECEIVE_BYTES: Final = 64 * limits.KIB
+
+Place = tuple[socket.AddressFamily, Any]
+"""One of the addresses that a name stands for, as the socket module takes it."""
 
 
 class Delivery:
@@ -159,11 +164,9 @@ def _connect_one(address: Address, context: ssl.SSLContext, deadline_s: float) -
     deadline = time.monotonic() + deadline_s
     plain = None
     try:
-        # As bytes: for text, Python would load its IDNA tables first, at a crash handler's expense.
-        target: Any = (address.host.encode("ascii"), address.port)
-        plain = socket.create_connection(target, timeout=deadline_s)
+        plain = dial(_resolve(address, deadline_s), deadline)
         left = max(0.1, deadline - time.monotonic())
-        secured = tls.secure(context, plain, server_name=address.host, deadline_s=left)
+        secured = tls.secure(context, plain, server_name=address.host_without_zone, deadline_s=left)
     except OSError as error:
         if plain is not None:
             plain.close()
@@ -177,3 +180,55 @@ def _connect_one(address: Address, context: ssl.SSLContext, deadline_s: float) -
         secured.close()
         raise
     return Delivery(secured, address, ready, connection)
+
+
+def dial(places: Sequence[Place], deadline: float) -> socket.socket:
+    """Return a connection to the first of *places* that answers before the monotonic *deadline*; raises the last one's OSError.
+
+    Each may take its share of the time that is left: an address where nobody answers does not use up what the next one needs.
+    """
+    failure: OSError = TimeoutError()
+    for number, (family, where) in enumerate(places):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            break
+        try:
+            plain = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as error:  # a family that this machine does not have
+            failure = error
+            continue
+        try:
+            plain.settimeout(left / (len(places) - number))
+            plain.connect(where)
+        except OSError as error:
+            plain.close()
+            failure = error
+            continue
+        return plain
+    raise failure
+
+
+def _resolve(address: Address, deadline_s: float) -> list[Place]:
+    """Return what *address* stands for; raises OSError, and UnreachableError when no answer comes in time.
+
+    The resolver keeps to no deadline but its own (resolv.conf(5): up to 30 s with three dead name servers), and frames that wait
+    for a connection hold the crashed process. So it is asked in a thread of its own, which is left behind when it is too late.
+    """
+    answers: SimpleQueue[list[Place] | OSError] = SimpleQueue()
+
+    def ask() -> None:
+        try:
+            # As bytes: for text, Python would load its IDNA tables first, at a crash handler's expense.
+            found = socket.getaddrinfo(address.host.encode("ascii"), address.port, type=socket.SOCK_STREAM)
+            answers.put([(family, where) for family, _, _, _, where in found])
+        except OSError as error:
+            answers.put(error)
+
+    Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=deadline_s)
+    except Empty as error:
+        raise UnreachableError(f"{address}: its name could not be looked up in time", hint="see this machine's resolver") from error
+    if isinstance(answer, OSError):
+        raise answer
+    return answer

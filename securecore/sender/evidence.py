@@ -73,7 +73,7 @@ def check_receipt(
     try:
         log_key = statement.verify_statement(message.log_key, chain.load_anchors(credentials.ca), moment)
         names, addresses = alternative_names(log_key.receiver.chain[0], Purpose.RECEIVER)
-        if _as_certified(address.host) not in {*map(str, names), *addresses}:
+        if _as_certified(address.host_without_zone) not in {*map(str, names), *addresses}:
             raise BrokenError("its log key is stated by another receiver")
         origin = origin_of(log_key.name, host)
         receipt = proof.verify_receipt(message.receipt, origin, log_key.public_key)
