@@ -11,7 +11,7 @@ import pytest
 
 ROOT: Final = Path(__file__).parents[1] / "securecore"
 
-EVERYBODYS: Final = {"errors", "limits", "names", "identity", "report", "elfsize", "elfid", "merkle", "__version__"}
+EVERYBODYS: Final = {"errors", "limits", "names", "identity", "report", "elfsize", "elfid", "merkle", "units", "__version__"}
 """Modules at the top that every room may use; they use each other and the standard library."""
 
 

@@ -9,7 +9,8 @@ from typing import Final
 
 import click
 
-_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+from securecore import units
+
 _SIGNALS: Final = (
     "", "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM",
     "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
@@ -26,15 +27,10 @@ def printable(text: str | None, width: int = 60) -> str:
 
 
 def size(number: int | None) -> str:
-    """Return bytes for people: three digits and a binary unit."""
+    """Return bytes for people, ``-`` where they are not known."""
     if number is None:
         return "-"
-    value = float(number)
-    for unit in _UNITS:
-        if value < 1024 or unit == _UNITS[-1]:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
-        value /= 1024
-    return str(number)
+    return units.size(number)
 
 
 def signal_name(number: int | None) -> str:

@@ -21,19 +21,18 @@ from typing import Final, NamedTuple
 from securecore import limits, tls
 from securecore.audit.log import HostLogs
 from securecore.errors import ConfigError, NotFoundError, SecurecoreError
-from securecore.names import Address, HostName
+from securecore.names import Address, HostName, StoreId
 from securecore.receiver.commit import Committer
 from securecore.receiver.control import ControlServer
 from securecore.receiver.listeners import bound_address, listen, written
 from securecore.receiver.material import Material, load_material
-from securecore.receiver.session import Service, Session, quoted
+from securecore.receiver.observer import log, observer_of, quoted
+from securecore.receiver.session import Service, Session
 from securecore.store.layout import Store, StoreLock, create_store, open_store
 from securecore.wire.messages import Refusal
 
 _WARN_EVERY_S: Final = 3600.0
 """How often what is amiss with the material is repeated in the log."""
-
-log = logging.getLogger("securecore.receiver")
 
 
 class ReceiverSettings(NamedTuple):
@@ -68,7 +67,7 @@ class Receiver:
         self._wakeup, self._waker = socket.socketpair()
         self._wakeup.setblocking(False)
         self._waker.setblocking(False)
-        self._is_stopping = False
+        self._is_stopping = self._is_hurried = False
         self._is_reloading = False
         self.addresses = [bound_address(listener) for listener in listeners]
         """Where it listens, with the ports that the kernel chose."""
@@ -77,6 +76,11 @@ class Receiver:
     def material(self) -> Material:
         """The material in use now."""
         return self._service.material
+
+    @property
+    def store_id(self) -> StoreId:
+        """The id of the store."""
+        return self._store.store_id
 
     @property
     def session_count(self) -> int:
@@ -116,7 +120,8 @@ class Receiver:
         self._close()
 
     def stop(self) -> None:
-        """End ``serve``; for signal handlers and other threads."""
+        """End ``serve``, the second time without waiting for dumps in flight; for signal handlers and other threads."""
+        self._is_hurried = self._is_stopping
         self._is_stopping = True
         self._wake()
 
@@ -126,7 +131,7 @@ class Receiver:
         self._wake()
 
     def handle_signals(self) -> None:
-        """Stop on SIGTERM and SIGINT, reload on SIGHUP; only in the main thread."""
+        """Stop on SIGTERM and SIGINT, at once when they come again, reload on SIGHUP; only in the main thread."""
 
         def handler(number: int, frame: FrameType | None) -> None:
             if number == signal.SIGHUP:
@@ -186,9 +191,11 @@ class Receiver:
 
     def _run_session(self, plain: socket.socket, peer: str) -> None:
         thread = threading.current_thread()
+        observer = observer_of(peer)
+        observer.accepted()
         try:
             secured = tls.secure(self._service.material.context, plain, deadline_s=limits.HANDSHAKE_DEADLINE_S)
-            session = Session(secured, peer, self._service)
+            session = Session(secured, peer, self._service, observer)
             with self._sessions_lock:
                 self._sessions[thread] = session
             session.run()
@@ -203,7 +210,8 @@ class Receiver:
     def _close(self) -> None:
         for listener in self._listeners:
             listener.close()
-        log.info("stopping, %d connections", len(self._sessions))
+        count = self.session_count
+        log.info("stopping, %d connections%s", count, "; a second signal does not wait for them" if count else "")
         self._end_sessions()
         self._control.close()
         self._logs.close()
@@ -221,7 +229,7 @@ class Receiver:
                 sessions = dict(self._sessions)
             if not sessions:
                 return
-            is_over = time.monotonic() > deadline
+            is_over = self._is_hurried or time.monotonic() > deadline
             for session in sessions.values():
                 if session is not None and (session.is_idle or is_over):
                     session.interrupt(Refusal.SHUTTING_DOWN, "the receiver is being stopped")
@@ -263,13 +271,13 @@ def check_settings(settings: ReceiverSettings) -> HostName:
     return material.own.name
 
 
-def run(settings: ReceiverSettings, announce: Callable[[Sequence[Address]], None]) -> None:
-    """Run a receiver until SIGTERM or SIGINT; *announce* is told where it listens."""
+def run(settings: ReceiverSettings, announce: Callable[[Receiver], None]) -> None:
+    """Run a receiver until SIGTERM or SIGINT; *announce* is told when it listens."""
     # A reload that comes while we start asks for nothing: what we are about to load is the newest there is.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     receiver = open_receiver(settings)
     receiver.handle_signals()
-    announce(receiver.addresses)
+    announce(receiver)
     receiver.serve()
 
 

@@ -1,6 +1,5 @@
 """One connection after its TLS handshake: judge, greet, take dumps. The thread that runs it owns the socket."""
 
-import logging
 import os
 import select
 import socket
@@ -18,6 +17,7 @@ from securecore.errors import BrokenError, BusyError, PeerError, SecurecoreError
 from securecore.names import DumpId, HostName
 from securecore.receiver.commit import Committer, ManifestRefused
 from securecore.receiver.material import Material
+from securecore.receiver.observer import Observer, log, quoted
 from securecore.receiver.presence import Presence, Wakeup
 from securecore.report import parse_report
 from securecore.store.layout import Store
@@ -42,8 +42,6 @@ _CERTIFICATE_CODES: Final = {
     Reason.CRL_MISSING: Refusal.REVOCATION_UNKNOWN,
 }
 
-log = logging.getLogger("securecore.receiver")
-
 
 class _Interrupted(SecurecoreError):
     """Another thread wants this session to end."""
@@ -67,10 +65,11 @@ class Service:
 class Session:
     """One authenticated-to-be connection."""
 
-    def __init__(self, secured: ssl.SSLSocket, peer: str, service: Service) -> None:
+    def __init__(self, secured: ssl.SSLSocket, peer: str, service: Service, observer: Observer) -> None:
         self._socket = secured
         self._peer = peer
         self._service = service
+        self._observer = observer
         self._connection = Connection(WireEnd.RECEIVER)
         self._dump: DumpId | None = None
         self._interruption: _Interrupted | None = None
@@ -103,12 +102,14 @@ class Session:
             host = judgement.name
             material.revocation.check(judgement, now)
             self._send(Ready(self._service.store.store_id, limits.MAX_FRAMES))
+            self._observer.admitted(host, self._socket.version(), (self._socket.cipher() or ("",))[0], self._leaf)
             self._serve(judgement)
         except SecurecoreError as error:
             self._end_badly(error, host)
         finally:
             self._wakeup.close()
             self._socket.close()
+            self._observer.closed()
 
     def _serve(self, judgement: Judgement) -> None:
         while (message := self._receive()) is not None:
@@ -124,14 +125,14 @@ class Session:
         try:
             dump = open_incoming(self._service.store, host, opening.dump, opening.report)
         except AlreadyStored as stored:
-            self._send_receipt(stored.receipt)
-            self._dump = None
+            self._conclude(opening.dump, stored.receipt)
             return
         try:
             if dump.has_manifest:
                 receipt = self._service.committer.commit(dump)
             else:
                 self._send(Accept(dump.frames, dump.root))
+                self._observer.opened(opening.dump, report.program, opening.predicted_size, dump)
                 receipt = self._commit(self._take_frames(dump), dump, opening.report)
         except (UnreachableError, _Interrupted):
             # The sender may never come back: what is here is kept as far as it goes, acknowledged or not.
@@ -140,8 +141,7 @@ class Session:
             raise
         finally:
             dump.close()
-        self._send_receipt(receipt)
-        self._dump = None
+        self._conclude(opening.dump, receipt)
         log.info(
             "complete host=%s dump=%s size=%d stored=%d seconds=%.3f",
             host, opening.dump, dump.plain_bytes, dump.stored_bytes, time.monotonic() - started,
@@ -155,6 +155,7 @@ class Session:
             if message is None:
                 raise UnreachableError("connection ended before END")
             if isinstance(message, End):
+                self._observer.ended(dump)
                 return message.manifest
             if isinstance(message, Data):
                 dump.append(message.frame, check_frame(message.frame))
@@ -165,11 +166,13 @@ class Session:
 
     def _acknowledge(self, dump: IncomingDump, stored: int) -> None:
         """Make what was stored durable, and say so, once it is enough."""
+        self._observer.grew(dump)
         self._unsynced += stored
         if self._unsynced >= limits.ACK_EVERY_BYTES:
             dump.sync()
             self._unsynced = 0
             self._send(Ack(dump.frames))
+            self._observer.acknowledged(dump.frames)
 
     def _commit(self, manifest: bytes, dump: IncomingDump, report: bytes) -> bytes:
         # A long transfer may outlive the host's certificate: what was judged before READY is judged again by today's lists.
@@ -177,8 +180,11 @@ class Session:
         material.revocation.check(material.judge_host(self._leaf, now), now)
         return self._service.committer.finish(dump, manifest, report, self._leaf)
 
-    def _send_receipt(self, receipt: bytes) -> None:
+    def _conclude(self, dump: DumpId, receipt: bytes) -> None:
+        """Send the receipt; the dump is no longer under way."""
         self._send(Receipt(receipt, self._service.material.parts.log_statement))
+        self._observer.receipted(dump)
+        self._dump = None
 
     def _send(self, message: Message) -> None:
         data = self._connection.send(message)
@@ -259,8 +265,3 @@ def refuse(error: SecurecoreError) -> Refuse:
     if isinstance(error, (StorageError, BrokenError)):
         return Refuse(Refusal.STORAGE, "the receiver's disk refuses to store this, or what is on it is damaged", retry_after_s=60)
     return Refuse(Refusal.BUSY, "the receiver cannot take this now", retry_after_s=60)
-
-
-def quoted(text: str | None) -> str:
-    """Return peer-supplied text as one printable word for a log line."""
-    return ascii(text[: limits.MAX_WORDS]) if text is not None else "-"

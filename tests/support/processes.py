@@ -36,7 +36,7 @@ class Process:
         self.addresses = [Address(one) for one in re.findall(r"^listening on (\S+) ", self.announced, re.MULTILINE)]
 
     def logged(self, words: str) -> re.Match[str]:
-        """Wait until the log says something that matches *words*."""
+        """Wait until the log says something that matches *words*, in what was not yet asked for."""
         return self.read_until(self.popen.stderr, words)
 
     def read_until(self, stream: IO[bytes] | None, words: str) -> re.Match[str]:
@@ -49,8 +49,7 @@ class Process:
             data = os.read(stream.fileno(), 65536)
             assert data, f"ended without {words!r}: {text}"
             text += data.decode()
-        if stream is self.popen.stderr:
-            self.said += text
+            self.said += data.decode() if stream is self.popen.stderr else ""
         return found
 
     def rest(self) -> str:

@@ -18,9 +18,9 @@ from securecore.sender.transfer import Outcome, Papers, Parcel, carry
 
 
 @contextmanager
-def running_receiver(identity: Path, store: Path, *, port: int = 0) -> Iterator[Receiver]:
-    """Run a receiver on loopback while the block runs."""
-    logging.getLogger("securecore.receiver").setLevel(logging.INFO)
+def running_receiver(identity: Path, store: Path, *, port: int = 0, level: int = logging.INFO) -> Iterator[Receiver]:
+    """Run a receiver on loopback while the block runs; at level DEBUG it is one with -v."""
+    logging.getLogger("securecore.receiver").setLevel(level)
     receiver = open_receiver(ReceiverSettings((Address(f"127.0.0.1:{port}"),), store, identity))
     thread = threading.Thread(target=receiver.serve)
     thread.start()
