@@ -68,10 +68,11 @@ def receiving(
     listen: Sequence[str] = ("127.0.0.1:0",),
     count: int | None = None,
     within: Sequence[str] = (),
+    program: Sequence[str] = SECURECORE,
 ) -> Iterator[Process]:
     """Run ``securecore receive`` on loopback while the block runs; *count* is how many addresses it will announce."""
     named = [word for address in listen for word in ("--listen", address)]
-    arguments = [*SECURECORE, "receive", *named, "--identity", str(identity), "--store", str(store), *options]
+    arguments = [*program, "receive", *named, "--identity", str(identity), "--store", str(store), *options]
     with subprocess.Popen([*within, *arguments], cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as popen:
         try:
             yield Process(popen, count or len(listen))

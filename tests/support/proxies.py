@@ -6,7 +6,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from securecore.names import Address
 
@@ -20,13 +20,20 @@ class Cut(NamedTuple):
     """RST instead of FIN."""
 
 
-class CuttingProxy:
-    """Passes bytes both ways until the cut; only the first connection is cut."""
+NEVER: Final = Cut(1 << 62, True)
+"""A connection that is passed to its own end."""
 
-    def __init__(self, target: Address, cut: Cut) -> None:
+
+class CuttingProxy:
+    """Passes bytes both ways until the cut, *chunk* at a time; only the first connection is cut."""
+
+    def __init__(self, target: Address, cut: Cut, chunk: int = 65536) -> None:
         self._target = target
         self._cut: Cut | None = cut
+        self._chunk = chunk
         self._listener = socket.create_server(("127.0.0.1", 0))
+        # Accepted sockets inherit it: the kernel then takes little more than one chunk from a sender before it has to wait.
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, chunk)
         self.address = Address(f"127.0.0.1:{self._listener.getsockname()[1]}")
         self._threads: list[threading.Thread] = []
         self.was_cut = False
@@ -57,7 +64,7 @@ class CuttingProxy:
             while True:
                 for source in select.select([sender, receiver], [], [])[0]:
                     try:
-                        data = source.recv(65536)
+                        data = source.recv(self._chunk)
                     except OSError:
                         return
                     if cut is not None and (source is sender) == cut.from_sender:
@@ -78,9 +85,9 @@ class CuttingProxy:
 
 
 @contextmanager
-def cutting(target: Address, cut: Cut) -> Iterator[CuttingProxy]:
+def cutting(target: Address, cut: Cut, chunk: int = 65536) -> Iterator[CuttingProxy]:
     """Run a proxy while the block runs."""
-    proxy = CuttingProxy(target, cut)
+    proxy = CuttingProxy(target, cut, chunk)
     thread = threading.Thread(target=proxy.serve)
     thread.start()
     try:
