@@ -162,7 +162,7 @@ def test_ctrl_c_on_a_terminal_ends_a_receiver_in_good_order(fleet: Fleet, tmp_pa
         with closing(Hand(fleet.host, [Address(found[1])])) as hand:
             os.write(master, b"\x03")
             with pytest.raises(BusyError, match="being stopped"):
-                hand.open(new_dump_id())
+                hand.delivery.wait_for_ack(PATIENCE_S)
         rest = read_terminal(master, None)
         code = popen.wait(PATIENCE_S)
 
