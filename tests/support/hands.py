@@ -1,6 +1,5 @@
 """A sender that says what a test wants it to say, to a real receiver."""
 
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,12 +79,6 @@ class Hand:
     def close(self) -> None:
         """End the connection without a word."""
         self.delivery.close()
-
-    def wait_until_hung_up(self) -> None:
-        """Read, below TLS, until the receiver has ended its side; so it, and not we, is the one to keep the port in TIME_WAIT."""
-        self.delivery._socket.settimeout(20)
-        while socket.socket.recv(self.delivery._socket, 65536):
-            pass
 
     def _note_ack(self, frames: int) -> None:
         self.acknowledged = frames
