@@ -202,6 +202,11 @@ SEED_FEATURES: Final = {
         "port 64740", "must be root", "`ulimit -c unlimited`", "`core_pattern`, never", "`1_buggy.c`", "`checksec`", "`_dbg_asan`",
         "`clean`", "sendfile",
     ],
+    "gzCoredump": [
+        "`-c` in", "`-p path`", "`-a argument`", "`Core_YYYYMMDD_HHMMSS[_arg].gz`", "rotation", "`-d -f in.gz -o out`", "`-c` wins",
+        "`-h`", "gzip", "zlib", "encryption", "`.uuid`", "watchdog", "constant memory", "elfreader", "filelist", "`go test`",
+        "`go install`",
+    ],
 }  # fmt: skip
 """What the tools that came before can do: every option, file and target that their documents name, by a mark of its row."""
 
@@ -210,14 +215,17 @@ SEED_FEATURES: Final = {
 def test_every_feature_of_what_came_before_has_an_answer(seed: str) -> None:
     """No gap: each feature has a row, each row an answer in words and a test that exists."""
     section = text_of(COMING_FROM).partition(f"\n## {seed}\n")[2].partition("\n## ")[0]
-    rows = cells_of(section.partition("\n### What they get wrong")[0])
+    rows = cells_of(section.partition("\n### What goes wrong there")[0])
 
     assert missing_tests(section) == []
     assert [mark for mark in SEED_FEATURES[seed] if not any(mark in row[0] for row in rows)] == []
     assert [row[0] for row in rows if len(row) != 3 or not row[1] or "::test_" not in row[2]] == []
 
 
-SEED_DEFECTS: Final = {"core_send and core_recv": ("tests/e2e/test_network_seed_defects.py", 9)}
+SEED_DEFECTS: Final = {
+    "core_send and core_recv": ("tests/e2e/test_network_seed_defects.py", 9),
+    "gzCoredump": ("tests/e2e/test_local_seed_defects.py", 14),
+}
 """Where the defects of each are tests, and how many there are."""
 
 
@@ -225,7 +233,7 @@ SEED_DEFECTS: Final = {"core_send and core_recv": ("tests/e2e/test_network_seed_
 def test_every_defect_of_what_came_before_has_its_test(seed: str) -> None:
     """The rows are numbered without a gap, each names a test, and every test of the module stands in the row of its number."""
     section = text_of(COMING_FROM).partition(f"\n## {seed}\n")[2].partition("\n## ")[0]
-    rows = cells_of(section.partition("\n### What they get wrong")[2].partition("\n### ")[0])
+    rows = cells_of(section.partition("\n### What goes wrong there")[2].partition("\n### ")[0])
     module, count = SEED_DEFECTS[seed]
     numbered = {int(row[0].partition(".")[0]): row for row in rows}
     tests = [name for name in functions_in(ROOT / module) if name.startswith("test_")]
