@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from securecore.cli.main import run
-from securecore.errors import ConfigError
+from securecore.errors import ConfigError, UnreachableError
 from securecore.names import Address
 from securecore.receiver.listeners import bound_address, listen, written
 from tests.support.certificates import Fleet, make_fleet
@@ -34,13 +34,6 @@ def test_a_port_that_the_kernel_chooses_is_known(host: str) -> None:
     assert str(bound) == f"{host}:{bound.port}"
     assert bound.port > 0
     assert written(peer) == own == f"{host}:{Address(own).port}"
-
-
-def test_an_ipv6_address_takes_no_ipv4() -> None:
-    """What was named and no more, whatever the machine's default: a peer is never written as ::ffff:127.0.0.1."""
-    (listener,) = listen(Address("[::1]:0"))
-    with listener:
-        assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
 
 
 CANNOT_BE_HAD: dict[str, tuple[str, str, str]] = {
@@ -104,6 +97,18 @@ def test_a_name_is_listened_on_with_all_its_addresses(fleet: Fleet, tmp_path: Pa
 
     assert {address.host for address in process.addresses} == {"127.0.0.1", "::1"}
     assert sorted(re.findall(r"started .* peer=(\S+):\d+\n", log)) == ["127.0.0.1", "[::1]"]
+
+
+@pytest.mark.slow
+def test_every_ipv6_address_is_no_ipv4_address(fleet: Fleet, tmp_path: Path) -> None:
+    """``[::]`` is what was named and no more, whatever the machine's default: a peer is never written as ::ffff:127.0.0.1."""
+    with (
+        secluded(tmp_path, "", "sysctl -q -w net.ipv6.bindv6only=0") as network,
+        receiving(fleet.receiver, tmp_path / "store", listen=["[::]:4455"], within=network.within),
+    ):
+        codes = [delivered(tmp_path, fleet, network, to)[0] for to in ("[::1]:4455", "127.0.0.1:4455")]
+
+    assert codes == [0, UnreachableError.exit_code]
 
 
 @pytest.mark.slow
