@@ -9,6 +9,7 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import termios
 import time
 from collections.abc import Iterator
@@ -128,6 +129,30 @@ def test_a_second_signal_does_not_wait_for_dumps_in_flight(number: signal.Signal
 
     assert process.popen.returncode == 0
     assert "stopped\n" in said
+
+
+_PATIENT = """
+import sys
+from securecore import limits
+limits.HANDSHAKE_DEADLINE_S = 600.0
+from securecore.cli.main import main
+main(sys.argv[1:])
+"""
+
+
+def test_a_second_signal_does_not_wait_for_strangers(fleet: Fleet, tmp_path: Path) -> None:
+    """Who has connected and says nothing keeps no receiver from ending, however long handshakes may take."""
+    with receiving(fleet.receiver, tmp_path / "store", "-v", program=[sys.executable, "-c", _PATIENT]) as process:
+        with socket.create_connection((process.addresses[0].host, process.addresses[0].port)):
+            process.logged("connected")
+            process.popen.terminate()
+            process.logged("stopping, 1 connections")
+            process.popen.terminate()
+            code = process.popen.wait(PATIENCE_S)
+        said = process.rest()
+
+    assert code == 0
+    assert "Traceback" not in said
 
 
 @contextmanager
