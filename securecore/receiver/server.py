@@ -225,11 +225,13 @@ class Receiver:
         """Interrupt idle sessions at once, the others when the bound is over; what they had made durable stays."""
         deadline = time.monotonic() + limits.SHUTDOWN_DEADLINE_S
         while True:
+            is_hurried = self._is_hurried
             with self._sessions_lock:
-                sessions = dict(self._sessions)
+                # Who is still in its handshake has no dump under way; in a hurry it is ended with the process.
+                sessions = {thread: one for thread, one in self._sessions.items() if one is not None or not is_hurried}
             if not sessions:
                 return
-            is_over = self._is_hurried or time.monotonic() > deadline
+            is_over = is_hurried or time.monotonic() > deadline
             for session in sessions.values():
                 if session is not None and (session.is_idle or is_over):
                     session.interrupt(Refusal.SHUTTING_DOWN, "the receiver is being stopped")
