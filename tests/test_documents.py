@@ -190,6 +190,16 @@ def test_every_test_named_in_security_exists() -> None:
     assert [promise.splitlines()[0] for promise in promises if "::test_" not in promise] == []
 
 
+def test_no_document_names_a_developers_machine() -> None:
+    """No home directory, no checkout, no interpreter of whoever wrote it."""
+    private = [r"/home/\w", r"/Users/\w", r"[A-Z]:\\Users", r"\.pyenv/versions", r"site-packages/\w"]
+    if ROOT.parts[1:2] not in [("opt",), ("srv",), ("usr",), ("var",)]:  # where a document may rightly say that things are
+        private.append(re.escape(f"{ROOT}/"))
+    pattern = re.compile("|".join(private))
+    pictures = sorted(ROOT.glob("docs/*.svg"))
+    assert [f"{name_of(path)}: {hit}" for path in [*DOCUMENTS, *pictures] for hit in pattern.findall(text_of(path))] == []
+
+
 def cells_of(text: str) -> list[list[str]]:
     """Return the cells of every row of a text's tables, without their heads."""
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in re.findall(r"^\|.*\|$", text, re.MULTILINE)]
@@ -241,16 +251,6 @@ def test_every_defect_of_what_came_before_has_its_test(seed: str) -> None:
     assert list(numbered) == list(range(1, count + 1))
     assert [row[0] for row in rows if len(row) != 3 or not row[1] or "::test_" not in row[2]] == []
     assert [name for name in tests if f"{module}::{name}`" not in numbered[int(name.split("_")[1])][2]] == []
-
-
-def test_no_document_names_a_developers_machine() -> None:
-    """No home directory, no checkout, no interpreter of whoever wrote it."""
-    private = [r"/home/\w", r"/Users/\w", r"[A-Z]:\\Users", r"\.pyenv/versions", r"site-packages/\w"]
-    if ROOT.parts[1:2] not in [("opt",), ("srv",), ("usr",), ("var",)]:  # where a document may rightly say that things are
-        private.append(re.escape(f"{ROOT}/"))
-    pattern = re.compile("|".join(private))
-    pictures = sorted(ROOT.glob("docs/*.svg"))
-    assert [f"{name_of(path)}: {hit}" for path in [*DOCUMENTS, *pictures] for hit in pattern.findall(text_of(path))] == []
 
 
 @pytest.mark.parametrize("picture", sorted(ROOT.glob("docs/*.svg")), ids=name_of)

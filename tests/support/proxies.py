@@ -6,7 +6,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from securecore.names import Address
 
@@ -20,7 +20,7 @@ class Cut(NamedTuple):
     """RST instead of FIN."""
 
 
-NEVER: Final = Cut(1 << 62, True)
+NEVER = Cut(1 << 62, True)
 """A connection that is passed to its own end."""
 
 
