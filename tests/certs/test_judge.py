@@ -1,13 +1,11 @@
 """The judge: good chains are believed, and every certificate of pki/refusals.md is refused for the right reason."""
 
 import warnings
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +16,7 @@ from securecore.certs.identity_directory import load_identity
 from securecore.certs.judge import Judgement, Purpose, Reason, Refusal, alternative_names, judge
 from securecore.certs.profiles import HOST, HOSTS_CA, RECEIVER, RECEIVERS_CA, ROOT_CA
 from securecore.errors import Bug, UntrustedError
+from tests.support import hostile
 from tests.support.certificates import (
     DOMAIN,
     HOST_NAME,
@@ -31,14 +30,8 @@ from tests.support.certificates import (
     mint,
     mint_der_of_version_1,
     mint_der_with_serial,
-    tlv,
 )
-
-NOW = datetime.now(UTC)
-CLIENT = ExtendedKeyUsageOID.CLIENT_AUTH
-SERVER = ExtendedKeyUsageOID.SERVER_AUTH
-ANY = ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE
-UNKNOWN_OID = x509.ObjectIdentifier("1.3.6.1.4.1.99999.7")
+from tests.support.hostile import ANY, NOW, SERVER, UNKNOWN_OID
 
 # serial numbers of zero and below: the library warns before it refuses them in a later release; either way we refuse.
 pytestmark = pytest.mark.filterwarnings("ignore:Parsed a serial number:cryptography.utils.CryptographyDeprecationWarning")
@@ -96,129 +89,20 @@ def test_real_identities_are_believed_by_each_other(fleet: Fleet) -> None:
     assert str(judgement.name) == RECEIVER_NAME
 
 
-HOSTILE: dict[str, tuple[dict[str, Any], Reason, str]] = {
-    # purpose
-    "no-extended-key-usage": ({"omit": ["extended_key_usage"]}, Reason.WRONG_PURPOSE, "does not say what it is for"),
-    "server-auth-only": ({"eku": [SERVER]}, Reason.WRONG_PURPOSE, "is for serverAuth: exactly clientAuth"),
-    "any-extended-key-usage": ({"eku": [ANY]}, Reason.WRONG_PURPOSE, "anyExtendedKeyUsage"),
-    "client-and-server-auth": ({"eku": [CLIENT, SERVER]}, Reason.WRONG_PURPOSE, "clientAuth, serverAuth"),
-    "client-auth-twice": ({"eku": [CLIENT, CLIENT]}, Reason.WRONG_PURPOSE, "clientAuth, clientAuth"),
-    "unknown-use": ({"eku": [CLIENT, UNKNOWN_OID]}, Reason.WRONG_PURPOSE, "1.3.6.1.4.1.99999.7"),
-    "ca-as-leaf": ({"ca": True}, Reason.WRONG_PURPOSE, "a CA's own certificate"),
-    # names
-    "path-traversal": ({"dns": ["../../etc/cron.d/x"]}, Reason.BAD_NAME, "'../../etc/cron.d/x'"),
-    "dot-dot": ({"dns": [".."]}, Reason.BAD_NAME, "not a host name"),
-    "wildcard": ({"dns": [f"*.{DOMAIN}"]}, Reason.BAD_NAME, "not a host name"),
-    "option-like": ({"dns": ["-rf"]}, Reason.BAD_NAME, "not a host name"),
-    "empty-name": ({"dns": [""]}, Reason.BAD_NAME, "not a host name"),
-    "single-label": ({"dns": ["web-1"]}, Reason.BAD_NAME, "not a host name"),
-    "upper-case": ({"dns": [HOST_NAME.upper()]}, Reason.BAD_NAME, "not a host name"),
-    "trailing-dot": ({"dns": [HOST_NAME + "."]}, Reason.BAD_NAME, "not a host name"),
-    "nul-in-name": ({"dns": [b"web-1\x00.hosts.test.example"]}, Reason.BAD_NAME, "not a host name"),
-    "newline-in-name": ({"dns": [b"web-1.hosts.test.example\n"]}, Reason.BAD_NAME, "not a host name"),
-    "escape-in-name": ({"dns": [b"\x1b[2J.hosts.test.example"]}, Reason.BAD_NAME, r"\x1b[2J"),
-    "non-ascii-name": ({"dns": ["wéb.hosts.test.example".encode()]}, Reason.BAD_NAME, "not a host name"),
-    "bytes-that-are-no-text": ({"dns": [b"\xff.hosts.test.example"]}, Reason.MALFORMED, "can't be read"),
-    "label-of-64": ({"dns": ["a" * 64 + "." + DOMAIN]}, Reason.BAD_NAME, "not a host name"),
-    "name-of-300": ({"dns": ["a." * 142 + DOMAIN]}, Reason.BAD_NAME, "not a host name"),
-    "two-names": ({"dns": [HOST_NAME, f"db-2.{DOMAIN}"]}, Reason.BAD_NAME, "this one names 2"),
-    "name-twice": ({"dns": [HOST_NAME, HOST_NAME]}, Reason.BAD_NAME, "this one names 2"),
-    "no-names": ({"san_der": b"\x30\x00"}, Reason.BAD_NAME, "this one names 0"),
-    "no-subject-alternative-name": ({"omit": ["subject_alternative_name"]}, Reason.BAD_NAME, "this one names 0"),
-    "address-beside-name": ({"ips": ["192.0.2.7"]}, Reason.BAD_NAME, "IPAddress"),
-    "uri-beside-name": (
-        {"san_der": tlv(0x30, tlv(0x82, HOST_NAME.encode()) + tlv(0x86, b"spiffe://test.example/web-1"))},
-        Reason.BAD_NAME,
-        "UniformResourceIdentifier",
-    ),
-    "email-only": ({"san_der": tlv(0x30, tlv(0x81, b"root@test.example"))}, Reason.BAD_NAME, "RFC822Name"),
-    "x400-name": ({"san_der": tlv(0x30, tlv(0xA3, b""))}, Reason.MALFORMED, "can't be read"),
-    "outside-the-domain": ({"dns": ["web-1.evil.example"]}, Reason.BAD_NAME, "outside the domain"),
-    "suffix-of-the-domain": ({"dns": [f"evil{DOMAIN}"]}, Reason.BAD_NAME, "outside the domain"),
-    "good-common-name-bad-san": ({"subject": HOST_NAME, "dns": ["db-2.evil.example"]}, Reason.BAD_NAME, "outside the domain"),
-    # time
-    "expired": (
-        {"not_before": NOW - timedelta(days=90), "not_after": NOW - timedelta(seconds=2)},
-        Reason.EXPIRED,
-        "this host's certificate expired on",
-    ),
-    "not-yet-valid": (
-        {"not_before": NOW + timedelta(hours=1), "not_after": NOW + timedelta(days=90)},
-        Reason.NOT_YET_VALID,
-        "is not valid before",
-    ),
-    "ten-years": ({"not_after": NOW + timedelta(days=3652)}, Reason.PROFILE, "at most 397"),
-    # form
-    "no-key-usage": ({"omit": ["key_usage"]}, Reason.PROFILE, "no keyUsage"),
-    "key-usage-not-critical": ({"critical": {"key_usage": False}}, Reason.PROFILE, "keyUsage extension is not critical"),
-    "key-cert-sign": ({"ku": ["digitalSignature", "keyCertSign"]}, Reason.PROFILE, "keyCertSign"),
-    "key-encipherment": ({"ku": ["digitalSignature", "keyEncipherment"]}, Reason.PROFILE, "keyEncipherment"),
-    "no-basic-constraints": ({"omit": ["basic_constraints"]}, Reason.PROFILE, "no basicConstraints"),
-    "basic-constraints-not-critical": ({"critical": {"basic_constraints": False}}, Reason.PROFILE, "not critical"),
-    "critical-extended-key-usage": ({"critical": {"extended_key_usage": True}}, Reason.PROFILE, "extendedKeyUsage extension is"),
-    "critical-subject-alternative-name": ({"critical": {"subject_alternative_name": True}}, Reason.PROFILE, "subjectAltName"),
-    "no-subject-key-identifier": ({"omit": ["subject_key_identifier"]}, Reason.PROFILE, "no subjectKeyIdentifier"),
-    "no-authority-key-identifier": ({"omit": ["authority_key_identifier"]}, Reason.PROFILE, "no authorityKeyIdentifier"),
-    "wrong-authority-key-identifier": ({"authority_key_id": b"x" * 20}, Reason.PROFILE, "authorityKeyIdentifier is not"),
-    "authority-key-identifier-with-issuer": (
-        {"omit": ["authority_key_identifier"], "extra": [(x509.AuthorityKeyIdentifier(b"x" * 20, [x509.DNSName("x")], 5), False)]},
-        Reason.PROFILE,
-        "holds more than a key identifier",
-    ),
-    "unknown-critical-extension": (
-        {"extra": [(x509.UnrecognizedExtension(UNKNOWN_OID, b"\x05\x00"), True)]},
-        Reason.PROFILE,
-        "1.3.6.1.4.1.99999.7",
-    ),
-    "unknown-extension": (
-        {"extra": [(x509.UnrecognizedExtension(UNKNOWN_OID, b"\x05\x00"), False)]},
-        Reason.PROFILE,
-        "does not have",
-    ),
-    "name-constraints-in-leaf": (
-        {"extra": [(x509.NameConstraints([x509.DNSName(DOMAIN)], None), True)]},
-        Reason.PROFILE,
-        "nameConstraints",
-    ),
-    "ed25519-key": ({"key_type": "ed25519"}, Reason.PROFILE, "P-256"),
-    "rsa-key": ({"key_type": "rsa2048"}, Reason.PROFILE, "P-256"),
-    "p384-key": ({"key_type": "p384"}, Reason.PROFILE, "P-256"),
-    "sha512-signature": ({"hash_algorithm": hashes.SHA512()}, Reason.PROFILE, "SHA-256"),
-    "serial-of-zero": ({"serial_der": b"\x00"}, Reason.PROFILE, "serial number"),
-    "negative-serial": ({"serial_der": b"\xff"}, Reason.PROFILE, "serial number"),
-    "garbled-san": ({"san_der": b"\x30\x05\x82\x7f"}, Reason.MALFORMED, "can't be read"),
-}
-
-
-@pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.parametrize("case", hostile.HOSTS)
 def test_hostile_host_certificate_is_refused(case: str, hierarchy: Hierarchy) -> None:
     """A host certificate that our own CA signed, with one thing wrong, is refused in words that name it."""
-    overrides, reason, words = HOSTILE[case]
+    overrides, reason, words = hostile.HOSTS[case]
     refusal = refusal_of(mint(HOST, issuer=hierarchy.hosts, **overrides).der, hierarchy.anchors)
     assert (reason, True) == (refusal.reason, words in refusal.message), refusal.message
     assert refusal.message.isprintable()
     assert isinstance(refusal, UntrustedError)
 
 
-RECEIVER_HOSTILE: dict[str, tuple[dict[str, Any], Reason, str]] = {
-    "client-auth-only": ({"eku": [CLIENT]}, Reason.WRONG_PURPOSE, "is for clientAuth: exactly serverAuth"),
-    "no-extended-key-usage": ({"omit": ["extended_key_usage"]}, Reason.WRONG_PURPOSE, "does not say"),
-    "any-extended-key-usage": ({"eku": [ANY]}, Reason.WRONG_PURPOSE, "anyExtendedKeyUsage"),
-    "address-only": ({"dns": [], "ips": ["127.0.0.1"]}, Reason.BAD_NAME, "0 names and 1 addresses"),
-    "wildcard": ({"dns": [f"*.{DOMAIN}"]}, Reason.BAD_NAME, "not a host name"),
-    "slash-in-second-name": ({"dns": [RECEIVER_NAME, "a/b.example"]}, Reason.BAD_NAME, "not a host name"),
-    "uri": ({"san_der": tlv(0x30, tlv(0x86, b"https://x.example"))}, Reason.BAD_NAME, "UniformResourceIdentifier"),
-    "address-of-five-bytes": ({"san_der": tlv(0x30, tlv(0x87, b"\x7f\x00\x00\x01\x00"))}, Reason.MALFORMED, "can't be read"),
-    "thirty-three-names": ({"dns": [f"r{number}.{DOMAIN}" for number in range(33)]}, Reason.BAD_NAME, "33 names"),
-    "ten-years": ({"not_after": NOW + timedelta(days=3652)}, Reason.PROFILE, "at most 397"),
-    "key-cert-sign": ({"ku": ["digitalSignature", "keyCertSign"]}, Reason.PROFILE, "keyCertSign"),
-}
-
-
-@pytest.mark.parametrize("case", RECEIVER_HOSTILE)
+@pytest.mark.parametrize("case", hostile.RECEIVERS)
 def test_hostile_receiver_certificate_is_refused(case: str, hierarchy: Hierarchy) -> None:
     """A receiver certificate that our own CA signed, with one thing wrong, is refused in words that name it."""
-    overrides, reason, words = RECEIVER_HOSTILE[case]
+    overrides, reason, words = hostile.RECEIVERS[case]
     refusal = refusal_of(mint(RECEIVER, issuer=hierarchy.receivers, **overrides).der, hierarchy.anchors, Purpose.RECEIVER)
     assert (reason, True) == (refusal.reason, words in refusal.message), refusal.message
 
@@ -302,26 +186,10 @@ def test_flipped_signature_is_refused(hierarchy: Hierarchy) -> None:
     assert refusal_of(bytes(der), hierarchy.anchors).reason is Reason.UNKNOWN_ISSUER
 
 
-ISSUER_HOSTILE: dict[str, tuple[dict[str, Any], Reason, str]] = {
-    "no-name-constraints": ({"omit": ["name_constraints"]}, Reason.PROFILE, "no nameConstraints"),
-    "name-constraints-not-critical": ({"critical": {"name_constraints": False}}, Reason.PROFILE, "not critical"),
-    "two-domains": ({"permitted": [DOMAIN, "evil.example"]}, Reason.PROFILE, "exactly one permitted DNS domain"),
-    "any-use": ({"eku": [ANY]}, Reason.WRONG_PURPOSE, "anyExtendedKeyUsage"),
-    "no-extended-key-usage": ({"omit": ["extended_key_usage"]}, Reason.WRONG_PURPOSE, "does not say"),
-    "path-length-one": ({"path_length": 1}, Reason.PROFILE, "path length 1"),
-    "signs-data-too": ({"ku": ["digitalSignature", "keyCertSign", "cRLSign"]}, Reason.PROFILE, "digitalSignature"),
-    "cannot-sign-certificates": ({"ku": ["cRLSign"]}, Reason.PROFILE, "key usage is cRLSign"),
-    "expired": ({"not_before": NOW - timedelta(days=90), "not_after": NOW - timedelta(days=1)}, Reason.EXPIRED, "hosts CA expired"),
-    "not-yet-valid": ({"not_before": NOW + timedelta(days=1)}, Reason.NOT_YET_VALID, "hosts CA is not valid before"),
-    "eternal": ({"not_after": NOW + timedelta(days=3000)}, Reason.PROFILE, "at most 1826"),
-    "p384-key": ({"key_type": "p384"}, Reason.PROFILE, "P-256"),
-}
-
-
-@pytest.mark.parametrize("case", ISSUER_HOSTILE)
+@pytest.mark.parametrize("case", hostile.HOSTS_CAS)
 def test_hostile_hosts_ca_is_refused(case: str, hierarchy: Hierarchy) -> None:
     """A hosts CA that our own root signed, with one thing wrong, makes its hosts refused."""
-    overrides, reason, words = ISSUER_HOSTILE[case]
+    overrides, reason, words = hostile.HOSTS_CAS[case]
     issuing = mint(HOSTS_CA, issuer=hierarchy.root, subject="hosts CA", **overrides)
     refusal = refusal_of(mint(HOST, issuer=issuing).der, hierarchy.anchors, sent=[issuing.der])
     assert (reason, True) == (refusal.reason, words in refusal.message), refusal.message
@@ -334,18 +202,10 @@ def test_issuing_ca_below_an_issuing_ca_is_refused(hierarchy: Hierarchy) -> None
     assert refusal.reason is Reason.UNKNOWN_ISSUER
 
 
-ROOT_HOSTILE: dict[str, tuple[dict[str, Any], Reason, str]] = {
-    "expired": ({"not_before": NOW - timedelta(days=9), "not_after": NOW - timedelta(days=1)}, Reason.EXPIRED, "root's"),
-    "no-path-length-left": ({"path_length": 0}, Reason.PROFILE, "path length 0"),
-    "p384-key": ({"key_type": "p384"}, Reason.PROFILE, "P-256"),
-    "no-basic-constraints": ({"omit": ["basic_constraints"]}, Reason.PROFILE, "basicConstraints"),
-}
-
-
-@pytest.mark.parametrize("case", ROOT_HOSTILE)
+@pytest.mark.parametrize("case", hostile.ROOTS)
 def test_hostile_root_is_refused(case: str) -> None:
     """A root in ca.pem that is not as the profile wants it makes everything below it refused."""
-    overrides, reason, words = ROOT_HOSTILE[case]
+    overrides, reason, words = hostile.ROOTS[case]
     root = mint(ROOT_CA, **overrides)
     issuing = mint(HOSTS_CA, issuer=root)
     refusal = refusal_of(mint(HOST, issuer=issuing).der, Anchors((root.certificate,), (issuing.certificate,)))
