@@ -27,6 +27,7 @@ from securecore.errors import (
     UntrustedError,
 )
 from tests.support.certificates import RECEIVER_NAME, Fleet, Hierarchy, Made, make_hierarchy, mint
+from tests.support.identities import write_identity
 
 Act = Callable[[ssl.SSLSocket], object]
 
@@ -80,17 +81,6 @@ def greet(secured: ssl.SSLSocket) -> None:
     """Say something, and wait for the other end to hang up."""
     secured.sendall(b"hello")
     secured.recv(100)
-
-
-def write_identity(directory: Path, made: Made, roots: bytes) -> Path:
-    """Write an identity directory with any certificate."""
-    directory.mkdir()
-    (directory / "ca.pem").write_bytes(roots)
-    chain = [made.pem, *(above.public_bytes(Encoding.PEM) for above in made.above if above.subject != above.issuer)]
-    (directory / "cert.pem").write_bytes(b"".join(chain))
-    (directory / "key.pem").write_bytes(made.key_pem)
-    (directory / "key.pem").chmod(0o600)
-    return directory
 
 
 @dataclass

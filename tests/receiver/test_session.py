@@ -25,7 +25,7 @@ from securecore.store.layout import open_store
 from securecore.wire.messages import Accept, Ack, Data, End, Zero
 from tests.support.certificates import DOMAIN, Fleet, no_passphrase
 from tests.support.hands import Hand
-from tests.support.receivers import new_dump_id, papers_of, running_receiver, send_bytes
+from tests.support.receivers import new_dump_id, papers_of, running_receiver, send_bytes, wait_until_idle
 
 PIECES = [os.urandom(limits.PIECE_BYTES), bytes(limits.PIECE_BYTES), b"the end"]
 
@@ -69,14 +69,6 @@ def test_a_cut_after_any_message_leaves_no_complete_dump(
     wait_until_idle(receiver)
 
     assert published(tmp_path) == []
-
-
-def wait_until_idle(receiver: Receiver) -> None:
-    """Wait until no session is left."""
-    deadline = time.monotonic() + 10
-    while receiver.session_count and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert receiver.session_count == 0
 
 
 def test_a_cut_dump_is_resumed_where_its_durable_frames_end(fleet: Fleet, receiver: Receiver, tmp_path: Path, hands: Hands) -> None:

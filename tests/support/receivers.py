@@ -31,6 +31,14 @@ def running_receiver(identity: Path, store: Path, *, port: int = 0, level: int =
         thread.join()
 
 
+def wait_until_idle(receiver: Receiver) -> None:
+    """Wait until no session is left."""
+    deadline = time.monotonic() + 10
+    while receiver.session_count and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert receiver.session_count == 0
+
+
 def papers_of(identity: Path) -> Papers:
     """Return what a sender with that identity directory shows and signs with."""
     return Papers(tls.sender_context(str(identity)), read_credentials(str(identity)))
