@@ -25,6 +25,9 @@ from securecore.errors import (
 
 ALPN: Final = "securecore/1"
 
+_NO_CHECK_TIME: Final = 0x200000
+"""X509_V_FLAG_NO_CHECK_TIME of OpenSSL's x509_vfy.h (since 1.1.0), which Python's ssl has no name for."""
+
 
 def sender_context(identity: str) -> ssl.SSLContext:
     """Return a client context for the identity directory *identity*: pins its ca.pem, presents its cert.pem.
@@ -41,11 +44,15 @@ def sender_context(identity: str) -> ssl.SSLContext:
 def receiver_context(identity: str) -> ssl.SSLContext:
     """Return a server context for *identity* that demands a client certificate; raises as sender_context does.
 
-    Not checked here: the client's profile, its name and revocation; the receiver judges these before it says READY.
+    Not checked here: the client's profile, its name, the dates in its chain, and revocation; the receiver judges these before it
+    says READY.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     _harden(context, identity)
     context.verify_mode = ssl.CERT_REQUIRED
+    # An alert could not say which clock is wrong, nor by how much: a host that is too early must hear NOT_YET_VALID and keep its
+    # dump. The judge holds every date of the chain against the clock, and the second judge does it again.
+    context.verify_flags |= _NO_CHECK_TIME
     context.num_tickets = 0
     return context
 
@@ -83,9 +90,7 @@ def check_private(path: str) -> None:
         raise ConfigError(f"{path}: mode is {found.st_mode & 0o777:04o}, others may read the key", hint=f"chmod 600 {path}")
 
 
-def secure(
-    context: ssl.SSLContext, plain: socket.socket, *, server_name: str | None = None, deadline_s: float
-) -> ssl.SSLSocket:
+def secure(context: ssl.SSLContext, plain: socket.socket, *, server_name: str | None = None, deadline_s: float) -> ssl.SSLSocket:
     """Return *plain* wrapped in TLS, the handshake done within *deadline_s* in all; *server_name* is None at the receiver.
 
     Raises OSError or ssl.SSLError (see ``explain``); PeerError when the other end did not agree on our protocol: Python does not
@@ -102,29 +107,35 @@ def secure(
     return secured
 
 
+_NOT_YET_VALID: Final = 9
+_EXPIRED: Final = 10
+
 # What OpenSSL says when it refuses a receiver's certificate (x509_vfy.h), where we have better words.
 _VERIFY_WORDS: Final = {
-    10: "its certificate has expired",
+    _EXPIRED: "its certificate has expired by the clock here",
     18: "its certificate is self-signed",
-    19: "it belongs to another CA",
-    20: "it belongs to another CA",
-    21: "it belongs to another CA",
+    19: "its certificate does not lead to our root",
+    20: "its certificate does not lead to our root",
+    21: "its certificate does not lead to our root",
+    24: "it was signed by somebody who is no CA",
     26: "its certificate is not a receiver's",
     62: "its certificate is for another name",
     64: "its certificate is for another address",
 }
-_NOT_YET_VALID: Final = 9
 
-# TLS 1.3 alerts (RFC 8446 section 6.2) that a receiver's TLS sends about our certificate, by OpenSSL's names for them.
+_RULE: Final = "this host's certificate breaks a rule that the receiver's log names"
+
+# TLS 1.3 alerts (RFC 8446 section 6.2) that a receiver's TLS sends about our certificate, by OpenSSL's names for them. One alert
+# stands for many reasons (ssl_x509err2alert in ssl/statem/statem_lib.c), and the words may claim no more than all of these share:
+# unknown_ca is another CA, a missing one, one that may not sign; certificate_unknown is whatever has no alert of its own.
 _ALERT_WORDS: Final = {
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it demands a client certificate and this host sent none",
-    "TLSV1_ALERT_UNKNOWN_CA": "this host's certificate belongs to another CA",
+    "TLSV1_ALERT_UNKNOWN_CA": "this host's certificate does not lead to a root that it trusts",
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": "this host's certificate has expired",
     "SSLV3_ALERT_CERTIFICATE_REVOKED": "this host's certificate was revoked",
     "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "this host's certificate is not a host's",
-    # OpenSSL's alert for X509_V_ERR_CERT_NOT_YET_VALID, among others (ssl/statem/statem_lib.c).
-    "SSLV3_ALERT_BAD_CERTIFICATE": "this host's certificate is not yet valid by its clock, or not acceptable",
-    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "this host's certificate is not acceptable",
+    "SSLV3_ALERT_BAD_CERTIFICATE": _RULE,
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": _RULE,
     "TLSV1_ALERT_ACCESS_DENIED": "access denied",
 }
 
@@ -135,11 +146,15 @@ def explain(error: OSError, peer: str) -> SecurecoreError:
         if error.verify_code == _NOT_YET_VALID:
             return ClockError(f"{peer}: its certificate is not yet valid", hint="compare this machine's clock")
         words = _VERIFY_WORDS.get(error.verify_code, error.verify_message)
-        return UntrustedError(f"{peer} is not the receiver that we trust: {words}", hint="check --to and the identity's ca.pem")
+        hint = "check --to and the identity's ca.pem"
+        if error.verify_code == _EXPIRED:
+            hint = "compare this machine's clock; if it is right, the receiver needs a new certificate"
+        return UntrustedError(f"{peer} is not the receiver that we trust: {words}", hint=hint)
     if isinstance(error, ssl.SSLError):
         reason = error.reason or ""
         if reason in _ALERT_WORDS:
-            return RefusedError(f"refused by {peer}: {_ALERT_WORDS[reason]}", hint="`securecore pki inspect` shows what it is")
+            hint = "the receiver's log says which rule; `securecore pki inspect` shows the certificate"
+            return RefusedError(f"refused by {peer}: {_ALERT_WORDS[reason]}", hint=hint)
         if "ALERT_NO_APPLICATION_PROTOCOL" in reason or reason == "NO_PROTOCOLS_AVAILABLE" or "PROTOCOL_VERSION" in reason:
             return PeerError(f"{peer} does not speak {ALPN} over TLS 1.3")
         if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNEXPECTED_MESSAGE", "RECORD_LAYER_FAILURE"):

@@ -291,15 +291,24 @@ def _drain(wakeup: socket.socket) -> None:
         pass
 
 
+_HANDSHAKE_WORDS: Final = {
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "client sent no certificate",
+    "UNSUPPORTED_PROTOCOL": "client does not speak TLS 1.3",
+    "HTTP_REQUEST": "client speaks plain HTTP and no TLS",
+    "HTTPS_PROXY_REQUEST": "client speaks plain HTTP and no TLS",
+    "WRONG_VERSION_NUMBER": "client does not speak TLS",
+    "UNEXPECTED_EOF_WHILE_READING": "client went away during the TLS handshake",
+}
+"""OpenSSL's reasons (ssl/ssl_err.c) for what strangers do most, in the words of this project."""
+
+
 def _handshake_words(error: OSError) -> str:
     """Return why a handshake failed, in words for the operator of the receiver."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"client certificate refused by TLS: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
-        reason = (error.reason or str(error)).replace("_", " ").lower()
-        if "peer did not return a certificate" in reason:
-            return "client sent no certificate"
-        return f"TLS handshake failed: {reason}"
+        reason = error.reason or str(error)
+        return _HANDSHAKE_WORDS.get(reason) or f"TLS handshake failed: {reason.replace('_', ' ').lower()}"
     if isinstance(error, TimeoutError):
         return "TLS handshake was not finished in time"
     return f"connection failed: {error.strerror or error}"

@@ -142,7 +142,7 @@ REFUSED = {
     ),
     "another CA": Refused(
         of_another_ca,
-        "this host's certificate belongs to another CA",
+        "this host's certificate does not lead to a root that it trusts",
         "failed host=- peer=127.0.0.1:[0-9]+ error='client certificate refused by TLS: unable to get local issuer certificate'",
     ),
     "revoked": Refused(revoked, REVOKED, f'failed host=web-1.{DOMAIN} dump=- peer=127.0.0.1:[0-9]+ error="{REVOKED}"'),
@@ -176,7 +176,7 @@ def test_who_is_not_let_in_is_told_why_at_both_ends(
 
 def test_a_receiver_of_another_ca_gets_nothing(own_fleet: Fleet, receiver: Receiver) -> None:
     """A sender shows no certificate and says no word to a receiver that another root vouches for."""
-    with pytest.raises(UntrustedError, match="another CA"):
+    with pytest.raises(UntrustedError, match="does not lead to our root"):
         connect(receiver.addresses, papers_of(own_fleet.host).context)
 
 
