@@ -6,7 +6,6 @@ sentence.
 """
 
 import re
-import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -17,57 +16,22 @@ from securecore import tls
 from securecore.certs.judge import Reason
 from securecore.certs.profiles import HOST, HOSTS_CA, RECEIVER
 from securecore.errors import ClockError, ConfigError, RefusedError
-from securecore.names import Address
-from securecore.receiver.server import Receiver
 from securecore.receiver.session import quoted
 from securecore.sender.delivery import connect
 from tests.support import hostile
-from tests.support.certificates import DOMAIN, Hierarchy, Made, make_hierarchy, make_key, mint
-from tests.support.identities import write_identity, write_receiver_identity
-from tests.support.receivers import running_receiver, wait_until_idle
+from tests.support.certificates import DOMAIN, Made, make_hierarchy, make_key, mint
+from tests.support.doors import Door, opened_door
+from tests.support.identities import write_identity
 
 # As in tests/certs/test_judge.py: the library warns of serial numbers that a later release will refuse.
 pytestmark = pytest.mark.filterwarnings("ignore:Parsed a serial number:cryptography.utils.CryptographyDeprecationWarning")
-
-DEADLINE_S: Final = 10.0
-
-
-class Door(NamedTuple):
-    """A receiver that all cases knock at, and what is needed to knock."""
-
-    receiver: Receiver
-    hierarchy: Hierarchy
-    store: Path
-    revoked: Made
-    honest: ssl.SSLContext
-
-    @property
-    def address(self) -> Address:
-        """Where it listens."""
-        return self.receiver.addresses[0]
-
-    def check_untouched(self) -> None:
-        """Nothing has been stored, not even a directory for somebody's name; and an honest host is served."""
-        for place in ("hosts", "incoming", "audit"):
-            assert list((self.store / place).iterdir()) == []
-        connect([self.address], self.honest).close()
 
 
 @pytest.fixture(scope="module")
 def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     """One receiver for the whole module: what a case does to it is what the next one finds."""
-    directory, hierarchy = tmp_path_factory.mktemp("door"), make_hierarchy()
-    revoked = mint(HOST, issuer=hierarchy.hosts, dns=[f"stolen.{DOMAIN}"])
-    honest = write_identity(directory / "honest", mint(HOST, issuer=hierarchy.hosts), hierarchy.root.pem)
-    identity = write_receiver_identity(directory / "receiver", hierarchy, revoked=revoked)
-    with running_receiver(identity, directory / "store") as receiver:
-        yield Door(receiver, hierarchy, directory / "store", revoked, tls.sender_context(str(honest)))
-
-
-def lines_of(door: Door, caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return what the receiver has logged of the connection that has just ended, without its port."""
-    wait_until_idle(door.receiver)
-    return [re.sub(r"(peer=127\.0\.0\.1):\d+", r"\1", record.getMessage()) for record in caplog.records]
+    with opened_door(tmp_path_factory.mktemp("door")) as opened:
+        yield opened
 
 
 # Certificates.
@@ -121,7 +85,7 @@ def test_a_hostile_certificate_does_not_get_in(case: str, door: Door, tmp_path: 
 
     error = show(door, mint(HOST, issuer=door.hierarchy.hosts, **overrides), tmp_path)
 
-    (line,) = lines_of(door, caplog)
+    (line,) = door.lines(caplog)
     if case in BY_TLS:
         told, verdict = BY_TLS[case]
         assert error.message == f"refused by {door.address}: {told}"
@@ -159,7 +123,7 @@ def test_a_host_below_another_hosts_ca_does_not_get_in(
     told, verdict = CAS_BY_TLS.get(case, (ANOTHER_HOSTS_CA, None))
     assert error.message == f"refused by {door.address}: {told}"
     expected = f"client certificate refused by TLS: {verdict}" if verdict else re.escape(told)
-    (line,) = lines_of(door, caplog)
+    (line,) = door.lines(caplog)
     assert re.fullmatch(f"failed host=- (dump=- )?peer=127.0.0.1 error=['\"]{expected}['\"]", line)
     door.check_untouched()
 
@@ -231,7 +195,7 @@ def test_a_stranger_does_not_get_in(case: str, door: Door, tmp_path: Path, caplo
 
     assert isinstance(error, RefusedError)
     assert re.fullmatch(f"refused by {door.address}: {told}", error.message)
-    (line,) = lines_of(door, caplog)
+    (line,) = door.lines(caplog)
     host = f"stolen.{DOMAIN}" if case == "revoked" else "-"
     assert re.fullmatch(f"failed host={host} (dump=- )?peer=127.0.0.1 error=['\"]{logged}['\"]", line)
     door.check_untouched()
