@@ -11,7 +11,7 @@ import os
 import socket
 import ssl
 import stat
-from typing import Final
+from typing import Any, Final
 
 from securecore.errors import (
     ClockError,
@@ -94,7 +94,7 @@ def secure(context: ssl.SSLContext, plain: socket.socket, *, server_name: str | 
     """Return *plain* wrapped in TLS, the handshake done within *deadline_s* in all; *server_name* is None at the receiver.
 
     Raises OSError or ssl.SSLError (see ``explain``); PeerError when the other end did not agree on our protocol: Python does not
-    enforce ALPN by itself.
+    enforce ALPN by itself; UntrustedError when a receiver's certificate departs from the fixed parts of its profile.
     """
     plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     plain.settimeout(deadline_s)
@@ -104,7 +104,39 @@ def secure(context: ssl.SSLContext, plain: socket.socket, *, server_name: str | 
     if secured.selected_alpn_protocol() != ALPN:
         secured.close()
         raise PeerError(f"the other end does not speak {ALPN}")
+    departure = None if sni is None else _find_departure(secured)
+    if departure is not None:
+        secured.close()
+        words = f"the other end is not the receiver that we trust: its certificate is not as its profile wants it: {departure}"
+        raise UntrustedError(words, hint="`securecore pki issue receiver` makes the only kind that is trusted")
     return secured
+
+
+# Parts that every receiver's certificate holds byte for byte (certs/profiles.py; a test compares), with what it means that one is
+# missing. OpenSSL takes a certificate without them, and a crash handler has no time to load a parser before it may send. That they
+# are there proves little by itself, since a CA may put any bytes anywhere; it adds a condition to OpenSSL's, and takes none away.
+_RECEIVER_PARTS: Final = (
+    ("its extended key usage is not serverAuth alone", bytes.fromhex("0603551d25040c300a06082b06010505070301")),
+    ("its key usage is not digitalSignature alone", bytes.fromhex("0603551d0f0101ff040403020780")),
+    ("it does not say that its holder is no CA", bytes.fromhex("0603551d130101ff04023000")),
+    ("its key is not an ECDSA key on P-256", bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d030107034200")),
+)
+
+
+def _find_departure(secured: ssl.SSLSocket) -> str | None:
+    """Return the first way in which the receiver's certificate departs from what its profile fixes, or None.
+
+    Not checked: number and spelling of its names, its lifetime, its signature's hash; pki/refusals.md says why that is no harm.
+    """
+    der, fields = secured.getpeercert(binary_form=True) or b"", secured.getpeercert() or {}
+    for words, part in _RECEIVER_PARTS:
+        if part not in der:
+            return words
+    # OpenSSL takes a wildcard for the name that was dialled.
+    names: Any = fields.get("subjectAltName", ())
+    if any("*" in name for kind, name in names if kind == "DNS"):
+        return "it is for a wildcard name"
+    return None
 
 
 _NOT_YET_VALID: Final = 9
@@ -117,10 +149,11 @@ _VERIFY_WORDS: Final = {
     19: "its certificate does not lead to our root",
     20: "its certificate does not lead to our root",
     21: "its certificate does not lead to our root",
-    24: "it was signed by somebody who is no CA",
+    25: "it was signed by a CA below ours",
     26: "its certificate is not a receiver's",
     62: "its certificate is for another name",
     64: "its certificate is for another address",
+    79: "it was signed by somebody who is no CA",
 }
 
 _RULE: Final = "this host's certificate breaks a rule that the receiver's log names"

@@ -324,6 +324,27 @@ def test_a_receiver_is_known_by_its_address(world: World) -> None:
     assert (client.failure, server.failure) == (None, None)
 
 
+def test_a_wildcard_is_not_the_name_that_was_dialled(world: World) -> None:
+    """OpenSSL would take it for any receiver of the domain; the control is a client of Python's own."""
+    made = mint(RECEIVER, issuer=world.hierarchy.receivers, dns=[f"*.{RECEIVER_NAME.partition('.')[2]}"])
+    client, control = Side(world.sender(), read), Side(world.sender(), read, secure=wrap)
+
+    meet(client, Side(world.receiver(made)))
+    meet(control, Side(world.receiver(made), lambda secured: secured.sendall(b"in")))
+
+    assert control.result == b"in"
+    assert told(failure_of(client))[0] is UntrustedError
+    assert told(failure_of(client))[1].endswith(": it is for a wildcard name")
+
+
+@pytest.mark.parametrize("words", [words for words, _ in tls._RECEIVER_PARTS])
+def test_the_fixed_parts_are_those_of_the_profile(words: str, fleet: Fleet) -> None:
+    """Each is in a certificate that the real issuer has made, once, and the judge's own profile asks for it."""
+    part = dict(tls._RECEIVER_PARTS)[words]
+    der = ssl.PEM_cert_to_DER_cert((fleet.receiver / "cert.pem").read_text().partition("-----END")[0] + ssl.PEM_FOOTER)
+    assert der.count(part) == 1
+
+
 def test_a_certificate_from_the_future_points_at_the_clock(world: World) -> None:
     """Most often it is not the certificate that is wrong; the exit code says so too."""
     made = mint(RECEIVER, issuer=world.hierarchy.receivers, not_before=NOW + timedelta(days=1))
@@ -462,10 +483,11 @@ def verification_error(code: int) -> ssl.SSLCertVerificationError:
         (19, "its certificate does not lead to our root"),
         (20, "its certificate does not lead to our root"),
         (21, "its certificate does not lead to our root"),
-        (24, "it was signed by somebody who is no CA"),
+        (25, "it was signed by a CA below ours"),
         (26, "its certificate is not a receiver's"),
         (62, "its certificate is for another name"),
         (64, "its certificate is for another address"),
+        (79, "it was signed by somebody who is no CA"),
         (7, "what OpenSSL says"),
     ],
 )

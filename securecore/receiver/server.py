@@ -308,7 +308,13 @@ def _handshake_words(error: OSError) -> str:
         return f"client certificate refused by TLS: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
         reason = error.reason or str(error)
-        return _HANDSHAKE_WORDS.get(reason) or f"TLS handshake failed: {reason.replace('_', ' ').lower()}"
+        if "_ALERT_" in reason:
+            return f"client ended the TLS handshake with the alert {_plain(reason.partition('_ALERT_')[2])}"
+        return _HANDSHAKE_WORDS.get(reason) or f"TLS handshake failed: {_plain(reason)}"
     if isinstance(error, TimeoutError):
         return "TLS handshake was not finished in time"
     return f"connection failed: {error.strerror or error}"
+
+
+def _plain(reason: str) -> str:
+    return reason.replace("_", " ").lower()

@@ -14,10 +14,12 @@ import pytest
 
 from securecore import limits, tls
 from securecore.certs.profiles import HOST
+from securecore.errors import UntrustedError
+from securecore.sender.delivery import connect
 from securecore.wire.connection import Connection
 from securecore.wire.messages import Ready, Refusal, Refuse
 from securecore.wire.states import End as WireEnd
-from tests.support.certificates import mint
+from tests.support.certificates import make_hierarchy, mint
 from tests.support.doors import Door, opened_door
 from tests.support.identities import write_identity
 
@@ -252,6 +254,17 @@ def test_who_speaks_tls_in_another_way_gets_nothing(case: str, door: Door, caplo
     assert isinstance(error, ssl.SSLError)
     assert error.reason == hears
     assert door.lines(caplog) == [f"failed host=- peer=127.0.0.1 error='{logged}'"]
+    door.check_untouched()
+
+
+def test_who_does_not_trust_the_receiver_says_so_in_its_log(door: Door, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A sender of another fleet hangs up; the receiver's operator reads why."""
+    made = mint(HOST, issuer=door.hierarchy.hosts)
+    context = tls.sender_context(str(write_identity(tmp_path / "other", made, make_hierarchy(suffix=" of others").root.pem)))
+    with pytest.raises(UntrustedError, match="does not lead to our root"):
+        connect([door.address], context)
+
+    assert door.lines(caplog) == ["failed host=- peer=127.0.0.1 error='client ended the TLS handshake with the alert unknown ca'"]
     door.check_untouched()
 
 

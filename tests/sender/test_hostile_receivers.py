@@ -4,12 +4,14 @@ Each case listens on a real port and does a real handshake with a real transfer.
 pki/refusals.md and those of strangers.
 """
 
+import re
 import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import pytest
+from cryptography.hazmat.primitives import hashes
 
 from securecore import limits, tls
 from securecore.certs.profiles import HOST, HOSTS_CA, RECEIVER, RECEIVERS_CA
@@ -96,7 +98,7 @@ BY_FORM: Final = {
     "ed25519-key": "its key is not an ECDSA key on P-256",
 }
 """What OpenSSL takes, and our look at the certificate's form refuses."""
-BY_THE_JUDGE_ALONE: Final = {"address-only", "slash-in-second-name", "thirty-three-names", "ten-years"}
+BY_THE_JUDGE_ALONE: Final = ("address-only", "slash-in-second-name", "thirty-three-names", "ten-years")
 """What a sender greets; pki/refusals.md says why that does no harm."""
 
 
@@ -117,23 +119,6 @@ def test_a_hostile_receiver_certificate_gets_no_byte(
     else:
         words = f"the other end is not the receiver that we trust: its certificate is not as its profile wants it: {BY_FORM[case]}"
         assert (type(error), error.message) == (UntrustedError, words)
-
-
-@pytest.mark.parametrize("case", sorted(BY_THE_JUDGE_ALONE))
-def test_no_receiver_of_ours_starts_with_what_only_the_judge_refuses(
-    case: str, hierarchy: Hierarchy, papers: Papers, tmp_path: Path
-) -> None:
-    """The sender greets it; but our receiver does not run with it, and there is no receipt but by a certificate that is perfect."""
-    made = at_this_address(hierarchy.receivers, **hostile.RECEIVERS[case].overrides)
-    identity = write_receiver_identity(tmp_path / "receiver", hierarchy)
-    with listening(server_context(write_identity(tmp_path / "impostor", made, hierarchy.root.pem))) as impostor:
-        connect([impostor.address], papers.context).close()
-    for name in ("cert.pem", "key.pem"):
-        (identity / name).write_bytes((tmp_path / "impostor" / name).read_bytes())
-
-    with pytest.raises(ConfigError) as caught:
-        load_material(identity, hostile.NOW)
-    assert hostile.RECEIVERS[case].words in caught.value.message
 
 
 class Stranger(NamedTuple):
@@ -226,6 +211,41 @@ def test_a_certificate_of_another_form_gets_no_byte(
     assert heard == b""
     assert isinstance(error, UntrustedError)
     assert error.message.endswith(f": {words}")
+
+
+def hostile_receiver(case: str) -> Callable[[Hierarchy], Made]:
+    """Return what makes a case of the table."""
+    return lambda ours: at_this_address(ours.receivers, **hostile.RECEIVERS[case].overrides)
+
+
+GREETED: Final[dict[str, Callable[[Hierarchy], Made]]] = {
+    **{case: hostile_receiver(case) for case in BY_THE_JUDGE_ALONE},
+    "signed-by-the-root": lambda ours: at_this_address(ours.root),
+    "sha512-signature": lambda ours: at_this_address(ours.receivers, hash_algorithm=hashes.SHA512()),
+    "below-a-ca-of-any-use": lambda ours: at_this_address(
+        mint(RECEIVERS_CA, issuer=ours.root, subject="sloppy", omit=["extended_key_usage"])
+    ),
+}
+"""What a sender greets, though the judge would not: only whoever could make a perfect certificate can make these."""
+
+
+@pytest.mark.parametrize("case", GREETED)
+def test_what_only_the_judge_refuses_makes_no_receiver_of_ours(
+    case: str, hierarchy: Hierarchy, papers: Papers, tmp_path: Path
+) -> None:
+    """Our receiver does not start with it; and a receipt needs a statement that a perfect certificate has signed."""
+    sloppy = write_identity(tmp_path / "sloppy", GREETED[case](hierarchy), hierarchy.root.pem)
+    with listening(server_context(sloppy)) as impostor:
+        connect([impostor.address], papers.context).close()
+    receiver = write_receiver_identity(tmp_path / "receiver", hierarchy)
+    for name in ("cert.pem", "key.pem"):
+        (receiver / name).write_bytes((sloppy / name).read_bytes())
+
+    with pytest.raises(ConfigError) as caught:
+        load_material(receiver, hostile.NOW)
+
+    assert re.search("names|not a host name|profile|signed by the root|does not say what it is for", caught.value.message)
+    assert impostor.heard == b""
 
 
 # Those whose certificate is good, or who show none.
