@@ -15,7 +15,6 @@ from typing import NamedTuple
 import pytest
 
 from securecore import limits, tls
-from securecore.dump.reader import open_container
 from securecore.errors import PeerError, RefusedError, UnreachableError, UntrustedError
 from securecore.names import Address, HostName
 from securecore.pki.revocation import revoke_name
@@ -23,22 +22,9 @@ from securecore.receiver.server import Receiver
 from securecore.sender.delivery import connect
 from securecore.sender.flush import flush
 from securecore.sender.spool import create_spool, open_spool
-from securecore.store.layout import open_store
 from tests.support.certificates import DOMAIN, Fleet, make_fleet, no_passphrase
 from tests.support.receivers import new_dump_id, papers_of, running_receiver, send_bytes
-
-
-def stored_cores(store_path: Path) -> dict[str, bytes]:
-    """Return every published core's plaintext, by dump id, read by a reader of its own."""
-    cores = {}
-    with open_store(str(store_path)) as store:
-        for host in store.host_names():
-            for dump in store.dump_ids(host):
-                with store.open_dump(host, dump) as files:
-                    fd = files.open_core()
-                    cores[str(dump)] = b"".join(open_container(fd).pieces())
-    return cores
-
+from tests.support.stores import stored_cores
 
 CORES = {
     "empty": b"",

@@ -10,7 +10,9 @@ import pytest
 
 from securecore import limits
 from securecore.cli.main import run
+from securecore.dump.reader import open_container
 from securecore.names import DumpId
+from securecore.store.layout import open_store
 from tests.support.certificates import DOMAIN, Fleet
 from tests.support.crash_cores import Crash
 from tests.support.receivers import new_dump_id, papers_of, running_receiver, send_bytes
@@ -85,6 +87,18 @@ def fill_store(fleet: Fleet, store: Path, cores: Sequence[tuple[str, bytes]]) ->
             assert outcome.receipt is not None
             dumps.append(dump)
     return dumps
+
+
+def stored_cores(store_path: Path) -> dict[str, bytes]:
+    """Return every published core's plaintext, by dump id, read by a reader of its own."""
+    cores = {}
+    with open_store(str(store_path)) as store:
+        for host in store.host_names():
+            for dump in store.dump_ids(host):
+                with store.open_dump(host, dump) as files:
+                    fd = files.open_core()
+                    cores[str(dump)] = b"".join(open_container(fd).pieces())
+    return cores
 
 
 def flip(path: Path, at: int) -> None:
