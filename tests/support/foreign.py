@@ -4,6 +4,7 @@ import os
 import select
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,7 +114,21 @@ def gnutls_cli(client: Client, *options: str) -> list[str]:
 
 def s_server(root: Path, identity: Path, *options: str, alpn: str | None = tls.ALPN) -> list[str]:
     """Return OpenSSL's server for one connection on loopback, which demands a certificate that leads to *root*."""
-    arguments = ["openssl", "s_server", "-accept", "127.0.0.1:0", "-naccept", "1", "-verify_quiet", "-Verify", "2"]
+    arguments = ["openssl", "s_server", "-quiet", "-accept", "127.0.0.1:0", "-naccept", "1", "-verify_quiet", "-Verify", "2"]
     files = {"-cert": "cert.pem", "-key": "key.pem", "-cert_chain": "cert.pem"}
     arguments += [part for option, name in files.items() for part in (option, str(identity / name))]
     return [*arguments, "-CAfile", str(root), "-verify_return_error", *(["-alpn", alpn] if alpn else []), *options]
+
+
+def listening_at(pid: int) -> Address:
+    """Wait until a process listens on a port of 127.0.0.1, and return that: OpenSSL's quiet server does not tell its own."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        inodes = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()}
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            # proc_net_tcp(5): 0100007F:PORT is the local address, 0A is LISTEN, the tenth column the inode.
+            fields = line.split()
+            if fields[3] == "0A" and fields[1].startswith("0100007F:") and f"socket:[{fields[9]}]" in inodes:
+                return Address(f"127.0.0.1:{int(fields[1].partition(':')[2], 16)}")
+        time.sleep(0.005)
+    raise AssertionError(f"process {pid} does not listen")
