@@ -172,6 +172,9 @@ _ALERT_WORDS: Final = {
     "TLSV1_ALERT_ACCESS_DENIED": "access denied",
 }
 
+# How OpenSSL says that there is no version in common, by whose turn it was to notice.
+_NO_VERSION: Final = ("NO_PROTOCOLS_AVAILABLE", "UNSUPPORTED_PROTOCOL")
+
 
 def explain(error: OSError, peer: str) -> SecurecoreError:
     """Return what a failed connection to *peer* means; the exception to raise from *error*."""
@@ -184,11 +187,11 @@ def explain(error: OSError, peer: str) -> SecurecoreError:
             hint = "compare this machine's clock; if it is right, the receiver needs a new certificate"
         return UntrustedError(f"{peer} is not the receiver that we trust: {words}", hint=hint)
     if isinstance(error, ssl.SSLError):
-        reason = error.reason or ""
+        reason = reason_of(error)
         if reason in _ALERT_WORDS:
             hint = "the receiver's log says which rule; `securecore pki inspect` shows the certificate"
             return RefusedError(f"refused by {peer}: {_ALERT_WORDS[reason]}", hint=hint)
-        if "ALERT_NO_APPLICATION_PROTOCOL" in reason or reason == "NO_PROTOCOLS_AVAILABLE" or "PROTOCOL_VERSION" in reason:
+        if "ALERT_NO_APPLICATION_PROTOCOL" in reason or "PROTOCOL_VERSION" in reason or reason in _NO_VERSION:
             return PeerError(f"{peer} does not speak {ALPN} over TLS 1.3")
         if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNEXPECTED_MESSAGE", "RECORD_LAYER_FAILURE"):
             return PeerError(f"{peer} does not speak TLS 1.3")
@@ -202,5 +205,17 @@ def explain(error: OSError, peer: str) -> SecurecoreError:
     return UnreachableError(f"{peer}: {reason[:1].lower()}{reason[1:]}", hint=hint)
 
 
+def reason_of(error: ssl.SSLError) -> str:
+    """Return OpenSSL's name for what went wrong, such as UNSUPPORTED_PROTOCOL.
+
+    Python fills ``reason`` from a table of its own, and 3.11's lacks some of OpenSSL 3's, such as the alert for another ALPN name;
+    then the name is made from the text, which is ``[LIBRARY] words (_ssl.c:LINE)``.
+    """
+    if error.reason:
+        return error.reason
+    text = str(error).partition(" (_ssl.c:")[0]
+    return (text.partition("] ")[2] or text).replace(" ", "_").upper()
+
+
 def _reason(error: ssl.SSLError) -> str:
-    return (error.reason or str(error)).replace("_", " ").lower()
+    return reason_of(error).replace("_", " ").lower()

@@ -522,11 +522,29 @@ def test_words_for_alerts_about_our_certificate(reason: str, words: str) -> None
 
 
 @pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[SSL] tlsv1 alert no application protocol (_ssl.c:1006)", "TLSV1_ALERT_NO_APPLICATION_PROTOCOL"),
+        ("[X509] unknown certificate type (_ssl.c:4171)", "UNKNOWN_CERTIFICATE_TYPE"),
+        ("unknown error (_ssl.c:3102)", "UNKNOWN_ERROR"),
+        ("", ""),
+    ],
+)
+def test_a_reason_that_python_has_no_name_for_is_read_from_the_text(text: str, reason: str) -> None:
+    """Which names are missing depends on the Python and the OpenSSL."""
+    error = ssl.SSLError(1, text)
+    error.reason = None  # type: ignore[assignment]  # as Python's own have it, whatever its stubs say
+
+    assert tls.reason_of(error) == reason
+
+
+@pytest.mark.parametrize(
     ("reason", "kind", "words"),
     [
         ("TLSV1_ALERT_NO_APPLICATION_PROTOCOL", PeerError, "peer:1 does not speak securecore/1 over TLS 1.3"),
         ("TLSV1_ALERT_PROTOCOL_VERSION", PeerError, "peer:1 does not speak securecore/1 over TLS 1.3"),
-        ("UNSUPPORTED_PROTOCOL", PeerError, "peer:1: TLS failed: unsupported protocol"),
+        ("UNSUPPORTED_PROTOCOL", PeerError, "peer:1 does not speak securecore/1 over TLS 1.3"),
+        ("BAD_SIGNATURE", PeerError, "peer:1: TLS failed: bad signature"),
         ("NO_PROTOCOLS_AVAILABLE", PeerError, "peer:1 does not speak securecore/1 over TLS 1.3"),
         ("WRONG_VERSION_NUMBER", PeerError, "peer:1 does not speak TLS 1.3"),
         ("HTTP_REQUEST", PeerError, "peer:1 does not speak TLS 1.3"),

@@ -307,7 +307,7 @@ def _handshake_words(error: OSError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"client certificate refused by TLS: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
-        reason = error.reason or str(error)
+        reason = tls.reason_of(error)
         if "_ALERT_" in reason:
             return f"client ended the TLS handshake with the alert {_plain(reason.partition('_ALERT_')[2])}"
         return _HANDSHAKE_WORDS.get(reason) or f"TLS handshake failed: {_plain(reason)}"
