@@ -61,6 +61,17 @@ class Foreign:
         assert ready, "silence"
         return os.read(self._output.fileno(), 65536)
 
+    def await_words(self, words: bytes) -> None:
+        """Wait until the program says *words* of itself; only of one that was run with a *stderr* to read."""
+        assert self.popen.stderr is not None
+        said, deadline = b"", time.monotonic() + PATIENCE_S
+        while words not in said:
+            ready, _, _ = select.select([self.popen.stderr], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, f"never said {words!r}: {said!r}"
+            data = os.read(self.popen.stderr.fileno(), 65536)
+            assert data, f"ended without {words!r}: {said!r}"
+            said += data
+
     def hear_out(self) -> bytes:
         """Return all that the other end says until it ends."""
         heard = bytearray()
@@ -70,9 +81,9 @@ class Foreign:
 
 
 @contextmanager
-def running(arguments: Sequence[str], ours: WireEnd) -> Iterator[Foreign]:
+def running(arguments: Sequence[str], ours: WireEnd, stderr: int = subprocess.DEVNULL) -> Iterator[Foreign]:
     """Run a foreign program while the block runs."""
-    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0) as popen:
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, bufsize=0) as popen:
         try:
             yield Foreign(popen, ours)
         finally:
