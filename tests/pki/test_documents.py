@@ -3,12 +3,17 @@
 import ast
 import re
 import shlex
+from collections.abc import Mapping
+from math import prod
 from pathlib import Path
+from types import ModuleType
 
 import click
 import pytest
 
 from securecore.cli import pki as pki_module
+from tests.receiver import test_foreign_clients, test_hostile_clients, test_strange_clients
+from tests.sender import test_foreign_servers, test_hostile_receivers
 from tests.support import hostile
 
 ROOT = Path(__file__).parents[2]
@@ -18,12 +23,71 @@ DOCUMENTS = [FOLDER / "README.md", FOLDER / "refusals.md", *sorted((FOLDER / "ru
 
 
 def test_every_test_named_in_refusals_exists() -> None:
-    """Each `file.py::function` is there."""
+    """Each `file.py::function` is there, in one place."""
     named = set(re.findall(r"`(test_\w+)\.py::(test_\w+)`", REFUSALS))
-    assert len(named) > 30
+    assert len(named) > 60
     for module, function in named:
-        tree = ast.parse((ROOT / "tests" / "certs" / f"{module}.py").read_text())
+        (path,) = [path for folder in ("certs", "receiver", "sender") for path in (ROOT / "tests" / folder).glob(f"{module}.py")]
+        tree = ast.parse(path.read_text())
         assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{module}.py::{function}"
+
+
+def cases_of(module: ModuleType, function: str) -> int:
+    """Return how many cases pytest makes of a test."""
+    marks = [mark for mark in getattr(getattr(module, function), "pytestmark", []) if mark.name == "parametrize"]
+    return prod(len(mark.args[1]) for mark in marks)
+
+
+HANDSHAKES = (test_hostile_clients, test_strange_clients, test_foreign_clients, test_hostile_receivers, test_foreign_servers)
+
+
+@pytest.mark.parametrize("module", HANDSHAKES, ids=lambda module: module.__name__.rpartition(".")[2])
+def test_the_matrices_of_handshakes_are_counted(module: ModuleType) -> None:
+    """Each test that refuses somebody in a real handshake stands in the table, with the number of its cases."""
+    name = module.__name__.rpartition(".")[2]
+    rows = re.findall(rf"^\| `{name}\.py::(test_\w+)` \| .* \| (\d+) \|$", REFUSALS, re.MULTILINE)
+    assert rows
+    for function, count in rows:
+        assert cases_of(module, function) == int(count), function
+    others = {function for function in vars(module) if function.startswith("test_")} - {function for function, _ in rows}
+    assert others <= LET_IN
+
+
+LET_IN = {
+    "test_who_does_not_trust_the_receiver_says_so_in_its_log",
+    "test_our_protocol_among_others_is_enough",
+    "test_a_leaf_without_its_issuer_is_enough",
+    "test_a_foreign_client_is_greeted",
+    "test_a_dump_that_a_foreign_client_sends_is_stored_and_proved",
+    "test_keys_may_change_in_the_middle",
+    "test_an_honest_receiver_of_this_form_is_greeted",
+    "test_a_foreign_receivers_refusal_is_heard",
+}
+"""Tests beside them that refuse nobody: the controls."""
+
+
+@pytest.mark.parametrize(
+    ("heading", "table"),
+    [
+        ("### Strangers at the receiver's door", test_hostile_clients.STRANGERS),
+        ("### Strangers in the receiver's place", test_hostile_receivers.STRANGERS),
+        ("### What only the judge refuses", test_hostile_receivers.GREETED),
+    ],
+    ids=lambda part: part if isinstance(part, str) else "",
+)
+def test_every_stranger_is_in_refusals(heading: str, table: Mapping[str, object]) -> None:
+    """The tables of the document and of the handshakes have the same rows, both ways."""
+    section = REFUSALS.partition(f"{heading}\n")[2].partition("\n## ")[0].partition("\n### ")[0]
+    assert re.findall(r"^\| `([\w-]+)` \|", section, re.MULTILINE) == list(table)
+
+
+def test_who_refuses_a_stranger_is_said_truly() -> None:
+    """TLS in the handshake, or the judge after it."""
+    section = REFUSALS.partition("### Strangers at the receiver's door\n")[2].partition("\n### ")[0]
+    documented = dict(re.findall(r"^\| `([\w-]+)` \|.*\| (TLS|judge) \|$", section, re.MULTILINE))
+    assert documented == {
+        name: "TLS" if "refused by TLS" in stranger.logged else "judge" for name, stranger in test_hostile_clients.STRANGERS.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -67,9 +131,9 @@ def test_runbooks_use_commands_that_exist(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(document: Path) -> None:
-    """Each relative link names a file or folder."""
+    """Each relative link names a file or folder; tests/test_documents.py looks for the anchors."""
     for target in re.findall(r"\]\(([^)]+)\)", document.read_text()):
-        assert (document.parent / target).exists(), target
+        assert (document.parent / target.partition("#")[0]).exists(), target
 
 
 def test_hints_name_runbooks_that_exist() -> None:
