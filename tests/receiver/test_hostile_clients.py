@@ -7,6 +7,7 @@ sentence.
 
 import re
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -18,10 +19,14 @@ from securecore.certs.profiles import HOST, HOSTS_CA, RECEIVER
 from securecore.errors import ClockError, ConfigError, RefusedError
 from securecore.receiver.session import quoted
 from securecore.sender.delivery import connect
+from securecore.sender.flush import flush
+from securecore.sender.spool import Spool
 from tests.support import hostile
 from tests.support.certificates import DOMAIN, Made, make_hierarchy, make_key, mint
 from tests.support.doors import Door, opened_door
 from tests.support.identities import write_identity
+from tests.support.receivers import papers_of, send_bytes
+from tests.support.stores import stored_cores
 
 # As in tests/certs/test_judge.py: the library warns of serial numbers that a later release will refuse.
 pytestmark = pytest.mark.filterwarnings("ignore:Parsed a serial number:cryptography.utils.CryptographyDeprecationWarning")
@@ -199,3 +204,22 @@ def test_a_stranger_does_not_get_in(case: str, door: Door, tmp_path: Path, caplo
     host = f"stolen.{DOMAIN}" if case == "revoked" else "-"
     assert re.fullmatch(f"failed host={host} (dump=- )?peer=127.0.0.1 error=['\"]{logged}['\"]", line)
     door.check_untouched()
+
+
+def test_a_core_waits_for_the_clock(tmp_path: Path, spool: Spool) -> None:
+    """A host whose certificate is not yet valid keeps all of its cores, with exit code 15, and they arrive once it is."""
+    with opened_door(tmp_path) as door:
+        early = mint(HOST, issuer=door.hierarchy.hosts, not_before=hostile.NOW + timedelta(hours=1))
+        too_early = papers_of(write_identity(tmp_path / "early", early, door.hierarchy.root.pem))
+        sent = [send_bytes(core, too_early, [door.address], spool=spool) for core in (b"first", b"second")]
+        tried = list(flush(spool, [door.address], too_early))
+        kept = spool.dump_ids()
+        delivered = list(flush(spool, [door.address], papers_of(door.host)))
+
+    assert [(type(one.failure), one.spooled) for one in sent] == [(ClockError, True)] * 2
+    assert ClockError.exit_code == 15
+    # Every dump would be told the same: one handshake is enough.
+    assert [type(one.failure) for one in tried] == [ClockError]
+    assert len(kept) == 2
+    assert [one.failure for one in delivered] == [None, None]
+    assert sorted(stored_cores(door.store).values()) == [b"first", b"second"]
