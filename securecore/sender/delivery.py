@@ -133,7 +133,7 @@ def refusal(message: Refuse, address: Address) -> SecurecoreError:
     words = "".join(character if character.isprintable() else "?" for character in message.words)
     text = f"refused by {address}: {words}"
     if message.code == Refusal.NOT_YET_VALID:
-        return ClockError(text, hint="compare this machine's clock")
+        return ClockError(text, hint="compare this machine's clock with the receiver's")
     if is_final(message.code):
         return RefusedError(text)
     wait = min(message.retry_after_s, limits.MAX_RETRY_AFTER_S)

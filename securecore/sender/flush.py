@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from securecore import limits
 from securecore.dump import manifest
-from securecore.errors import BrokenError, BusyError, SecurecoreError, StorageError, UnreachableError
+from securecore.errors import BrokenError, BusyError, ClockError, SecurecoreError, StorageError, UnreachableError
 from securecore.merkle import Frontier, leaf_hash
 from securecore.names import Address, DumpId
 from securecore.sender.delivery import Delivery, connect
@@ -31,7 +31,7 @@ def flush(
     """Deliver each dump of the spool that no other process has locked, and yield what became of it.
 
     A dump is removed once its receipt is checked and kept, or once the receiver says that it was deleted there. After the network
-    has failed, the rest is left for the next time: the exception of the last Flushed says why.
+    has failed, or while a clock is wrong, the rest is left for the next time: the exception of the last Flushed says why.
     """
     spool.sweep(clock())
     for dump in spool.dump_ids():
@@ -50,7 +50,7 @@ def flush(
         except SecurecoreError as error:
             entry.close()
             yield Flushed(dump, None, error, attempt.sent_frames if attempt else 0)
-            if isinstance(error, (BusyError, UnreachableError)):
+            if isinstance(error, (BusyError, ClockError, UnreachableError)):
                 return
             continue
         yield Flushed(dump, receipt, None, attempt.sent_frames)
