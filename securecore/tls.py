@@ -90,8 +90,12 @@ def check_private(path: str) -> None:
         raise ConfigError(f"{path}: mode is {found.st_mode & 0o777:04o}, others may read the key", hint=f"chmod 600 {path}")
 
 
-def secure(context: ssl.SSLContext, plain: socket.socket, *, server_name: str | None = None, deadline_s: float) -> ssl.SSLSocket:
+def secure(
+    context: ssl.SSLContext, plain: socket.socket, *, server_name: str | None = None, deadline_s: float, peer: str = "the other end"
+) -> ssl.SSLSocket:
     """Return *plain* wrapped in TLS, the handshake done within *deadline_s* in all; *server_name* is None at the receiver.
+
+    *peer* is what messages call the other end.
 
     Raises OSError or ssl.SSLError (see ``explain``); PeerError when the other end did not agree on our protocol: Python does not
     enforce ALPN by itself; UntrustedError when a receiver's certificate departs from the fixed parts of its profile.
@@ -103,11 +107,11 @@ def secure(context: ssl.SSLContext, plain: socket.socket, *, server_name: str | 
     secured = context.wrap_socket(plain, server_side=sni is None, server_hostname=sni, suppress_ragged_eofs=False)
     if secured.selected_alpn_protocol() != ALPN:
         secured.close()
-        raise PeerError(f"the other end does not speak {ALPN}")
+        raise PeerError(f"{peer} does not speak {ALPN}")
     departure = None if sni is None else _find_departure(secured)
     if departure is not None:
         secured.close()
-        words = f"the other end is not the receiver that we trust: its certificate is not as its profile wants it: {departure}"
+        words = f"{peer} is not the receiver that we trust: its certificate is not as its profile wants it: {departure}"
         raise UntrustedError(words, hint="`securecore pki issue receiver` makes the only kind that is trusted")
     return secured
 

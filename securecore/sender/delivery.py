@@ -166,7 +166,7 @@ def _connect_one(address: Address, context: ssl.SSLContext, deadline_s: float) -
     try:
         plain = dial(_resolve(address, deadline_s), deadline)
         left = max(0.1, deadline - time.monotonic())
-        secured = tls.secure(context, plain, server_name=address.host_without_zone, deadline_s=left)
+        secured = tls.secure(context, plain, server_name=address.host_without_zone, deadline_s=left, peer=str(address))
     except OSError as error:
         if plain is not None:
             plain.close()

@@ -117,7 +117,7 @@ def test_a_hostile_receiver_certificate_gets_no_byte(
     elif case in BY_TLS:
         assert (type(error), error.message) == (UntrustedError, f"receiver is not the receiver that we trust: {BY_TLS[case]}")
     else:
-        words = f"the other end is not the receiver that we trust: its certificate is not as its profile wants it: {BY_FORM[case]}"
+        words = f"receiver is not the receiver that we trust: its certificate is not as its profile wants it: {BY_FORM[case]}"
         assert (type(error), error.message) == (UntrustedError, words)
 
 
@@ -261,7 +261,7 @@ class Manner(NamedTuple):
     newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
 
 
-OTHER_PROTOCOL: Final = "the other end does not speak securecore/1"
+OTHER_PROTOCOL: Final = "receiver does not speak securecore/1"
 MANNERS: Final = {
     "no ALPN": Manner(GREETING, PeerError, OTHER_PROTOCOL, alpn=None),
     "HTTP by ALPN": Manner(GREETING, PeerError, OTHER_PROTOCOL, alpn="http/1.1"),
