@@ -39,8 +39,6 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
         yield opened
 
 
-# Certificates.
-
 PURPOSE: Final = ("this host's certificate is not a host's", r"uns\w+ certificate purpose")
 """OpenSSL 3.0 says "unsuitable", others "unsupported"."""
 NO_WAY: Final = "this host's certificate does not lead to a root that it trusts"
