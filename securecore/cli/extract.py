@@ -13,7 +13,7 @@ from securecore.certs import jws
 from securecore.cli import options, terminal
 from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, host_option, store_option
 from securecore.dump import directory as files
-from securecore.dump.compression import is_zero
+from securecore.dump.frames import is_zero
 from securecore.dump.manifest import parse_manifest
 from securecore.dump.reader import DumpReader, open_container, open_frames
 from securecore.errors import BrokenError, IncompleteError, NotFoundError, StorageError

@@ -1,14 +1,11 @@
 """From pieces to frames and back: the only place that calls zstd."""
 
-from typing import Final
-
 import zstandard
 
 from securecore import limits
-from securecore.dump.frames import ZERO_PIECE_FRAME, check_frame, zero_frame
+from securecore.dump.container import FrameLengths, seek_table
+from securecore.dump.frames import ZERO_PIECE_FRAME, check_frame, is_zero, zero_frame
 from securecore.errors import BrokenError
-
-_ZERO_PIECE: Final = bytes(limits.PIECE_BYTES)
 
 
 class Compressor:
@@ -24,6 +21,31 @@ class Compressor:
         if is_zero(piece):
             return ZERO_PIECE_FRAME if len(piece) == limits.PIECE_BYTES else zero_frame(len(piece))
         return self._zstd.compress(piece)
+
+
+class ContainerPacking:
+    """A container in the making, for a file that stands alone; see dump/packing.py for the order of calls."""
+
+    header = b""
+
+    def __init__(self, level: int) -> None:
+        self._level = level
+        self._lengths = FrameLengths()
+
+    def make_encoder(self) -> Compressor:
+        """Return what turns pieces into frames."""
+        return Compressor(self._level)
+
+    def observe(self, piece: memoryview) -> None:
+        """Take note of the next piece's plaintext: each frame has a checksum of its own."""
+
+    def add(self, stored: int, plain: int) -> None:
+        """Take the next frame's lengths for the seek table."""
+        self._lengths.add(stored, plain)
+
+    def trailer(self) -> bytes:
+        """Return the seek table."""
+        return seek_table(self._lengths)
 
 
 class Decompressor:
@@ -48,9 +70,3 @@ class Decompressor:
         if len(piece) != length:
             raise BrokenError(f"frame holds {len(piece)} bytes of plaintext, it declares {length}")
         return piece
-
-
-def is_zero(piece: bytes | bytearray | memoryview) -> bool:
-    """Return whether *piece*, at most PIECE_BYTES long, is all zeroes; at the speed of memory."""
-    # Comparing memoryviews unpacks every item; startswith is one memcmp that stops at the first byte of content.
-    return _ZERO_PIECE.startswith(piece)

@@ -6,11 +6,12 @@ Source: zstd, contrib/seekable_format/zstd_seekable_compression_format.md, versi
 """
 
 import struct
+from array import array
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, overload
 
 from securecore import limits
-from securecore.errors import BrokenError
+from securecore.errors import BrokenError, PeerError
 
 _SKIPPABLE_MAGIC: Final = 0x184D2A5E
 _SEEKABLE_MAGIC: Final = 0x8F92EAB1
@@ -24,6 +25,44 @@ class FrameEntry(NamedTuple):
 
     stored: int
     plain: int
+
+
+class FrameLengths(Sequence[FrameEntry]):
+    """A dump's seek table entries in four bytes a frame: every piece but the last is whole, so only the stored lengths are kept."""
+
+    def __init__(self) -> None:
+        self._stored = array("I")
+        self._last_plain = limits.PIECE_BYTES
+
+    def add(self, stored: int, plain: int) -> None:
+        """Take the next frame; raises PeerError when its lengths are none that a frame of this dump can have."""
+        if self._last_plain != limits.PIECE_BYTES:
+            raise PeerError("a frame follows a short piece, which must be the last")
+        if not 1 <= plain <= limits.PIECE_BYTES or not 1 <= stored <= limits.MAX_FRAME_BYTES:
+            raise PeerError(f"frame of {stored} bytes for {plain} bytes of plaintext is out of bounds")
+        if len(self._stored) == limits.MAX_FRAMES:
+            raise PeerError(f"dump has more than {limits.MAX_FRAMES} frames")
+        self._stored.append(stored)
+        self._last_plain = plain
+
+    @property
+    def plain_bytes(self) -> int:
+        """Plaintext bytes of all frames."""
+        return max(len(self._stored) - 1, 0) * limits.PIECE_BYTES + (self._last_plain if self._stored else 0)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    @overload
+    def __getitem__(self, index: int) -> FrameEntry: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[FrameEntry]: ...
+    def __getitem__(self, index: int | slice) -> FrameEntry | list[FrameEntry]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        stored = self._stored[index]
+        last = index in (-1, len(self._stored) - 1)
+        return FrameEntry(stored, self._last_plain if last else limits.PIECE_BYTES)
 
 
 def seek_table(entries: Sequence[FrameEntry]) -> bytes:

@@ -21,6 +21,8 @@ _MAX_BLOCKS: Final = 4096
 """zstd writes 8 blocks for a piece, or up to 196 for each of the 8 when it splits them (ZSTD_MAX_NB_BLOCK_SPLITS of zstd 1.5).
 Without a bound, a frame of empty blocks costs its reader a quarter of a second (measured)."""
 
+_ZERO_PIECE: Final = bytes(limits.PIECE_BYTES)
+
 
 class FrameRefused(PeerError):
     """Bytes offered as a frame are not exactly one frame as this project stores them."""
@@ -46,6 +48,12 @@ def zero_frame(length: int) -> bytes:
 
 def _block(size: int, *, kind: int, last: bool) -> bytes:
     return (size << 3 | kind << 1 | last).to_bytes(3, "little")
+
+
+def is_zero(piece: bytes | bytearray | memoryview) -> bool:
+    """Return whether *piece*, at most PIECE_BYTES long, is all zeroes; at the speed of memory."""
+    # Comparing memoryviews unpacks every item; startswith is one memcmp that stops at the first byte of content.
+    return _ZERO_PIECE.startswith(piece)
 
 
 ZERO_PIECE_FRAME: Final = zero_frame(limits.PIECE_BYTES)

@@ -12,8 +12,9 @@ from threading import Event, Semaphore, Thread
 from typing import Final, NamedTuple
 
 from securecore import limits
-from securecore.dump.compression import Compressor, is_zero
-from securecore.dump.frames import ZERO_PIECE_FRAME, ZERO_PIECE_LEAF, zero_frame
+from securecore.dump.frames import is_zero
+from securecore.dump.manifest import COMPLETE, CUT, SOURCE_TRUNCATED
+from securecore.dump.packing import PieceEncoder
 from securecore.elfsize import CoreSize
 from securecore.errors import StorageError
 from securecore.merkle import leaf_hash
@@ -42,6 +43,14 @@ class SourceEnd(NamedTuple):
     failure: str | None
     """Why reading failed, None when it ended by itself."""
 
+    def outcome(self, *, is_part_lost: bool) -> str:
+        """Return what a manifest calls this end; *is_part_lost* when not all that was read could be kept."""
+        if self.failure is not None or is_part_lost:
+            return CUT
+        if self.is_header_cut or (self.predicted_size is not None and self.size < self.predicted_size):
+            return SOURCE_TRUNCATED
+        return COMPLETE
+
 
 class _Slot:
     """A piece on its way to become a frame."""
@@ -58,7 +67,16 @@ class _Slot:
 class Pump:
     """Reads a descriptor to its end; see the module's docstring for the threads."""
 
-    def __init__(self, level: int = limits.ZSTD_LEVEL, on_progress: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        make_encoder: Callable[[], PieceEncoder],
+        on_progress: Callable[[int], None] | None = None,
+        on_piece: Callable[[memoryview], None] | None = None,
+    ) -> None:
+        """*make_encoder* makes one encoder for each worker; *on_progress* is told the plaintext bytes read so far.
+
+        *on_piece* is shown every piece's plaintext, in order, in the reading thread, before anything else is done with it.
+        """
         self.end: SourceEnd | None = None
         """Set before ``frames`` is exhausted."""
         self.first_piece_read = Event()
@@ -66,8 +84,10 @@ class Pump:
         self._abandoned = False
         self._exhausted = False
         self._core_size = CoreSize()
-        self._level = level
+        self._make_encoder = make_encoder
         self._on_progress = on_progress
+        self._on_piece = on_piece
+        self._whole_zero_piece: Frame | None = None
         self._buffers: SimpleQueue[bytearray] = SimpleQueue()
         self._work: SimpleQueue[_Slot | None] = SimpleQueue()
         self._ordered: SimpleQueue[_Slot | None] = SimpleQueue()
@@ -94,7 +114,7 @@ class Pump:
                 length, problem = _fill(fd, buffer)
                 size += length
                 if length:
-                    self._core_size.feed(memoryview(buffer)[:length])
+                    self._show(memoryview(buffer)[:length])
                     self._dispatch(buffer, length)
                 self.first_piece_read.set()
                 if self._on_progress is not None:
@@ -126,35 +146,52 @@ class Pump:
                 raise StorageError("a piece could not be compressed: out of memory")
             yield slot.frame
 
+    def _show(self, piece: memoryview) -> None:
+        """Let those look at the plaintext who must see all of it in order."""
+        self._core_size.feed(piece)
+        if self._on_piece is not None:
+            self._on_piece(piece)
+
     def _dispatch(self, buffer: bytearray, length: int) -> None:
         self._places.acquire()
         piece = buffer if length == limits.PIECE_BYTES else memoryview(buffer)[:length]
         slot = _Slot(buffer, length)
         if is_zero(piece):
-            stored = ZERO_PIECE_FRAME if length == limits.PIECE_BYTES else zero_frame(length)
-            leaf = ZERO_PIECE_LEAF if length == limits.PIECE_BYTES else leaf_hash(stored)
-            slot.frame = Frame(stored, leaf, length)
+            slot.frame = self._frame_of_zeroes(length)
             slot.done.set()
             self._buffers.put(buffer)
         else:
             self._work.put(slot)
         self._ordered.put(slot)
 
+    def _frame_of_zeroes(self, length: int) -> Frame:
+        """Return the frame of a piece of zeroes; a whole one, of which there may be very many, is made once."""
+        if length == limits.PIECE_BYTES and self._whole_zero_piece is not None:
+            return self._whole_zero_piece
+        frame = _frame(self._make_encoder(), bytes(length))
+        if length == limits.PIECE_BYTES:
+            self._whole_zero_piece = frame
+        return frame
+
     def _compress(self) -> None:
-        compressor = Compressor(self._level)
+        encoder = self._make_encoder()
         while (slot := self._work.get()) is not None:
             buffer = slot.buffer
             if buffer is None:
                 continue
             try:
-                stored = compressor.frame(memoryview(buffer)[: slot.length])
-                slot.frame = Frame(stored, leaf_hash(stored), slot.length)
+                slot.frame = _frame(encoder, memoryview(buffer)[: slot.length])
             except MemoryError:
                 pass  # The slot stays empty, and its consumer says why.
             finally:
                 slot.buffer = None
                 self._buffers.put(buffer)
                 slot.done.set()
+
+
+def _frame(encoder: PieceEncoder, piece: bytes | memoryview) -> Frame:
+    stored = encoder.frame(piece)
+    return Frame(stored, leaf_hash(stored), len(piece))
 
 
 def _fill(fd: int, buffer: bytearray) -> tuple[int, str | None]:

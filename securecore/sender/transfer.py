@@ -14,7 +14,7 @@ from threading import Event, Thread
 from typing import Any, NamedTuple
 
 from securecore import limits
-from securecore.dump import manifest
+from securecore.dump.compression import Compressor
 from securecore.errors import Bug, ConfigError, PeerError, SecurecoreError, UnreachableError
 from securecore.merkle import Frontier
 from securecore.names import Address, DumpId, StoreId
@@ -256,13 +256,8 @@ class Transfer:
         source = self._pump.end
         if source is None:
             raise Bug("the source has not ended")
-        predicted = source.predicted_size
-        outcome = manifest.COMPLETE
-        if source.failure is not None or self._spool_failure is not None:
-            outcome = manifest.CUT
-        elif source.is_header_cut or (predicted is not None and source.size < predicted):
-            outcome = manifest.SOURCE_TRUNCATED
-        return EntryEnd(source.size, predicted, outcome, int(self._clock() * 1000))
+        outcome = source.outcome(is_part_lost=self._spool_failure is not None)
+        return EntryEnd(source.size, source.predicted_size, outcome, int(self._clock() * 1000))
 
     def _conclude(self) -> None:
         """Say END and hear the receipt; if that fails, the spool keeps what the receiver has not."""
@@ -292,7 +287,7 @@ def carry(
 
     *on_progress* is told the plaintext bytes read so far.
     """
-    pump = Pump(on_progress=on_progress)
+    pump = Pump(Compressor, on_progress)
     transfer = Transfer(parcel, pump, receivers, papers, spool)
     transfer.start()
     try:

@@ -10,13 +10,10 @@ What is where when, so that a crash at any instant leaves a state that the next 
 
 import fcntl
 import os
-from array import array
-from collections.abc import Sequence
-from typing import overload
 
 from securecore import limits
 from securecore.dump import directory
-from securecore.dump.container import FrameEntry, seek_table, seek_table_bytes
+from securecore.dump.container import FrameLengths, seek_table, seek_table_bytes
 from securecore.dump.frames import ZERO_PIECE_FRAME, ZERO_PIECE_LEAF
 from securecore.dump.reader import read_exactly, scan_frames
 from securecore.errors import BrokenError, Bug, BusyError, NotFoundError, PeerError, StorageError
@@ -35,42 +32,6 @@ class AlreadyStored(StorageError):
         self.receipt = receipt
 
 
-class _FrameLengths(Sequence[FrameEntry]):
-    """A dump's seek table entries in four bytes a frame: every piece but the last is whole, so only the stored lengths are kept."""
-
-    def __init__(self) -> None:
-        self._stored = array("I")
-        self._last_plain = limits.PIECE_BYTES
-
-    def add(self, stored: int, plain: int) -> None:
-        if self._last_plain != limits.PIECE_BYTES:
-            raise PeerError("a frame follows a short piece, which must be the last")
-        if not 1 <= plain <= limits.PIECE_BYTES or not 1 <= stored <= limits.MAX_FRAME_BYTES:
-            raise PeerError(f"frame of {stored} bytes for {plain} bytes of plaintext is out of bounds")
-        if len(self._stored) == limits.MAX_FRAMES:
-            raise PeerError(f"dump has more than {limits.MAX_FRAMES} frames")
-        self._stored.append(stored)
-        self._last_plain = plain
-
-    @property
-    def plain_bytes(self) -> int:
-        return max(len(self._stored) - 1, 0) * limits.PIECE_BYTES + (self._last_plain if self._stored else 0)
-
-    def __len__(self) -> int:
-        return len(self._stored)
-
-    @overload
-    def __getitem__(self, index: int) -> FrameEntry: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[FrameEntry]: ...
-    def __getitem__(self, index: int | slice) -> FrameEntry | list[FrameEntry]:
-        if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(len(self)))]
-        stored = self._stored[index]
-        last = index in (-1, len(self._stored) - 1)
-        return FrameEntry(stored, self._last_plain if last else limits.PIECE_BYTES)
-
-
 class IncomingDump:
     """One dump that is coming in. For one thread at a time; holds a lock that keeps every other writer away from the dump.
 
@@ -87,7 +48,7 @@ class IncomingDump:
         self._store = store
         self._fd = fd
         self._core = core
-        self._lengths = _FrameLengths()
+        self._lengths = FrameLengths()
         self._frontier = Frontier()
         self._stored_bytes = 0
         self._is_named = False

@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from securecore import limits
-from securecore.dump.compression import Compressor, Decompressor, is_zero
-from securecore.dump.frames import ZERO_PIECE_FRAME, FrameCut, FrameRefused, check_frame, walk_frame, zero_frame
+from securecore.dump.compression import Compressor, Decompressor
+from securecore.dump.frames import ZERO_PIECE_FRAME, FrameCut, FrameRefused, check_frame, is_zero, walk_frame, zero_frame
 from securecore.errors import BrokenError
 
 LENGTHS: Final = [1, 2, 3, 255, 256, 257, 65536, 131071, 131072, 131073, 131074, 262145, (1 << 20) - 1, 1 << 20]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from securecore import limits
-from securecore.dump.compression import Decompressor
+from securecore.dump.compression import Compressor, Decompressor
 from securecore.merkle import leaf_hash
 from securecore.sender.pump import Frame, Pump
 from tests.support.elf import write_core
@@ -69,7 +69,7 @@ chunk = st.one_of(
 @settings(max_examples=25, deadline=None)
 def test_frames_hold_every_byte_in_order_however_it_arrives(chunks: list[bytes]) -> None:
     """Short reads, long reads, zeroes and noise: pieces are cut at every whole MiB and nowhere else."""
-    whole, pump = b"".join(chunks), Pump()
+    whole, pump = b"".join(chunks), Pump(Compressor)
     with pumping(pump, chunks):
         frames = list(pump.frames())
 
@@ -89,7 +89,7 @@ def test_a_slow_consumer_stops_the_reading_not_the_memory() -> None:
         if len(read_so_far) == PIECES_AHEAD:
             settled.set()
 
-    pump = Pump(on_progress=note)
+    pump = Pump(Compressor, note)
     with pumping(pump, [os.urandom(limits.MIB)] * 40):
         assert settled.wait(10)
         ahead = len(read_so_far)
@@ -101,7 +101,7 @@ def test_a_slow_consumer_stops_the_reading_not_the_memory() -> None:
 
 def test_an_abandoned_pump_lets_its_source_go() -> None:
     """When nothing can be kept, reading stops at the next piece: the crashed process must not wait for nothing."""
-    pump = Pump()
+    pump = Pump(Compressor)
     with pumping(pump, [os.urandom(limits.MIB)] * 30):
         frames = pump.frames()
         next(frames)
@@ -115,7 +115,7 @@ def test_an_abandoned_pump_lets_its_source_go() -> None:
 
 def test_a_source_that_fails_says_why_and_keeps_what_came() -> None:
     """A read error is not an end: the outcome will not be called complete."""
-    pump = Pump()
+    pump = Pump(Compressor)
     directory = os.open("/", os.O_RDONLY)
     thread = threading.Thread(target=pump.read, args=(directory,))
     thread.start()
@@ -131,7 +131,7 @@ def test_a_source_that_fails_says_why_and_keeps_what_came() -> None:
 def test_the_size_is_predicted_from_the_first_piece() -> None:
     """An ELF core tells its length before it has arrived, so that the receiver can judge it and a cut is noticed."""
     core = write_core()
-    pump = Pump()
+    pump = Pump(Compressor)
     with pumping(pump, [core[:-10]]):
         frames = list(pump.frames())
 

@@ -8,6 +8,7 @@ import pytest
 
 from securecore import limits
 from securecore.certs import jws
+from securecore.dump.compression import Compressor
 from securecore.dump.manifest import parse_manifest
 from securecore.errors import Bug, UnreachableError
 from securecore.names import Address
@@ -75,7 +76,7 @@ def test_an_exception_while_reading_is_never_a_complete_dump(fleet: Fleet, recei
     reading, writing = os.pipe()
     writer = threading.Thread(target=lambda: (os.write(writing, b"x" * 1000), os.close(writing)))
     writer.start()
-    pump = InterruptedPump()
+    pump = InterruptedPump(Compressor)
     transfer = Transfer(Parcel(new_dump_id(), b"{}", 1), pump, receiver.addresses, papers_of(fleet.host), None)
     transfer.start()
     with pytest.raises(MemoryError):
