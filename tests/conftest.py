@@ -4,11 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from securecore.receiver.server import Receiver
 from securecore.sender.spool import Spool, create_spool, open_spool
 from tests.support.certificates import Fleet, Hierarchy, make_fleet, make_hierarchy
 from tests.support.receivers import running_receiver
+
+# An example that takes long on a busy machine is no failure: nothing is timed.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
