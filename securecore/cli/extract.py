@@ -4,7 +4,6 @@ import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
 
 import click
 
@@ -13,16 +12,13 @@ from securecore.certs import jws
 from securecore.cli import options, terminal
 from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, host_option, store_option
 from securecore.dump import directory as files
-from securecore.dump.frames import is_zero
 from securecore.dump.manifest import parse_manifest
+from securecore.dump.output import NewFile, set_length, write_sparse
 from securecore.dump.reader import DumpReader, open_container, open_frames
 from securecore.errors import BrokenError, IncompleteError, NotFoundError, StorageError
 from securecore.names import DumpId, HostName
 from securecore.receiver import control
 from securecore.store.layout import Store, open_store
-
-_HOLE_BYTES: Final = 64 * limits.KIB
-"""Stretches of zeroes at least this long become holes: sixteen looks at a piece instead of 256, and few small writes."""
 
 EPILOG = """\b
 Examples:
@@ -95,17 +91,10 @@ def _write_to(reader: DumpReader, output: str, label: str, partial: bool) -> lis
     with terminal.Progress(label, reader.size) as progress:
         if output == "-":
             return _write_pieces(reader, sys.stdout.fileno(), partial, progress, sparse=False)
-        fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            damaged = _write_pieces(reader, fd, partial, progress, sparse=True)
-            os.ftruncate(fd, reader.size)
-            os.fsync(fd)
-        except BaseException:
-            # Half a core that looks like a whole one is worse than none.
-            os.unlink(output)
-            raise
-        finally:
-            os.close(fd)
+        with NewFile(output) as file:
+            damaged = _write_pieces(reader, file.fd, partial, progress, sparse=True)
+            set_length(file.fd, reader.size)
+            file.publish()
     return damaged
 
 
@@ -121,24 +110,9 @@ def _write_pieces(reader: DumpReader, fd: int, partial: bool, progress: terminal
             damaged.append(index)
             piece = bytes(entry.plain)
         if sparse:
-            _write_sparse(fd, piece, offset)
+            write_sparse(fd, piece, offset)
         else:
             files.write_all(fd, piece)
         offset += len(piece)
         progress.update(offset)
     return damaged
-
-
-def _write_sparse(fd: int, piece: bytes, offset: int) -> None:
-    """Write *piece* at *offset*, leaving out the stretches that are all zeroes; the file's length is set at the end."""
-    if is_zero(piece):
-        return
-    view = memoryview(piece)
-    begin: int | None = None
-    for start in range(0, len(piece) + _HOLE_BYTES, _HOLE_BYTES):
-        stretch = view[start : start + _HOLE_BYTES]
-        if begin is None and not is_zero(stretch):
-            begin = start
-        elif begin is not None and is_zero(stretch):  # the empty stretch behind the end counts as zeroes
-            files.write_all_at(fd, view[begin:start], offset + begin)
-            begin = None

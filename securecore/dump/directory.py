@@ -145,6 +145,14 @@ def sync(fd: int) -> None:
         raise disk_refused(error, "cannot make a write durable") from error
 
 
+def close(fd: int) -> None:
+    """Close a file that was written; raises StorageError when the disk says only now that a write failed (close(2))."""
+    try:
+        os.close(fd)
+    except OSError as error:
+        raise disk_refused(error, "cannot finish a file") from error
+
+
 def write_aside(name: str, directory: int, data: bytes) -> str:
     """Write *data* to a new file beside *name*, durably, and return its name; one left there by a crash is replaced."""
     aside = aside_name(name)

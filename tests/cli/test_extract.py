@@ -13,6 +13,7 @@ import pytest
 
 from securecore import limits
 from securecore.audit.log import HostLog
+from securecore.dump.reader import DumpReader
 from securecore.errors import StorageError
 from securecore.names import DumpId
 from tests.support.certificates import Fleet
@@ -216,8 +217,24 @@ def test_what_appears_meanwhile_is_not_touched(sample: Sample, tmp_path: Path, m
     ran = sample.extract(sample.whole, tmp_path / "core")
 
     assert (ran.code, ran.out) == (5, "")
-    assert "file exists" in ran.err
+    assert "already exists" in ran.err
     assert not (tmp_path / "planted").exists()
+
+
+def test_half_a_core_never_has_the_name_of_a_whole_one(sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it is being written, nothing stands there: a kill -9 leaves nothing that looks like a core."""
+    piece, seen = DumpReader.piece, []
+
+    def watched(reader: DumpReader, index: int) -> bytes:
+        seen.append((tmp_path / "core").exists())
+        return piece(reader, index)
+
+    monkeypatch.setattr(DumpReader, "piece", watched)
+
+    assert sample.extract(sample.whole, tmp_path / "core").code == 0
+    assert set(seen) == {False}
+    assert [path.name for path in tmp_path.glob("*core*")] == ["core"]
+    assert [path.name for path in tmp_path.glob(".*")] == []
 
 
 @pytest.mark.slow
