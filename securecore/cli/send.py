@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ import click
 
 from securecore import __version__, tls
 from securecore.cli.options import address, json_option
+from securecore.cli.sources import open_source
 from securecore.cli.terminal import Progress, size
-from securecore.errors import BrokenError, Bug, ConfigError, NotFoundError
+from securecore.errors import BrokenError, Bug, ConfigError
 from securecore.names import Address, DumpId
 from securecore.report import CrashReport
 
@@ -47,7 +47,7 @@ def command(file: str, receivers: tuple[Address, ...], identity: Path, spool_pat
     if spool_path is not None:
         create_spool(str(spool_path), os.urandom(16))
         spool = open_spool(str(spool_path))
-    source, total = _open_source(file)
+    source, total = open_source(file)
     now_ms = time.time_ns() // 1_000_000
     parcel = Parcel(DumpId.make(now_ms, os.urandom(10)), _report(file, source, total).encode(), now_ms)
     with Progress(f"sending {parcel.dump.short}", total) as progress:
@@ -62,24 +62,6 @@ def command(file: str, receivers: tuple[Address, ...], identity: Path, spool_pat
         raise ConfigError(f"{file}: {outcome.source_failure}; what could be read was stored as {parcel.dump.short}, incomplete")
     _say(parcel.dump, outcome.receipt, outcome.size, outcome.stored_bytes, as_json)
     return 0
-
-
-def _open_source(file: str) -> tuple[int, int | None]:
-    """Return a descriptor and the size, when it can be known."""
-    if file == "-":
-        if sys.stdin.isatty():
-            raise click.UsageError("standard input is a terminal; pipe a core into it")
-        return os.dup(0), None
-    try:
-        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{file}: no such file") from error
-    except OSError as error:
-        raise ConfigError(f"{file}: {(error.strerror or '').lower()}") from error
-    if os.path.isdir(file):
-        os.close(fd)
-        raise ConfigError(f"{file}: is a directory")
-    return fd, os.fstat(fd).st_size or None
 
 
 def _report(file: str, source: int, total: int | None) -> CrashReport:

@@ -89,6 +89,16 @@ def footer_frames(footer: bytes) -> int:
     return int(frames)
 
 
+def is_footer(footer: bytes) -> bool:
+    """Return whether *footer*, the last bytes of a skippable frame, make it a seek table of ours, without per-frame checksums."""
+    return len(footer) == _FOOTER.size and _FOOTER.unpack(footer)[1:] == (0, _SEEKABLE_MAGIC)
+
+
+def table_entry(stored: int, plain: int) -> bytes:
+    """Return one frame's entry as it stands in a seek table."""
+    return _ENTRY.pack(stored, plain)
+
+
 def parse_seek_table(table: bytes, container_bytes: int) -> list[FrameEntry]:
     """Return the entries of *table*, the tail of a container that is *container_bytes* long in all.
 
