@@ -62,16 +62,17 @@ class CrashReport(NamedTuple):
     core_name: str | None = None
     """The file name that a person sent the core from; shown, never used as a path."""
 
-    def encode(self) -> bytes:
+    def encode(self, spare_bytes: int = 0) -> bytes:
         """Return the canonical JSON: present fields only, keys sorted, ASCII, no spaces.
 
         Text is cut to MAX_TEXT characters, all of it to fewer where the whole would be longer than MAX_REPORT_BYTES: a process
-        chooses its own command line, and must not make its core undeliverable by it.
+        chooses its own command line, and must not make its core undeliverable by it. *spare_bytes* are left of MAX_REPORT_BYTES for
+        fields that somebody adds.
         """
         encoded = b""
         for cut in _CUTS:
             encoded = self._encode_cut(cut)
-            if len(encoded) <= limits.MAX_REPORT_BYTES:
+            if len(encoded) <= limits.MAX_REPORT_BYTES - spare_bytes:
                 break
         return encoded
 

@@ -9,13 +9,14 @@ from typing import Any, Final
 
 import click
 
-from securecore.cli.machine import plan, receiver, sender, users
+from securecore.cli.machine import local_sender, plan, receiver, sender, users
 from securecore.cli.machine.interpreter import Interpreter, find_interpreter
 from securecore.cli.machine.plan import Done
 from securecore.cli.machine.root import Root
 from securecore.cli.machine.steps import Step
 from securecore.cli.machine.users import User
 from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, DEFAULT_STORE, address
+from securecore.dump.packing import FORMATS
 from securecore.errors import ConfigError
 from securecore.names import Address
 from securecore.sender.configuration import DEFAULT_USER, check_user
@@ -25,6 +26,7 @@ _UNITS: Final = {"sender": "securecore-flush.timer", "receiver": "securecore-rec
 EPILOG: Final = """\b
 Examples:
   securecore setup sender --to collector.acme.example:4455 --identity /etc/securecore/identity --dry-run
+  securecore setup sender --local /var/lib/securecore/cores --format gz --keep 10
   securecore setup sender                             after a change in /etc/securecore/sender.toml
   securecore setup sender --undo
   securecore setup receiver --listen 0.0.0.0:4455 --identity /etc/securecore/receiver
@@ -57,12 +59,17 @@ def _common(function: _Command) -> _Command:
 @click.option("--identity", metavar="IDENTITY", help="This host's identity directory, on this host for good.")
 @click.option("--spool", metavar="SPOOL", help="Where undelivered cores wait; default /var/lib/securecore/spool.")
 @click.option("--user", metavar="NAME|UID:GID", help="Whom the handler becomes; default securecore, made when it is missing.")
+@click.option("--local", metavar="DIR", help="Keep cores in this directory of this machine instead, and send nothing.")
+@click.option("--format", "kind", type=click.Choice(list(FORMATS)), help="With --local: format of the cores; default zst.")
+@click.option("--level", type=int, metavar="N", help="With --local: higher is smaller, and holds the crashed process longer.")
+@click.option("--keep", type=int, metavar="N", help="With --local: keep the newest N dumps; without it all of them.")
 @_common
 def sender_(
     receivers: tuple[Address, ...], identity: str | None, spool: str | None, user: str | None,
+    local: str | None, kind: str | None, level: int | None, keep: int | None,
     root_path: Path, dry_run: bool, is_undo: bool,
 ) -> None:  # fmt: skip
-    """Have the kernel hand each crash of this machine to securecore.
+    """Have the kernel hand each crash of this machine to securecore, which sends it, or with --local keeps it here.
 
     What is not said here is taken from /etc/securecore/sender.toml, once that is there.
     """
@@ -71,8 +78,15 @@ def sender_(
         if is_undo:
             _undo("sender", root, dry_run)
             return
-        identity = os.path.abspath(identity) if identity is not None and root.is_live else identity
+        if root.is_live:
+            identity, local = (os.path.abspath(path) if path is not None else None for path in (identity, local))
         wishes = sender.Wishes(receivers, identity, spool, user)
+        local_wishes = local_sender.LocalWishes(local, kind, level, keep, user)
+        if local_wishes.is_about_local and wishes.is_about_sending:
+            raise click.UsageError("--local keeps cores on this machine: not together with --to, --identity and --spool")
+        if local_wishes.is_about_local or (not wishes.is_about_sending and local_sender.is_local(root)):
+            _set_up_local(local_wishes, root, dry_run)
+            return
         configuration, content = sender.read_configuration(wishes, root)
         own, warnings = sender.check_identity(configuration.identity, root, datetime.now(UTC))
         interpreter = find_interpreter()
@@ -87,6 +101,19 @@ def sender_(
         _warn(warnings)
         if not dry_run:
             _say_next(_SENDER_NEXT if root.is_live else _IMAGE_NEXT)
+
+
+def _set_up_local(wishes: local_sender.LocalWishes, root: Root, dry_run: bool) -> None:
+    configuration, content = local_sender.read_configuration(wishes, root)
+    interpreter = find_interpreter()
+    warnings = interpreter.check(root) + local_sender.check_places(configuration, root)
+    owner = _user(configuration.user, root, dry_run)
+    click.echo(f"cores stay on this machine, in {configuration.mode.directory}")
+    _compile(interpreter, root, dry_run)
+    _carry_out(local_sender.local_steps(configuration, content, owner, interpreter, root), "sender", root, dry_run)
+    _warn(warnings)
+    if not dry_run:
+        _say_next(_LOCAL_NEXT.format(directory=configuration.mode.directory) if root.is_live else _IMAGE_NEXT)
 
 
 @command.command("receiver", epilog=EPILOG)
@@ -129,6 +156,12 @@ _SENDER_NEXT: Final = (
     "test it:      sh -c 'ulimit -c unlimited; kill -SEGV $$'\n"
     "what it said: journalctl -t securecore -n 5\n"
     "what arrived: securecore list, on the receiver\n"
+    "take it back: securecore setup sender --undo"
+)
+_LOCAL_NEXT: Final = (
+    "test it:      sh -c 'ulimit -c unlimited; kill -SEGV $$'\n"
+    "what it said: journalctl -t securecore -n 5\n"
+    "what it kept: ls -l {directory}\n"
     "take it back: securecore setup sender --undo"
 )
 _IMAGE_NEXT: Final = "the settings hold when a machine boots from this root"

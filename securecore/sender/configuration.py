@@ -1,5 +1,8 @@
 """sender.toml: what a person says about this sender; ``securecore setup sender`` compiles it into the handler's settings.
 
+With the table ``[local]`` in the place of receivers, identity and spool, cores are kept on this machine; core_pattern then says all
+that the handler must know.
+
 The file is versioned, and strict: a key that is not known is an error with file and line, because a misspelt one would otherwise
 be a setting that silently does not hold.
 """
@@ -12,12 +15,14 @@ from typing import Any, Final, Self
 
 from securecore.errors import ConfigError
 from securecore.names import Address, NameRefused
+from securecore.sender.local_mode import LocalMode, is_plain_path
 
 DEFAULT_SPOOL: Final = "/var/lib/securecore/spool"
 DEFAULT_USER: Final = "securecore"
 
 _VERSION: Final = 1
-_KEYS: Final = ("version", "receivers", "identity", "spool", "user")
+_KEYS: Final = ("version", "receivers", "identity", "spool", "user", "local")
+_LOCAL_KEYS: Final = ("directory", "format", "level", "keep")
 _USER: Final = re.compile(r"[a-z_][a-z0-9_-]{0,30}|[0-9]{1,10}:[0-9]{1,10}")
 """A name as useradd(8) takes it, or UID:GID."""
 
@@ -54,6 +59,31 @@ class SenderConfiguration:
         ).encode()
 
 
+@dataclass(frozen=True)
+class LocalConfiguration:
+    """What sender.toml says where cores stay on this machine; the user is a name or UID:GID."""
+
+    mode: LocalMode
+    user: str = DEFAULT_USER
+
+    def check(self, where: str) -> Self:
+        """Return itself; raises ConfigError, which begins with *where*, when a value is none that could work."""
+        self.mode.check(where)
+        check_user(self.user, where)
+        return self
+
+    def encode(self) -> bytes:
+        """Return the file: the same text for the same values."""
+        numbers = {"level": self.mode.level, "keep": self.mode.keep}
+        return _LOCAL_TEMPLATE.format(
+            version=_VERSION,
+            user=_quoted(self.user),
+            directory=_quoted(self.mode.directory),
+            kind=_quoted(self.mode.kind),
+            numbers="".join(f"{key} = {value}\n" for key, value in numbers.items() if value is not None),
+        ).encode()
+
+
 _TEMPLATE: Final = """\
 # What this machine does with its crashes. After a change: securecore setup sender
 
@@ -74,7 +104,23 @@ user = {user}
 """
 
 
-def parse_configuration(data: bytes, path: str) -> SenderConfiguration:
+_LOCAL_TEMPLATE: Final = """\
+# What this machine does with its crashes. After a change: securecore setup sender
+
+version = {version}
+
+# Whom the crash handler becomes: a name, or "UID:GID".
+user = {user}
+
+# Cores stay on this machine, compressed. format: zst, gz or zlib; level: its own when it is left out; keep: the newest so many
+# dumps, all when it is left out.
+[local]
+directory = {directory}
+format = {kind}
+{numbers}"""
+
+
+def parse_configuration(data: bytes, path: str) -> SenderConfiguration | LocalConfiguration:
     """Return what the bytes of the file *path* say; raises ConfigError with file and line on anything that is not understood."""
     try:
         text = data.decode("utf-8")
@@ -88,6 +134,8 @@ def parse_configuration(data: bytes, path: str) -> SenderConfiguration:
             raise ConfigError(f"{_at(path, text, key)}: unknown key {key!a}", hint=f"known keys are {', '.join(_KEYS)}")
     if type(fields.get("version")) is not int or fields["version"] != _VERSION:
         raise ConfigError(f"{_at(path, text, 'version')}: version must be {_VERSION}", hint=f"write `version = {_VERSION}`")
+    if "local" in fields:
+        return _parse_local(fields, path, text)
     receivers = _value(fields, "receivers", list, path, text)
     try:
         addresses = tuple(Address(item if isinstance(item, str) else "") for item in receivers)
@@ -100,10 +148,23 @@ def parse_configuration(data: bytes, path: str) -> SenderConfiguration:
     return configuration.check(path)
 
 
-def is_plain_path(path: str) -> bool:
-    """Return whether *path* is absolute and in its simplest form, so that it names one place and reads as one line."""
-    parts = path.split("/")
-    return path.isprintable() and path.startswith("/") and len(path) > 1 and not {"", ".", ".."} & set(parts[1:])
+def _parse_local(fields: dict[str, Any], path: str, text: str) -> LocalConfiguration:
+    for key in ("receivers", "identity", "spool"):
+        if key in fields:
+            raise ConfigError(f"{_at(path, text, key)}: {key} and [local] exclude each other: cores are sent, or kept here")
+    table = _value(fields, "local", dict, path, text)
+    for key in table:
+        if key not in _LOCAL_KEYS:
+            raise ConfigError(f"{_at(path, text, key)}: unknown key {key!a}", hint=f"known keys are {', '.join(_LOCAL_KEYS)}")
+    mode = LocalMode(_value(table, "directory", str, path, text))
+    if "format" in table:
+        mode = mode._replace(kind=_value(table, "format", str, path, text))
+    if "level" in table:
+        mode = mode._replace(level=_value(table, "level", int, path, text))
+    if "keep" in table:
+        mode = mode._replace(keep=_value(table, "keep", int, path, text))
+    user = _value(fields, "user", str, path, text) if "user" in fields else DEFAULT_USER
+    return LocalConfiguration(mode, user).check(path)
 
 
 def check_user(user: str, where: str) -> None:
@@ -117,9 +178,13 @@ def check_user(user: str, where: str) -> None:
 def _value(fields: dict[str, Any], key: str, kind: type, path: str, text: str) -> Any:
     if key not in fields:
         raise ConfigError(f"{path}: {key} is missing", hint=f"write `{key} = ...`, or give it to `securecore setup sender`")
-    if not isinstance(fields[key], kind):
-        raise ConfigError(f"{_at(path, text, key)}: {key} must be {'a list' if kind is list else 'a text'}")
+    # Not by isinstance: to Python, true is a number.
+    if type(fields[key]) is not kind:
+        raise ConfigError(f"{_at(path, text, key)}: {key} must be a {_KINDS[kind]}")
     return fields[key]
+
+
+_KINDS: Final = {list: "list", str: "text", int: "number", dict: "table"}
 
 
 def _at(path: str, text: str, key: str) -> str:

@@ -6,13 +6,13 @@ The order of work:
     opened would otherwise be written to by whatever prints
  2  widen the pipe, so that the kernel goes on dumping while we load the rest of our code (crash.py has the next steps)
  3  make ourselves non-dumpable, yield to others, create nothing that others may read
- 4  parse the kernel's arguments; say in one line that a crash was met, before anything that may take time
- 5  read the settings, then /proc of the crashed process, which waits for us
- 6  open as root what root must open: identity, spool
- 7  become the handler's own user, for good; only now the first network byte
- 8  drain the pipe: pieces, frames, and from there to the receiver or the spool (transfer.py)
+ 4  parse the arguments; say in one line that a crash was met, before anything that may take time
+ 5  read /proc of the crashed process, which waits for us; from here on the network's way (network.py) or the local one (local.py)
+ 6  open as root what root must open: settings, identity, spool; or the directory that core_pattern names
+ 7  become the handler's own user, or the directory's owner, for good; only now the first network byte
+ 8  drain the pipe: pieces, frames, and from there to the receiver or the spool (transfer.py), or to a file (packer.py)
  9  close the pipe: the crashed process is let go
-10  sign, hear the receipt, or finish the spool's entry; say in one line how it ended
+10  sign, hear the receipt, or finish the spool's entry or the file; say in one line how it ended
 
 Nobody waits for a handler's exit code, but it is one of docs/exit-codes.md all the same.
 """

@@ -5,6 +5,7 @@ from typing import Final
 from securecore import limits
 from securecore.errors import ConfigError
 from securecore.sender.kernel_arguments import SPECIFIERS
+from securecore.sender.local_mode import LocalMode
 
 CONFIGURATION: Final = "/etc/securecore/sender.toml"
 SETTINGS: Final = "/etc/securecore/handler.json"
@@ -19,15 +20,20 @@ _SHEBANG_MAX: Final = 255
 """Bytes of a script's first line: BINPRM_BUF_SIZE is 256 (uapi/linux/binfmts.h); what is beyond is cut (execve(2))."""
 
 
-def core_pattern(handler: str) -> str:
-    """Return the core_pattern that starts *handler*; raises ConfigError when the kernel would cut it or take it apart wrongly."""
-    pattern = f"|{handler} {SPECIFIERS}"
-    if not handler.isascii() or not handler.isprintable() or set(handler) & set(" %"):
-        raise ConfigError(f"{handler!a}: a path in core_pattern must be of plain characters, without spaces and percent signs")
+def core_pattern(handler: str, mode: LocalMode | None = None) -> str:
+    """Return the core_pattern that starts *handler*, in local mode when one is given.
+
+    Raises ConfigError when the kernel would cut it or take it apart wrongly.
+    """
+    words = [handler, *(mode.arguments() if mode is not None else [])]
+    pattern = f"|{' '.join(words)} {SPECIFIERS}"
+    for word in words:
+        if not word.isascii() or not word.isprintable() or set(word) & set(" %"):
+            raise ConfigError(f"{word!a}: a path in core_pattern must be of plain characters, without spaces and percent signs")
     if len(pattern) > limits.CORE_PATTERN_MAX:
         raise ConfigError(
             f"core_pattern would have {len(pattern)} characters, the kernel takes {limits.CORE_PATTERN_MAX}: {pattern!a}",
-            hint="put the handler into a directory with a shorter path",
+            hint="put the handler into a directory with a shorter path" if mode is None else "keep the cores in a shorter path",
         )
     return pattern
 

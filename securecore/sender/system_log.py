@@ -2,12 +2,14 @@
 
 import json
 import os
-import socket
+from _socket import AF_UNIX, SOCK_DGRAM, socket  # what the socket module would give us, without the nine that it loads first
 from typing import Final
 
 _DAEMON: Final = 3 << 3
 _ERROR, _WARNING, _NOTICE = 3, 4, 5
 """Facility and severities of RFC 3164 section 4.1.1, as /dev/log takes them."""
+_WARNINGS: Final = ("spool", "untidy")
+"""How events begin that lost nothing, but that somebody should look at."""
 
 
 def log(event: str, **facts: object) -> None:
@@ -17,12 +19,20 @@ def log(event: str, **facts: object) -> None:
     is full, and the log's own daemon may be the process that crashed and waits for us.
     """
     words = " ".join(f"{key}={json.dumps(value)}" for key, value in facts.items() if value is not None)
-    level = _ERROR if event == "failed" else _WARNING if event.startswith("spool") else _NOTICE
+    level = _ERROR if event == "failed" else _WARNING if event.startswith(_WARNINGS) else _NOTICE
+    if os.isatty(2):
+        # Somebody tries the handler by hand; the kernel's has /dev/null there.
+        os.write(2, f"{event} {words}\n".encode("ascii", "backslashreplace"))
     line = f"<{_DAEMON | level}>securecore[{os.getpid()}]: {event} {words}"
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as system_log:
-            system_log.setblocking(False)
-            system_log.connect("/dev/log")
-            system_log.send(line.encode("ascii", "backslashreplace"))
+        system_log = socket(AF_UNIX, SOCK_DGRAM)
+    except OSError:
+        return
+    try:
+        system_log.setblocking(False)
+        system_log.connect("/dev/log")
+        system_log.send(line.encode("ascii", "backslashreplace"))
     except OSError:
         pass
+    finally:
+        system_log.close()

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from securecore.errors import ConfigError, SecurecoreError
 from securecore.names import Address
-from securecore.sender.configuration import SenderConfiguration, is_plain_path, parse_configuration
+from securecore.sender.configuration import SenderConfiguration, parse_configuration
+from securecore.sender.local_mode import is_plain_path
 
 GOOD = 'version = 1\nreceivers = ["collector.example:4455"]\nidentity = "/etc/securecore/identity"\n'
 

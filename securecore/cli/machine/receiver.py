@@ -18,7 +18,7 @@ from securecore.errors import ConfigError, NotFoundError, SecurecoreError
 from securecore.names import Address
 from securecore.receiver import installation
 from securecore.receiver.material import load_material
-from securecore.sender.configuration import is_plain_path
+from securecore.sender.local_mode import is_plain_path
 
 # ProtectHome= and PrivateTmp= of the unit put an empty directory over these.
 _HIDDEN: Final = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # noqa: S108  # named in order to be refused

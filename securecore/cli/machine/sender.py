@@ -17,7 +17,7 @@ from securecore.cli.machine.users import User
 from securecore.errors import ConfigError, NotFoundError, UntrustedError
 from securecore.names import Address
 from securecore.sender import installation
-from securecore.sender.configuration import SenderConfiguration, parse_configuration
+from securecore.sender.configuration import DEFAULT_USER, SenderConfiguration, parse_configuration
 from securecore.sender.settings import Settings
 
 
@@ -30,6 +30,11 @@ class Wishes:
     spool: str | None
     user: str | None
 
+    @property
+    def is_about_sending(self) -> bool:
+        """Whether any option is given that only a machine which sends its cores has."""
+        return bool(self.receivers) or self.identity is not None or self.spool is not None
+
 
 def read_configuration(wishes: Wishes, root: Root) -> tuple[SenderConfiguration, bytes]:
     """Return the configuration, and the bytes of its file: those that a person wrote, unless *wishes* say something else.
@@ -37,13 +42,14 @@ def read_configuration(wishes: Wishes, root: Root) -> tuple[SenderConfiguration,
     Raises ConfigError when the file is not understood, or when there is none and *wishes* do not make one.
     """
     found = root.find(installation.CONFIGURATION)
-    if found is not None:
-        current = parse_configuration(found.content, root.outside(installation.CONFIGURATION))
+    before = parse_configuration(found.content, root.outside(installation.CONFIGURATION)) if found is not None else None
+    if isinstance(before, SenderConfiguration):
+        current = before
     elif wishes.receivers and wishes.identity is not None:
-        current = SenderConfiguration(wishes.receivers, wishes.identity)
+        current = SenderConfiguration(wishes.receivers, wishes.identity, user=before.user if before is not None else DEFAULT_USER)
     else:
         raise ConfigError(
-            f"{root.outside(installation.CONFIGURATION)} is not there yet, and --to or --identity is missing",
+            f"{root.outside(installation.CONFIGURATION)} names no receiver yet, and --to or --identity is missing",
             hint="securecore setup sender --to collector.example.org:4455 --identity /etc/securecore/identity",
         )
     wanted = replace(
@@ -53,7 +59,7 @@ def read_configuration(wishes: Wishes, root: Root) -> tuple[SenderConfiguration,
         spool=wishes.spool or current.spool,
         user=wishes.user or current.user,
     ).check("setup sender")
-    content = found.content if found is not None and wanted == current else wanted.encode()
+    content = found.content if found is not None and wanted == before else wanted.encode()
     return wanted, content
 
 
@@ -85,6 +91,12 @@ def check_places(configuration: SenderConfiguration, root: Root) -> list[str]:
     warnings = trust.check_trusted(installation.HANDLER, root, "handler")
     warnings += trust.check_trusted(installation.SETTINGS, root, "settings")
     warnings += trust.check_trusted(os.path.dirname(configuration.spool), root, "spool")
+    return list(dict.fromkeys([*warnings, *warn_of_rivals(root)]))
+
+
+def warn_of_rivals(root: Root) -> list[str]:
+    """Return warnings about who else wants core_pattern."""
+    warnings: list[str] = []
     found = rivals.find_rivals(root, installation.SYSCTL)
     for path in found.earlier:
         warnings.append(f"{root.outside(path)} sets core_pattern too; ours is read later and holds after the next boot")
@@ -92,7 +104,7 @@ def check_places(configuration: SenderConfiguration, root: Root) -> list[str]:
         warnings.append(f"{root.outside(path)} sets core_pattern too, is read after ours and wins at boot: take it out there")
     for service in found.services:
         warnings.append(f"{service} sets core_pattern when it starts: systemctl disable --now {service}")
-    return list(dict.fromkeys(warnings))
+    return warnings
 
 
 def sender_steps(
@@ -102,7 +114,7 @@ def sender_steps(
 
     Raises ConfigError when the pattern or the script's first line would be too long.
     """
-    pattern = installation.core_pattern(installation.HANDLER)
+    kernel = kernel_steps(installation.core_pattern(installation.HANDLER))
     users.check_owner(configuration.spool, user, root)
     owner = (user.uid, user.gid)
     settings = Settings(configuration.receivers, configuration.identity, configuration.spool, *owner)
@@ -117,8 +129,12 @@ def sender_steps(
     ]
     if not (root.is_live or user.is_listed):
         steps.append(WriteFile(installation.SYSUSERS, users.sysusers_file(user)))
+    return [*steps, *kernel]
+
+
+def kernel_steps(pattern: str) -> list[Step]:
+    """Return the steps after which the kernel starts a handler by *pattern*: the last ones of a set-up."""
     return [
-        *steps,
         WriteFile(installation.SYSCTL, installation.sysctl_file(pattern)),
         SetSysctl("kernel.core_pipe_limit", str(limits.CORE_PIPE_LIMIT), ours="", default="0"),
         SetSysctl("kernel.core_pattern", pattern, ours=f"|{os.path.dirname(installation.HANDLER)}/", default="core"),

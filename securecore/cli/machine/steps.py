@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 from securecore.cli.machine.root import Found, Owner, Root
 from securecore.dump import directory as files
 from securecore.errors import ConfigError, StorageError
+from securecore.sender.cores import LOCK
 from securecore.sender.spool import create_spool
 
 ROOT_USER: Final[Owner] = (0, 0)
@@ -162,6 +163,14 @@ class MakeSpool:
 
 
 @dataclass(frozen=True)
+class MakeCores(MakeDirectory):
+    """A directory for the cores of local mode; what is in it outlives --undo."""
+
+    def record(self, root: Root) -> Record:
+        return super().record(root) | {"kind": "cores"}
+
+
+@dataclass(frozen=True)
 class GiveFiles:
     """The directory *path* and the files in it belong to *owner*."""
 
@@ -281,6 +290,13 @@ def _undo_directory(record: Mapping[str, Any], root: Root) -> tuple[str, str] | 
     return ("removed" if root.remove_directory(path) else "kept"), root.outside(path)
 
 
+def _undo_cores(record: Mapping[str, Any], root: Root) -> tuple[str, str] | None:
+    path = record["path"]
+    if record["before"] is None and root.names(path) == [LOCK]:
+        root.remove(f"{path}/{LOCK}")
+    return _undo_directory(record, root)
+
+
 def _undo_spool(record: Mapping[str, Any], root: Root) -> tuple[str, str] | None:
     path = record["path"]
     if root.status(path) is None or record["before"]:
@@ -321,8 +337,8 @@ def _undo_sysctl(record: Mapping[str, Any], root: Root) -> tuple[str, str] | Non
 
 
 _UNDO: Final = {
-    "file": _undo_file, "directory": _undo_directory, "spool": _undo_spool, "link": _undo_link, "owner": _undo_owner,
-    "sysctl": _undo_sysctl,
+    "file": _undo_file, "directory": _undo_directory, "spool": _undo_spool, "cores": _undo_cores, "link": _undo_link,
+    "owner": _undo_owner, "sysctl": _undo_sysctl,
 }  # fmt: skip
 
 

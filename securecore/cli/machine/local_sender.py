@@ -1,0 +1,102 @@
+"""Making a machine keep its cores in a directory of its own: what must hold before, and the steps."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from securecore.cli.machine import trust, users
+from securecore.cli.machine.interpreter import Interpreter
+from securecore.cli.machine.root import Root
+from securecore.cli.machine.sender import kernel_steps, warn_of_rivals
+from securecore.cli.machine.steps import MakeCores, Step, WriteFile
+from securecore.cli.machine.users import User
+from securecore.errors import ConfigError
+from securecore.sender import installation
+from securecore.sender.configuration import DEFAULT_USER, LocalConfiguration, parse_configuration
+from securecore.sender.local_mode import LocalMode
+
+
+@dataclass(frozen=True)
+class LocalWishes:
+    """What the command line says; None where it says nothing."""
+
+    directory: str | None
+    kind: str | None
+    level: int | None
+    keep: int | None
+    user: str | None
+
+    @property
+    def is_about_local(self) -> bool:
+        """Whether any option of local mode is given."""
+        return any(value is not None for value in (self.directory, self.kind, self.level, self.keep))
+
+
+def is_local(root: Root) -> bool:
+    """Return whether the configuration that is there keeps cores on this machine; raises ConfigError when it is not understood."""
+    found = root.find(installation.CONFIGURATION)
+    path = root.outside(installation.CONFIGURATION)
+    return found is not None and isinstance(parse_configuration(found.content, path), LocalConfiguration)
+
+
+def read_configuration(wishes: LocalWishes, root: Root) -> tuple[LocalConfiguration, bytes]:
+    """Return the configuration, and the bytes of its file: those that a person wrote, unless *wishes* say something else.
+
+    Raises ConfigError when the file is not understood, or when neither it nor *wishes* name a directory.
+    """
+    found = root.find(installation.CONFIGURATION)
+    before = parse_configuration(found.content, root.outside(installation.CONFIGURATION)) if found is not None else None
+    user = wishes.user or (before.user if before is not None else DEFAULT_USER)
+    if isinstance(before, LocalConfiguration):
+        mode = before.mode
+    elif wishes.directory is not None:
+        mode = LocalMode(wishes.directory)
+    else:
+        raise ConfigError(
+            f"{root.outside(installation.CONFIGURATION)} has no table [local] yet, and --local is missing",
+            hint="securecore setup sender --local /var/lib/securecore/cores",
+        )
+    if wishes.kind not in (None, mode.kind):
+        # A level means something else in another format.
+        mode = mode._replace(level=None)
+    wanted = LocalConfiguration(
+        LocalMode(
+            wishes.directory or mode.directory,
+            wishes.kind or mode.kind,
+            mode.level if wishes.level is None else wishes.level,
+            mode.keep if wishes.keep is None else wishes.keep,
+        ),
+        user,
+    ).check("setup sender")
+    content = found.content if found is not None and wanted == before else wanted.encode()
+    return wanted, content
+
+
+def check_places(configuration: LocalConfiguration, root: Root) -> list[str]:
+    """Return warnings about the handler's and the cores' place, and about who else wants core_pattern.
+
+    Raises ConfigError when others than root can change anything on the way to them.
+    """
+    warnings = trust.check_trusted(installation.HANDLER, root, "handler")
+    warnings += trust.check_trusted(os.path.dirname(configuration.mode.directory), root, "cores")
+    return list(dict.fromkeys([*warnings, *warn_of_rivals(root)]))
+
+
+def local_steps(
+    configuration: LocalConfiguration, content: bytes, user: User, interpreter: Interpreter, root: Root
+) -> Sequence[Step]:
+    """Return the steps, in the order that never lets the kernel start a handler that is not wholly there.
+
+    Raises ConfigError when the pattern or the script's first line would be too long, or the directory is somebody else's.
+    """
+    kernel = kernel_steps(installation.core_pattern(installation.HANDLER, configuration.mode))
+    directory = configuration.mode.directory
+    users.check_owner(directory, user, root)
+    steps: list[Step] = [
+        WriteFile(installation.CONFIGURATION, content),
+        MakeCores(directory, 0o700, (user.uid, user.gid), is_ours=True),
+        WriteFile(installation.HANDLER, installation.handler_script(interpreter.executable), 0o755),
+    ]
+    if not (root.is_live or user.is_listed):
+        steps.append(WriteFile(installation.SYSUSERS, users.sysusers_file(user)))
+    return [*steps, *kernel]

@@ -1,0 +1,99 @@
+"""The local way of a crash: steps 6 to 9 of handler.py with a directory in the receiver's place, and no network.
+
+ 6  open as root the directory that core_pattern names
+ 7  become its owner, for good, unless that is root
+ 8  drain the pipe: pieces, what stands for them, and from there to the disk
+ 9  close the pipe: the crashed process is let go
+10  make core and report durable and give them their names; then see to what killed handlers left, and to the number that is kept
+"""
+
+from typing import Final
+
+from securecore.dump.manifest import COMPLETE
+from securecore.dump.packing import make_packing
+from securecore.errors import ConfigError, SecurecoreError
+from securecore.names import DumpId
+from securecore.report import CrashReport
+from securecore.sender import privileges
+from securecore.sender.cores import FACTS_BYTES, CoreDirectory, Facts, NewCore, open_cores, stem_of_crash
+from securecore.sender.local_mode import LocalMode
+from securecore.sender.packer import Packed, Packer
+from securecore.sender.system_log import log
+
+_REASON_MAX: Final = 200
+"""Characters of a failure's words in a report; FACTS_BYTES has room for them even where each takes twelve bytes."""
+
+
+def keep(core: int, mode: LocalMode, dump: DumpId, report: CrashReport) -> int:
+    """Keep the core in the mode's directory and return the exit code; closes *core* as soon as it is drained."""
+    directory = open_cores(mode.directory)
+    packing = make_packing(mode.kind, mode.level)
+    become_owner(directory, mode.directory)
+    encoded = report.encode(FACTS_BYTES)
+    new = directory.begin(stem_of_crash(report.crashed_at or 0, report.program, report.pid or 0), mode.kind, encoded)
+    packed = Packer(packing, new.write).pack(core)
+    code = conclude(new, packed, dump, mode.kind, encoded)
+    tidy(directory, mode, new.stem)
+    return code
+
+
+def become_owner(directory: CoreDirectory, path: str) -> None:
+    """Become the directory's owner, for good; where that is root, nothing can be given up: then whoever reads the cores is root."""
+    uid, gid = directory.owner
+    if uid == 0:
+        return
+    if gid == 0:
+        raise ConfigError(
+            f"{path}: belongs to root's group, which the handler must not keep", hint=f"chgrp to a group of uid {uid}"
+        )
+    privileges.drop(uid, gid)
+
+
+def conclude(new: NewCore, packed: Packed, dump: DumpId, kind: str, report: bytes) -> int:
+    """Publish what is whole as whole, what was cut as cut, and nothing that the disk did not take; return the exit code."""
+    outcome = packed.end.outcome(is_part_lost=False)
+    facts: Facts = {
+        "id": str(dump),
+        "format": kind,
+        "outcome": outcome,
+        "size": packed.end.size,
+        "predicted_size": packed.end.predicted_size,
+        "stored_bytes": packed.stored_bytes,
+        "sha256": packed.sha256.hex(),
+    }
+    failure = packed.failure
+    if failure is None:
+        try:
+            name = new.publish(report, facts, is_whole=outcome == COMPLETE)
+        except SecurecoreError as error:
+            failure = error
+    if failure is None:
+        log("kept", dump=str(dump), file=name, size=packed.end.size, stored=packed.stored_bytes, outcome=outcome)
+        return 0
+    reported = abandon(new, report, facts | {"error": failure.message[:_REASON_MAX], "sha256": None})
+    log("failed", dump=str(dump), error=failure.message, code=failure.exit_code, report=f"{new.stem}.json" if reported else None)
+    return failure.exit_code
+
+
+def abandon(new: NewCore, report: bytes, facts: Facts) -> bool:
+    """Remove the core and return whether a report says so; a disk without room for that is told in the log alone."""
+    try:
+        new.abandon(report, facts)
+    except SecurecoreError:
+        return False
+    return True
+
+
+def tidy(directory: CoreDirectory, mode: LocalMode, own: str) -> None:
+    """Name what killed handlers left, and remove what is more than the mode keeps; what cannot be done is left to the next one."""
+    try:
+        recovered, troubles = directory.recover()
+        for name in recovered:
+            log("recovered", file=name)
+        for trouble in troubles:
+            log("untidy", error=trouble.message)
+        if mode.keep is not None:
+            for name in directory.keep_newest(mode.keep, own):
+                log("removed", file=name, keep=mode.keep)
+    except SecurecoreError as error:
+        log("untidy", error=error.message)
