@@ -96,7 +96,7 @@ class NewCore:
         )
         files.link_into_place(self._aside, name, self._directory)
         files.sync(self._directory)
-        os.close(self._fd)
+        self.close()
         return name
 
     def abandon(self, report: bytes, facts: Facts) -> None:
@@ -110,7 +110,13 @@ class NewCore:
         finally:
             files.remove_file(files.aside_name(f"{self.stem}.json"), self._directory)
             files.remove_file(self._aside, self._directory)
-            os.close(self._fd)
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the lock: what has not been published or abandoned is a leftover from now on."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
 
     @property
     def _aside(self) -> str:
@@ -131,22 +137,29 @@ class CoreDirectory:
             taken = {name.stem for name in self._names()}
             stem = next(stem for stem in _numbered(base) if stem not in taken)
             fd = files.create_file(files.aside_name(f"{stem}.{kind}"), self._fd)
+            core = NewCore(self._fd, stem, kind, fd)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise files.disk_refused(error, "cannot lock a core") from error
         finally:
             os.close(lock)
-        core = NewCore(self._fd, stem, kind, fd)
         try:
-            aside = files.create_file(files.aside_name(f"{stem}.json"), self._fd)
-            try:
-                files.write_all(aside, report)
-            finally:
-                os.close(aside)
+            self._leave_report(stem, report)
         except StorageError:
             core.abandon(report, {})
             raise
+        except BaseException:
+            core.close()
+            raise
         return core
+
+    def _leave_report(self, stem: str, report: bytes) -> None:
+        """Write the report where recover looks for it, should this handler be killed; not yet durable, for a process waits."""
+        fd = files.create_file(files.aside_name(f"{stem}.json"), self._fd)
+        try:
+            files.write_all(fd, report)
+        finally:
+            os.close(fd)
 
     def recover(self) -> tuple[list[str], list[StorageError]]:
         """Give the cores of killed handlers names that say so; return these, and what stood in the way of others."""

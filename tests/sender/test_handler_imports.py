@@ -4,6 +4,8 @@ import subprocess
 import sys
 from typing import Final
 
+import pytest
+
 DENIED: Final = {
     "argparse", "asyncio", "attr", "attrs", "click", "cryptography", "dataclasses", "elftools", "importlib.metadata", "inspect",
     "logging", "pathlib", "pydantic", "sqlite3", "structlog", "subprocess", "tempfile", "tomllib", "unittest",
@@ -11,7 +13,12 @@ DENIED: Final = {
 """Modules of a few milliseconds each, and libraries of tens of them."""
 
 
-HANDLER: Final = "import securecore.sender.handler, securecore.sender.crash"
+HANDLER: Final = "import securecore.sender.handler, securecore.sender.crash, securecore.sender.network"
+LOCAL: Final = (
+    "import securecore.sender.handler, securecore.sender.crash, securecore.sender.local\n"
+    "from securecore.dump.packing import make_packing\nmake_packing({kind!r}, None)"
+)
+NETWORK: Final = {"ssl", "_ssl", "socket", "select", "selectors", "securecore.tls", "securecore.wire", "securecore.sender.network"}
 
 
 def loaded(statement: str) -> set[str]:
@@ -32,3 +39,12 @@ def test_the_handler_loads_only_its_rooms() -> None:
     everybodys = {"errors", "limits", "names", "identity", "report", "elfsize", "elfid", "merkle"}
     assert names <= everybodys | {"wire", "dump", "tls", "sender"}
     assert "securecore.sender.evidence" not in loaded(HANDLER)
+
+
+@pytest.mark.parametrize(("kind", "others"), [("zst", {"securecore.dump.deflate"}), ("gz", {"zstandard"}), ("zlib", {"zstandard"})])
+def test_a_local_handler_loads_no_network_and_one_format(kind: str, others: set[str]) -> None:
+    """No TLS, no sockets but the one to the system's log, no settings, no spool; of the compressors its own."""
+    found = loaded(LOCAL.format(kind=kind)) - loaded("pass")
+
+    assert found & (DENIED | NETWORK | others) == set()
+    assert found & {"securecore.sender.settings", "securecore.sender.spool", "securecore.sender.transfer"} == set()

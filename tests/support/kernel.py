@@ -96,13 +96,18 @@ class Host(Installed):
 
     def tee(self) -> tuple[Path, Path, Path]:
         """Return a script for core_pattern in front of the handler, where it keeps the core, and where it writes its facts."""
-        script, copy, facts = (self._directory / name for name in ("tee", "core", "facts.json"))
-        write_script(script, _TEE.format(python=sys.executable, handler=str(self.handler), copy=str(copy), facts=str(facts)))
-        return script, copy, facts
+        return write_tee(self._directory, self.handler)
 
     def wait_for_receipts(self, count: int, deadline_s: float = 60) -> list[dict[str, object]]:
         """Return the receipts once there are *count*; fails when they do not come."""
         return wait_until(lambda: self.receipts() if len(self.receipts()) >= count else None, deadline_s)
+
+
+def write_tee(directory: Path, handler: Path) -> tuple[Path, Path, Path]:
+    """Write a script for core_pattern in front of *handler*; return it, where it keeps the core, and where it writes its facts."""
+    script, copy, facts = (directory / name for name in ("tee", "core", "facts.json"))
+    write_script(script, _TEE.format(python=sys.executable, handler=str(handler), copy=str(copy), facts=str(facts)))
+    return script, copy, facts
 
 
 def kernel_arguments() -> list[str]:
@@ -128,9 +133,12 @@ def write_script(path: Path, text: str) -> None:
 
 
 @contextmanager
-def crashing_into(program: Path) -> Iterator[None]:
-    """Have the kernel start *program* for each crash while the block runs; waits for its turn where others borrow the pattern."""
-    with core_pattern.borrowed(f"|{program} {SPECIFIERS}", patience_s=120):
+def crashing_into(program: Path, *words: str) -> Iterator[None]:
+    """Have the kernel start *program* for each crash while the block runs, with *words* before its own arguments.
+
+    Waits for its turn where others borrow the pattern.
+    """
+    with core_pattern.borrowed(f"|{' '.join([str(program), *words])} {SPECIFIERS}", patience_s=120):
         yield
 
 

@@ -1,0 +1,89 @@
+"""Handlers in local mode: a script, a directory for its cores, and ways to start it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from securecore.sender.installation import handler_script
+from tests.support.kernel import OWNER, kernel_arguments, wait_until, write_script
+from tests.support.local_files import KINDS, unpack_bytes
+
+NAME: Final = re.compile(r"\d{8}T\d{6}Z-[A-Za-z0-9_][A-Za-z0-9._-]{0,63}-\d+(-\d+)?(\.truncated)?\.(zst|gz|zlib|json)")
+"""What a name may look like; written down here a second time, from the documents."""
+
+
+class LocalHost:
+    """A machine that keeps its cores: the handler, and the directory, which belongs to the handler's user."""
+
+    def __init__(self, directory: Path, owner: tuple[int, int] = OWNER) -> None:
+        self.handler = directory / "handler"
+        self.cores = directory / "cores"
+        self.cores.mkdir(mode=0o700)
+        os.chown(self.cores, *owner)
+        write_script(self.handler, handler_script(sys.executable, str(directory / "no-settings")).decode())
+
+    def words(self, *options: str) -> list[str]:
+        """Return the words of core_pattern between the handler and the kernel's numbers."""
+        return ["--local", str(self.cores), *options]
+
+    def start(self, *options: str, changes: dict[int, str] | None = None) -> "subprocess.Popen[bytes]":
+        """Start the handler as the kernel does, with a pipe for its core; *changes* are arguments by their place."""
+        numbers = kernel_arguments()
+        for place, text in (changes or {}).items():
+            numbers[place] = text
+        return subprocess.Popen(
+            [str(self.handler), *self.words(*options), *numbers],
+            stdin=subprocess.PIPE, env={}, cwd="/", preexec_fn=lambda: os.closerange(1, 3),
+        )  # fmt: skip
+
+    def run(self, core: bytes, *options: str, changes: dict[int, str] | None = None) -> int:
+        """Run the handler on a core and return its exit code."""
+        handler = self.start(*options, changes=changes)
+        try:
+            handler.communicate(core, timeout=60)
+        finally:
+            handler.kill()
+            handler.wait()
+        return handler.returncode
+
+    def names(self) -> list[str]:
+        """Return all names but that of the lock."""
+        return sorted(path.name for path in self.cores.iterdir() if path.name != ".lock")
+
+    def cores_kept(self) -> list[str]:
+        """Return the names of cores."""
+        return [name for name in self.names() if not name.endswith(".json")]
+
+    def reports(self) -> dict[str, dict[str, Any]]:
+        """Return each report by its stem."""
+        return {path.stem: json.loads(path.read_bytes()) for path in sorted(self.cores.glob("[!.]*.json"))}
+
+    def plain(self, name: str) -> bytes:
+        """Return what a core was before it was compressed."""
+        return unpack_bytes((self.cores / name).read_bytes())
+
+    def wait_until_idle(self) -> None:
+        """Wait until no handler of this directory runs any more."""
+        wait_until(lambda: None if handlers_of(str(self.cores)) else True, 300)
+
+
+def handlers_of(directory: str) -> list[int]:
+    """Return the processes that have the directory among their arguments."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if directory.encode() in words:
+            found.append(int(entry.name))
+    return found
+
+
+def is_well_named(name: str) -> bool:
+    """Return whether a name is one that local mode gives."""
+    return NAME.fullmatch(name) is not None and name.rpartition(".")[2] in (*KINDS, "json")
