@@ -28,6 +28,11 @@ Snapshot = dict[str, tuple[object, ...]]
 @pytest.fixture
 def root(tmp_path: Path, fleet: Fleet) -> Path:
     """A root as a machine before set-up has it, with both identities carried there."""
+    return make_root(tmp_path, fleet)
+
+
+def make_root(tmp_path: Path, fleet: Fleet) -> Path:
+    """Make tmp_path/root a machine before set-up."""
     made = tmp_path / "root"
     for directory in ("etc/securecore", "etc/sysctl.d", "usr/libexec", "proc/sys/kernel"):
         (made / directory).mkdir(parents=True)

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from securecore.errors import ConfigError, SecurecoreError
 from securecore.names import Address
-from securecore.sender.configuration import SenderConfiguration, parse_configuration
-from securecore.sender.local_mode import is_plain_path
+from securecore.sender.configuration import LocalConfiguration, SenderConfiguration, parse_configuration
+from securecore.sender.local_mode import KEEP_MAX, LocalMode, is_plain_path
 
 GOOD = 'version = 1\nreceivers = ["collector.example:4455"]\nidentity = "/etc/securecore/identity"\n'
 
@@ -62,6 +62,53 @@ def refusal(data: bytes) -> str:
     ],
 )
 def test_mistake_is_named_with_its_place(text: str, message: str) -> None:
+    """Each mistake names the file, and the line where it can be found."""
+    with pytest.raises(ConfigError) as caught:
+        parse_configuration(text.encode(), "sender.toml")
+    assert caught.value.message.startswith(message)
+
+
+LOCAL = 'version = 1\n[local]\ndirectory = "/var/cores"\n'
+
+
+@given(
+    paths.filter(is_plain_path),
+    st.sampled_from(["zst", "gz", "zlib"]),
+    st.none() | st.integers(1, 9),
+    st.none() | st.integers(1, KEEP_MAX),
+    st.sampled_from(["securecore", "_x-1", "990:991"]),
+)
+def test_written_local_configuration_reads_back(directory: str, kind: str, level: int | None, keep: int | None, user: str) -> None:
+    """For every mode and user, parse(encode(x)) is x."""
+    configuration = LocalConfiguration(LocalMode(directory, kind, level, keep), user)
+    assert parse_configuration(configuration.encode(), "sender.toml") == configuration
+
+
+def test_a_local_configuration_needs_its_directory_only() -> None:
+    """Everything else has a default; all dumps are kept."""
+    assert parse_configuration(LOCAL.encode(), "sender.toml") == LocalConfiguration(LocalMode("/var/cores"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LOCAL + "kep = 1\n", "sender.toml:4: unknown key 'kep'"),
+        (LOCAL + 'keep = "1"\n', "sender.toml:4: keep must be a number"),
+        (LOCAL + "keep = true\n", "sender.toml:4: keep must be a number"),
+        (LOCAL + "keep = 1.5\n", "sender.toml:4: keep must be a number"),
+        (LOCAL + "keep = 0\n", "sender.toml: keep must be 1 to 1000000"),
+        (LOCAL + "level = 99\n", "sender.toml: level 99 does not exist"),
+        (LOCAL + "format = 7\n", "sender.toml:4: format must be a text"),
+        (LOCAL + 'format = "rar"\n', "sender.toml: 'rar' is no format"),
+        (LOCAL.replace('"/var/cores"', '"cores"'), "sender.toml: the directory must be an absolute path"),
+        (LOCAL.replace("directory", "#"), "sender.toml: directory is missing"),
+        (LOCAL.replace("version = 1", "version = 1\nuser = 'root'"), "sender.toml: the user must not be root"),
+        (LOCAL.replace("version = 1", "version = 1\nspool = '/x'"), "sender.toml:2: spool and [local] exclude each other"),
+        (GOOD + "[local]\ndirectory = '/x'\n", "sender.toml:2: receivers and [local] exclude each other"),
+        ("version = 1\nlocal = '/x'\n", "sender.toml:2: local must be a table"),
+    ],
+)
+def test_mistake_in_a_local_configuration_is_named(text: str, message: str) -> None:
     """Each mistake names the file, and the line where it can be found."""
     with pytest.raises(ConfigError) as caught:
         parse_configuration(text.encode(), "sender.toml")

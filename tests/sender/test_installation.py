@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from securecore import limits
 from securecore.errors import ConfigError
 from securecore.sender import installation
+from securecore.sender.local_mode import LocalMode
 
 
 def test_pattern_has_the_specifiers_of_the_handler() -> None:
@@ -56,3 +58,25 @@ def test_units_are_what_systemd_understands(tmp_path: Path) -> None:
     timer.write_bytes(installation.flush_timer())
     answer = subprocess.run(["systemd-analyze", "verify", "--man=no", service, timer], capture_output=True, check=False, text=True)
     assert [line for line in answer.stderr.splitlines() if "securecore" in line] == []
+
+
+def test_local_pattern_has_the_options_before_the_numbers() -> None:
+    """All that the handler must know stands there, and it fits the kernel."""
+    mode = LocalMode("/var/lib/securecore/cores", "gz", 9, 100)
+    pattern = installation.core_pattern(installation.HANDLER, mode)
+    options = "--local /var/lib/securecore/cores --format gz --level 9 --keep 100"
+    assert pattern == f"|/usr/libexec/securecore/handler {options} %P %I %u %g %s %t %c %d %F"
+    assert len(pattern) <= limits.CORE_PATTERN_MAX
+
+
+@pytest.mark.parametrize("directory", ["/my cores", "/var/%h", "/ä"])
+def test_local_pattern_refuses_what_the_kernel_takes_apart(directory: str) -> None:
+    """The directory stands in the same line as the handler's path."""
+    with pytest.raises(ConfigError, match="plain characters"):
+        installation.core_pattern(installation.HANDLER, LocalMode(directory))
+
+
+def test_local_pattern_that_is_too_long_is_refused() -> None:
+    """The kernel would cut off the numbers, and the handler refuse its arguments at each crash."""
+    with pytest.raises(ConfigError, match="the kernel takes 127"):
+        installation.core_pattern(installation.HANDLER, LocalMode("/var/lib/securecore/" + "x" * 40, "zlib", 9, 1000))
