@@ -45,7 +45,8 @@ def command(file: str, output: str | None, as_json: bool) -> None:
                 progress.update(source.taken)
             out.publish()
     except BrokenError as error:
-        raise BrokenError(f"{file}: {error.message}", hint=error.hint) from error
+        hint = None if target == "-" else f"`securecore decompress - < {file} > OUT` writes what is there"
+        raise BrokenError(f"{file}: {error.message}", hint=hint) from error
     finally:
         os.close(fd)
     if as_json:

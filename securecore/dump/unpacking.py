@@ -232,4 +232,4 @@ class _Pieces:
         """
         is_cut = self._frames > 1 or (self._last == limits.PIECE_BYTES and self._frames == 1 and self._begins_more)
         if self._are_pieces and is_cut and not self._is_table_met:
-            raise BrokenError("the file is cut off: its seek table is missing", hint="`zstd -dc` reads what is there")
+            raise BrokenError("the file is cut off: its seek table is missing")
