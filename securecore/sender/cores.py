@@ -17,7 +17,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from itertools import count
 from typing import Any, Final, NamedTuple
@@ -134,8 +134,7 @@ class CoreDirectory:
         """Return a new core under *base*, or *base* with a number where that is taken; its report is there for whoever finds it."""
         lock = self._lock()
         try:
-            taken = {name.stem for name in self._names()}
-            stem = next(stem for stem in _numbered(base) if stem not in taken)
+            stem = next(stem for stem in _numbered(base) if not self._is_taken(stem))
             fd = files.create_file(files.aside_name(f"{stem}.{kind}"), self._fd)
             core = NewCore(self._fd, stem, kind, fd)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -152,6 +151,19 @@ class CoreDirectory:
             core.close()
             raise
         return core
+
+    def _is_taken(self, stem: str) -> bool:
+        """Return whether any name of a stem is there: a few looks, however many files the directory has, for a process waits."""
+        return any(self._exists(name) for name in _names_of(stem))
+
+    def _exists(self, name: str) -> bool:
+        try:
+            os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise files.disk_refused(error, f"cannot look at {name!r}") from error
+        return True
 
     def _leave_report(self, stem: str, report: bytes) -> None:
         """Write the report where recover looks for it, should this handler be killed; not yet durable, for a process waits."""
@@ -334,6 +346,14 @@ def _local_facts(report: bytes) -> Facts:
     except (ValueError, KeyError, TypeError):
         return {}
     return facts if isinstance(facts, dict) else {}
+
+
+def _names_of(stem: str) -> Iterator[str]:
+    """Yield every name that this module gives under a stem."""
+    for name in (f"{stem}.json", *(core_name(stem, kind, is_whole=True) for kind in FORMATS)):
+        yield name
+        yield files.aside_name(name)
+    yield from (core_name(stem, kind, is_whole=False) for kind in FORMATS)
 
 
 def _numbered(base: str) -> Iterable[str]:
