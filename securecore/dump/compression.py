@@ -5,7 +5,7 @@ import zstandard
 from securecore import limits
 from securecore.dump.container import FrameLengths, seek_table
 from securecore.dump.frames import ZERO_PIECE_FRAME, check_frame, is_zero, zero_frame
-from securecore.errors import BrokenError
+from securecore.errors import BrokenError, StorageError
 
 
 class Compressor:
@@ -17,10 +17,13 @@ class Compressor:
         self._zstd = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
 
     def frame(self, piece: bytes | bytearray | memoryview) -> bytes:
-        """Return the frame of *piece*, 1 to PIECE_BYTES of plaintext."""
+        """Return the frame of *piece*, 1 to PIECE_BYTES of plaintext; raises StorageError when zstd has no memory for it."""
         if is_zero(piece):
             return ZERO_PIECE_FRAME if len(piece) == limits.PIECE_BYTES else zero_frame(len(piece))
-        return self._zstd.compress(piece)
+        try:
+            return self._zstd.compress(piece)
+        except zstandard.ZstdError as error:
+            raise StorageError(f"a piece could not be compressed: {error}") from error
 
 
 class ContainerPacking:

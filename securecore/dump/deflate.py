@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from securecore.errors import StorageError
+
 _RAW: Final = -15
 """A deflate stream without header and trailer, with the largest window (deflateInit2 of zlib.h)."""
 _LAST_BLOCK: Final = b"\x03\x00"
@@ -30,9 +32,15 @@ class Deflater:
         self._level = level
 
     def frame(self, piece: bytes | bytearray | memoryview) -> bytes:
-        """Return the part of the stream that stands for *piece*: whole blocks, none of them the last, whole bytes."""
-        deflate = zlib.compressobj(self._level, zlib.DEFLATED, _RAW)
-        return deflate.compress(piece) + deflate.flush(zlib.Z_SYNC_FLUSH)
+        """Return the part of the stream that stands for *piece*: whole blocks, none of them the last, whole bytes.
+
+        Raises StorageError when zlib cannot go on.
+        """
+        try:
+            deflate = zlib.compressobj(self._level, zlib.DEFLATED, _RAW)
+            return deflate.compress(piece) + deflate.flush(zlib.Z_SYNC_FLUSH)
+        except zlib.error as error:
+            raise StorageError(f"a piece could not be compressed: {error}") from error
 
 
 class _Envelope(NamedTuple):

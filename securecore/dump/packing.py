@@ -15,7 +15,7 @@ class PieceEncoder(Protocol):
     """Turns pieces into the bytes that stand for them; not for use by two threads at once."""
 
     def frame(self, piece: bytes | bytearray | memoryview) -> bytes:
-        """Return the bytes that stand for *piece*, 1 to PIECE_BYTES of plaintext."""
+        """Return the bytes that stand for *piece*, 1 to PIECE_BYTES of plaintext; raises StorageError when it cannot go on."""
 
 
 class Packing(Protocol):

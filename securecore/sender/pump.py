@@ -55,12 +55,13 @@ class SourceEnd(NamedTuple):
 class _Slot:
     """A piece on its way to become a frame."""
 
-    __slots__ = ("buffer", "done", "frame", "length")
+    __slots__ = ("buffer", "done", "failure", "frame", "length")
 
     def __init__(self, buffer: bytearray | None, length: int) -> None:
         self.buffer = buffer
         self.length = length
         self.frame: Frame | None = None
+        self.failure: StorageError | None = None
         self.done = Event()
 
 
@@ -134,7 +135,10 @@ class Pump:
         self._abandoned = True
 
     def frames(self) -> Iterator[Frame]:
-        """Yield the frames in order, for one consumer in another thread than ``read``'s; nothing more once it was exhausted."""
+        """Yield the frames in order, for one consumer in another thread than ``read``'s; nothing more once it was exhausted.
+
+        Raises StorageError where a piece could not be compressed; after abandon such pieces are passed over.
+        """
         while not self._exhausted:
             slot = self._ordered.get()
             if slot is None:
@@ -142,9 +146,10 @@ class Pump:
                 return
             slot.done.wait()
             self._places.release()
-            if slot.frame is None:
-                raise StorageError("a piece could not be compressed: out of memory")
-            yield slot.frame
+            if slot.frame is not None:
+                yield slot.frame
+            elif not self._abandoned:
+                raise slot.failure or StorageError("a piece could not be compressed")
 
     def _show(self, piece: memoryview) -> None:
         """Let those look at the plaintext who must see all of it in order."""
@@ -182,7 +187,9 @@ class Pump:
             try:
                 slot.frame = _frame(encoder, memoryview(buffer)[: slot.length])
             except MemoryError:
-                pass  # The slot stays empty, and its consumer says why.
+                slot.failure = StorageError("a piece could not be compressed: out of memory")
+            except StorageError as error:
+                slot.failure = error
             finally:
                 slot.buffer = None
                 self._buffers.put(buffer)

@@ -6,11 +6,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from securecore import limits
 from securecore.dump.compression import Compressor, Decompressor
+from securecore.errors import StorageError
 from securecore.merkle import leaf_hash
 from securecore.sender.pump import Frame, Pump
 from tests.support.elf import write_core
@@ -138,3 +140,22 @@ def test_the_size_is_predicted_from_the_first_piece() -> None:
     assert plaintext(frames) == core[:-10]
     assert pump.end is not None
     assert pump.end.predicted_size == len(core)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), StorageError("a piece could not be compressed: not enough memory")], ids=repr)
+def test_a_machine_without_memory_does_not_hold_the_process(error: Exception) -> None:
+    """No piece can be compressed: whoever takes frames is told, and once nobody wants them any more reading ends all the same."""
+
+    class Exhausted:
+        def frame(self, piece: bytes | bytearray | memoryview) -> bytes:
+            raise error
+
+    pump = Pump(Exhausted)
+    with pumping(pump, [os.urandom(limits.MIB)] * 30):
+        with pytest.raises(StorageError, match="could not be compressed"):
+            list(pump.frames())
+        pump.abandon()
+        assert list(pump.frames()) == []
+
+    assert pump.end is not None
+    assert pump.end.size < 30 * limits.MIB
