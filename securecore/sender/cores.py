@@ -130,6 +130,10 @@ class CoreDirectory:
         self._fd = fd
         self.owner = owner
 
+    def close(self) -> None:
+        """Let go of the directory; cores that are being written need it to the end."""
+        os.close(self._fd)
+
     def begin(self, base: str, kind: str, report: bytes) -> NewCore:
         """Return a new core under *base*, or *base* with a number where that is taken; its report is there for whoever finds it."""
         lock = self._lock()
@@ -320,6 +324,7 @@ def open_cores(path: str) -> CoreDirectory:
         raise ConfigError(f"{path}: {(error.strerror or '').lower()}", hint=hint) from error
     status = os.fstat(fd)
     if status.st_mode & 0o022:
+        os.close(fd)
         raise ConfigError(f"{path}: others than its owner can write there", hint=f"chmod go-w {path}")
     return CoreDirectory(fd, (status.st_uid, status.st_gid))
 

@@ -4,6 +4,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -22,10 +23,11 @@ STEM: Final = "20261124T065359Z-nginx-4711"
 
 
 @pytest.fixture
-def cores(tmp_path: Path) -> CoreDirectory:
+def cores(tmp_path: Path) -> Iterator[CoreDirectory]:
     """An empty directory, tmp_path/cores."""
     (tmp_path / "cores").mkdir(mode=0o700)
-    return open_cores(str(tmp_path / "cores"))
+    with closing(open_cores(str(tmp_path / "cores"))) as opened:
+        yield opened
 
 
 def names(path: Path) -> set[str]:
@@ -133,10 +135,9 @@ def test_a_living_handlers_core_is_left_alone(cores: CoreDirectory, tmp_path: Pa
     """It is locked: another handler neither names nor counts it."""
     new = cores.begin(STEM, "gz", REPORT)
     new.write(CORE)
-    other = open_cores(str(tmp_path / "cores"))
-
-    assert other.recover() == ([], [])
-    assert other.keep_newest(1, "none") == []
+    with closing(open_cores(str(tmp_path / "cores"))) as other:
+        assert other.recover() == ([], [])
+        assert other.keep_newest(1, "none") == []
     new.publish(REPORT, {}, is_whole=True)
     assert names(tmp_path / "cores") == {f"{STEM}.gz", f"{STEM}.json"}
 
@@ -160,25 +161,25 @@ class Killed(BaseException):
 
 def live(path: Path, fate: str) -> None:
     """Be a handler: store a core, or give one up, then tidy."""
-    cores = open_cores(str(path))
-    new = cores.begin(STEM, "gz", REPORT)
-    try:
-        new.write(CORE[:7])
-        new.write(CORE[7:])
-        if fate == "publish":
-            new.publish(REPORT, {"outcome": "complete"}, is_whole=True)
-        else:
-            new.abandon(REPORT, {"error": "no space left on device"})
-    finally:
-        new.close()
-    cores.recover()
+    with closing(open_cores(str(path))) as cores:
+        with closing(cores.begin(STEM, "gz", REPORT)) as new:
+            new.write(CORE[:7])
+            new.write(CORE[7:])
+            if fate == "publish":
+                new.publish(REPORT, {"outcome": "complete"}, is_whole=True)
+            else:
+                new.abandon(REPORT, {"error": "no space left on device"})
+        cores.recover()
 
 
 def check(path: Path, fate: str) -> None:
     """See that the directory holds the truth after the next handler has tidied it."""
-    cores = open_cores(str(path))
-    assert cores.recover()[1] == []
+    with closing(open_cores(str(path))) as cores:
+        assert cores.recover()[1] == []
+        tidied = names(path)
+        assert cores.recover() == ([], [])
     found = names(path)
+    assert found == tidied
     assert found in [set(), {f"{STEM}.json"}, {f"{STEM}.gz", f"{STEM}.json"}, {f"{STEM}.truncated.gz", f"{STEM}.json"}]
     if f"{STEM}.gz" in found:
         assert fate == "publish"
@@ -189,7 +190,6 @@ def check(path: Path, fate: str) -> None:
         stated = json.loads((path / f"{STEM}.json").read_bytes())["local"]
         assert stated["file"] in found | {None}
         assert (stated["file"] is None) == (stated["outcome"] == "not-kept")
-    assert cores.recover() == ([], [])
 
 
 @pytest.mark.slow
