@@ -25,7 +25,7 @@ ZSTD_LEVEL: Final = 1
 """The fastest level that still has entropy coding: at higher levels the crashed process waits for the compressor."""
 
 DEFLATE_LEVEL: Final = 1
-"""The same for gzip and zlib files: level 6, which the programs take, needs almost four times the CPU time (docs/performance.md)."""
+"""The same for gzip and zlib files: level 6, which the programs take, takes almost four times the CPU (docs/performance.md)."""
 
 MAX_REPORT_BYTES: Final = 64 * KIB
 """A report as JSON: sixteen pages, some ten times the largest that the fields' own bounds let our sender write."""
