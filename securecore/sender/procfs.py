@@ -1,15 +1,16 @@
 """A snapshot of the crashed process from /proc, taken while the kernel holds it.
 
 Everything is read through one descriptor on /proc/PID, opened once, and believed only if the process is still the one that
-crashed: the pidfd from the kernel (%F, Linux 6.16) must name the same pid *after* the reading, and the uid must be the kernel's
-(CVE-2025-4598 and CVE-2025-5054: judged by /proc after the pid had been used again). Nothing outside /proc/PID is read, no path
-that the process chose is opened (R6, R16). A field that cannot be read is left out; it never costs the core.
+crashed: the pidfd from the kernel (%F, Linux 6.16) must name the same pid *after* the reading, uid and gid must be the kernel's
+(CVE-2025-4598 and CVE-2025-5054: judged by /proc after the pid had been used again), and the process must not be younger than we
+are. Nothing outside /proc/PID is read, no path that the process chose is opened (R6, R16). A field that cannot be read is left out;
+it never costs the core.
 """
 
 import os
 import re
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from securecore import limits
 from securecore.sender.kernel_arguments import KernelArguments
@@ -23,13 +24,24 @@ _CONTAINER_ID: Final = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _UNIT: Final = re.compile(r"[^/]+\.(?:service|scope|slice|socket|mount|swap)")
 
 
+class _Process(NamedTuple):
+    """What /proc/PID says of a process, and what tells whether it is the one that crashed."""
+
+    fields: dict[str, Any]
+    uid: int | None
+    """Real user id, as the reader's user namespace counts."""
+    gid: int | None
+    start: int | None
+    """Clock ticks since the machine booted."""
+
+
 def snapshot(arguments: KernelArguments, proc: str = "/proc", held: Iterable[int] = ()) -> dict[str, Any]:
     """Return report fields about the crashed process, ``metadata`` always among them.
 
     *held* are the descriptors that nobody but this process may hold, the core's among them.
 
-    ``verified``: a pidfd proved that the fields are the crashed process's. ``unverified``: no pidfd to prove it, but the uid
-    agrees. ``arguments``: /proc was gone or another process's; only machine facts are there beside.
+    ``verified``: a pidfd proved that the fields are the crashed process's. ``unverified``: no pidfd to prove it, but nothing speaks
+    against it. ``arguments``: /proc was gone or another process's; only machine facts are there beside.
     """
     fields: dict[str, Any] = _machine(proc)
     try:
@@ -39,19 +51,23 @@ def snapshot(arguments: KernelArguments, proc: str = "/proc", held: Iterable[int
         return fields
     try:
         program = ProgramReader(directory, held)
-        process, real_uid = _process(directory, proc)
-        process |= program.finish()
+        process = _process(directory, proc)
+        process.fields.update(program.finish())
     finally:
         os.close(directory)
-    proof = _proof(arguments, real_uid, proc)
+    proof = _proof(arguments, process, proc)
     fields["metadata"] = proof
     if proof != ARGUMENTS:
-        fields |= process
+        fields |= process.fields
     return fields
 
 
-def _proof(arguments: KernelArguments, real_uid: int | None, proc: str) -> str:
-    if real_uid != arguments.uid:
+def _proof(arguments: KernelArguments, process: _Process, proc: str) -> str:
+    if (process.uid, process.gid) != (arguments.uid, arguments.gid):
+        return ARGUMENTS
+    # The crash came before us; who has the pid and began after us is somebody else. An earlier start proves nothing (R4).
+    own_start = _start_ticks(_read(None, os.path.join(proc, "self", "stat")))
+    if process.start is not None and own_start is not None and process.start > own_start:
         return ARGUMENTS
     if arguments.pidfd is None:
         return UNVERIFIED
@@ -69,14 +85,15 @@ def _machine(proc: str) -> dict[str, Any]:
     return fields
 
 
-def _process(directory: int, proc: str) -> tuple[dict[str, Any], int | None]:
-    """Return the fields of the process behind *directory*, and its real uid."""
+def _process(directory: int, proc: str) -> _Process:
+    """Return what is to be read of the process behind *directory*."""
     fields: dict[str, Any] = {}
     comm = _read(directory, "comm").rstrip("\n")
     executable = _link(directory, "exe").removesuffix(" (deleted)")
     command_line = " ".join(_read(directory, "cmdline").rstrip("\0").split("\0"))
     cgroup = _cgroup(_read(directory, "cgroup"))
     status = _status(_read(directory, "status"))
+    start = _start_ticks(_read(directory, "stat"))
     found = {
         "comm": comm,
         "executable": executable,
@@ -87,12 +104,12 @@ def _process(directory: int, proc: str) -> tuple[dict[str, Any], int | None]:
         "container": _container(directory, cgroup, proc),
         "parent_pid": _number(status.get("PPid")),
         "threads": _number(status.get("Threads")),
-        "started_at": _started_at(_read(directory, "stat"), _read(None, os.path.join(proc, "stat"))),
+        "started_at": _started_at(start, _read(None, os.path.join(proc, "stat"))),
     }
     for name, value in found.items():
         if value is not None and value != "":
             fields[name] = value
-    return fields, _number(status.get("Uid"))
+    return _Process(fields, _number(status.get("Uid")), _number(status.get("Gid")), start)
 
 
 def _status(text: str) -> dict[str, str]:
@@ -110,13 +127,18 @@ def _number(text: str | None) -> int | None:
     return int(word) if word.isascii() and word.isdigit() else None
 
 
-def _started_at(stat: str, machine_stat: str) -> int | None:
-    """Return the process's start in Unix seconds, from field 22 of stat, counted behind the *last* parenthesis (R15)."""
+def _start_ticks(stat: str) -> int | None:
+    """Return a process's start in ticks since boot: field 22 of stat, counted behind the *last* parenthesis (R15)."""
     fields = stat.rpartition(")")[2].split()
+    return int(fields[19]) if len(fields) >= 20 and fields[19].isdigit() else None
+
+
+def _started_at(start: int | None, machine_stat: str) -> int | None:
+    """Return a process's start in Unix seconds."""
     boot = next((line.split()[1] for line in machine_stat.split("\n") if line.startswith("btime ")), "")
-    if len(fields) < 20 or not fields[19].isdigit() or not boot.isdigit():
+    if start is None or not boot.isdigit():
         return None
-    return int(boot) + int(fields[19]) // os.sysconf("SC_CLK_TCK")
+    return int(boot) + start // os.sysconf("SC_CLK_TCK")
 
 
 def _cgroup(text: str) -> str | None:

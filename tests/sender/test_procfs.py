@@ -1,5 +1,6 @@
 """What the report believes of /proc: a tree of files that lies in every way that a process can make it lie."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from securecore.report import CrashReport, parse_report
 from securecore.sender.kernel_arguments import KernelArguments
 from securecore.sender.procfs import ARGUMENTS, UNVERIFIED, VERIFIED, snapshot
 
-STATUS = "Name:\t{name}\nPPid:\t1\nUid:\t33\t33\t33\t33\nThreads:\t7\n"
+STATUS = "Name:\t{name}\nPPid:\t1\nUid:\t33\t33\t33\t33\nGid:\t34\t34\t34\t34\nThreads:\t7\n"
 STAT = "4711 ({comm}) R 1 1 1 0 -1 4194304 0 0 0 0 0 0 0 0 20 0 7 0 12345 0 0"
 
 
@@ -39,9 +40,9 @@ class Proc:
         for name, content in files.items():
             (self.process / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
-    def snapshot(self, *, uid: int = 33, pidfd: int | None = 3) -> dict[str, Any]:
+    def snapshot(self, *, uid: int = 33, gid: int = 34, pidfd: int | None = 3) -> dict[str, Any]:
         """Take the snapshot for a crash of pid 4711."""
-        return snapshot(KernelArguments(4711, 4711, uid, 33, 11, 1, 0, 1, pidfd), str(self.path))
+        return snapshot(KernelArguments(4711, 4711, uid, gid, 11, 1, 0, 1, pidfd), str(self.path))
 
 
 @pytest.fixture
@@ -79,6 +80,35 @@ def test_a_pidfd_that_names_nobody_or_another_costs_the_proc_fields(proc: Proc, 
 def test_a_uid_that_is_not_the_kernels_costs_the_proc_fields(proc: Proc) -> None:
     """R1: the kernel's word goes before /proc's."""
     assert proc.snapshot(uid=0)["metadata"] == ARGUMENTS
+
+
+def test_a_gid_that_is_not_the_kernels_costs_the_proc_fields(proc: Proc) -> None:
+    """R1: a process of the same user and another group is another process."""
+    assert proc.snapshot(gid=33)["metadata"] == ARGUMENTS
+
+
+@pytest.mark.parametrize(("start", "metadata"), [(12344, ARGUMENTS), (12345, UNVERIFIED), (12346, UNVERIFIED)])
+def test_a_process_younger_than_the_handler_is_another_one(proc: Proc, start: int, metadata: str) -> None:
+    """R2 and R4: what began after us cannot have crashed before; that it began earlier proves nothing."""
+    (proc.path / "self/stat").write_text(STAT.format(comm="handler").replace("12345", str(start)))
+
+    assert proc.snapshot(pidfd=None)["metadata"] == metadata
+
+
+def test_a_process_that_is_reaped_while_it_is_read_costs_the_proc_fields(proc: Proc, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R2: the pidfd is asked after the last file was read: between opening /proc/PID and that moment the number changes hands."""
+    fdinfo, real = proc.path / "self/fdinfo/3", os.readlink
+    assert proc.snapshot()["metadata"] == VERIFIED
+
+    def reap(path: str, *, dir_fd: int | None = None) -> str:
+        fdinfo.write_text("pos:\t0\nPid:\t-1\n")
+        return real(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "readlink", reap)
+    fields = proc.snapshot()
+
+    assert fields["metadata"] == ARGUMENTS
+    assert not {"program", "executable", "command_line", "comm", "cgroup", "started_at"} & set(fields)
 
 
 def test_without_a_pidfd_the_fields_say_that_nothing_proves_them(proc: Proc) -> None:
@@ -139,15 +169,32 @@ def test_a_container_is_told_by_its_namespaces_and_its_id(proc: Proc) -> None:
     assert proc.snapshot()["container"] == identifier
 
 
+_READER = """
+import json, os, sys
+from securecore.sender.kernel_arguments import KernelArguments
+from securecore.sender.procfs import snapshot
+
+pid, pidfd = map(int, sys.argv[1:])
+print(json.dumps(snapshot(KernelArguments(pid, pid, os.getuid(), os.getgid(), 11, 1, 0, 1, pidfd))))
+"""
+
+
+def read_from_outside(pid: int, pidfd: int) -> dict[str, Any]:
+    """Take the snapshot of a process in one that is younger, as a handler is."""
+    reader = [sys.executable, "-I", "-c", _READER, str(pid), str(pidfd)]
+    result: dict[str, Any] = json.loads(subprocess.run(reader, pass_fds=(pidfd,), capture_output=True, check=True).stdout)
+    return result
+
+
+@pytest.mark.slow
 def test_a_live_process_on_the_real_proc() -> None:
     """The real thing: a child of ours, with a real pidfd."""
     child = subprocess.Popen([sys.executable, "-I", "-c", "input()"], stdin=subprocess.PIPE)
     pidfd = os.pidfd_open(child.pid)
     try:
-        arguments = KernelArguments(child.pid, child.pid, os.getuid(), os.getgid(), 11, 1, 0, 1, pidfd)
-        alive = snapshot(arguments)
+        alive = read_from_outside(child.pid, pidfd)
         child.communicate(b"\n")
-        reaped = snapshot(arguments)
+        reaped = read_from_outside(child.pid, pidfd)
     finally:
         os.close(pidfd)
 
