@@ -153,8 +153,10 @@ def build_crasher(source: Path, directory: Path) -> Path:
     return program
 
 
-def start_crash(arguments: list[str], cwd: Path, user: int | None = None) -> "subprocess.Popen[bytes]":
-    """Start a program that will crash, with an unlimited RLIMIT_CORE; as *user*, and that group, when one is given."""
+def start_crash(
+    arguments: Sequence[str | bytes], cwd: Path, user: int | None = None, *, stdout: int = subprocess.DEVNULL
+) -> "subprocess.Popen[bytes]":
+    """Start a program that will crash, with an unlimited RLIMIT_CORE and no input; as *user*, and that group, when one is given."""
 
     def prepare() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -163,4 +165,6 @@ def start_crash(arguments: list[str], cwd: Path, user: int | None = None) -> "su
             os.setresgid(user, user, user)
             os.setresuid(user, user, user)
 
-    return subprocess.Popen(arguments, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=prepare)
+    return subprocess.Popen(
+        arguments, cwd=cwd, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.DEVNULL, preexec_fn=prepare
+    )
