@@ -20,8 +20,11 @@ def yield_to_others() -> None:
     """Lower our priority and offer ourselves to the OOM killer first; what cannot be had is left."""
     try:
         os.nice(5)
-        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
-            score.write("500")
+        score = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(score, b"500")
+        finally:
+            os.close(score)
     except OSError:
         pass
 
