@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from securecore.cli import main
+from securecore.cli.machine.plan import state_path
 from securecore.cli.machine.root import Root
 from securecore.errors import StorageError
 from securecore.sender import installation
+from securecore.sender.configuration import DEFAULT_SPOOL
 from securecore.sender.settings import load_settings
 from tests.support.certificates import Fleet
 
@@ -269,17 +271,25 @@ def test_unknown_key_names_file_and_line(root: Path, capsys: pytest.CaptureFixtu
     assert "etc/securecore/sender.toml:2: unknown key 'reciever'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("target", [installation.HANDLER, installation.SETTINGS, installation.SYSCTL, installation.CONFIGURATION])
+@pytest.mark.parametrize(
+    "target",
+    [
+        installation.HANDLER, installation.SETTINGS, installation.SYSCTL, installation.CONFIGURATION, installation.SERVICE,
+        installation.TIMER, installation.TIMER_LINK, DEFAULT_SPOOL, state_path("sender"),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("kind", ["link", "dangling", "fifo", "directory"])
 def test_hostile_file_is_refused(root: Path, tmp_path: Path, target: str, kind: str) -> None:
     """A link, FIFO or directory where a file goes is refused; what a link leads to stays as it is, and nothing else is changed."""
     victim, place = tmp_path / "victim", root / target[1:]
     victim.write_text("precious")
-    place.parent.mkdir(exist_ok=True)
+    for directory in reversed(place.parents):
+        directory.mkdir(mode=0o755, exist_ok=True)
     if kind == "fifo":
         os.mkfifo(place)
     elif kind == "directory":
         place.mkdir()
+        (place / "theirs").write_text("x")
     else:
         place.symlink_to(victim if kind == "link" else tmp_path / "nothing")
     names = sorted(snapshot(root)) if kind == "fifo" else snapshot(root)
