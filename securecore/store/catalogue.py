@@ -38,6 +38,8 @@ _SCHEMA: Final = (
     "CREATE TABLE marks (host TEXT PRIMARY KEY, inode INTEGER NOT NULL, changed_ns INTEGER NOT NULL) WITHOUT ROWID",
     f"PRAGMA user_version = {_VERSION}",
 )
+_FILES: Final = (CATALOGUE, f"{CATALOGUE}-wal", f"{CATALOGUE}-shm", f"{CATALOGUE}-journal")
+"""The database and what SQLite puts beside it (sqlite.org/tempfiles.html); it writes to what stands under these names."""
 _COLUMNS: Final = ", ".join(DumpRow._fields)
 _INSERT: Final = f"INSERT OR REPLACE INTO dumps ({_COLUMNS}) VALUES ({', '.join('?' for _ in DumpRow._fields)})"  # noqa: S608  # constants
 _SELECT: Final = f"SELECT {_COLUMNS} FROM dumps WHERE received_at >= ?"  # noqa: S608  # constants
@@ -177,7 +179,7 @@ def _open_connection(store: Store, *, discard: bool) -> sqlite3.Connection:
     if os.fstat(store.fd).st_uid != os.geteuid():
         return _copy_in_memory(store, discard=discard)
     if discard:
-        for name in (CATALOGUE, f"{CATALOGUE}-wal", f"{CATALOGUE}-shm", f"{CATALOGUE}-journal"):
+        for name in _FILES:
             directory.remove_file(name, store.fd)
     _check_place(store)
     connection = None
@@ -236,15 +238,17 @@ def _prepare(connection: sqlite3.Connection) -> None:
 
 
 def _check_place(store: Store) -> None:
-    """Refuse a link or anything else in the catalogue's place: SQLite would follow it."""
-    try:
-        status = os.stat(CATALOGUE, dir_fd=store.fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise directory.disk_refused(error, "cannot look at the catalogue") from error
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-        raise StorageError(f"cannot open the catalogue: {store.path}/{CATALOGUE} is not a regular file", hint="remove it")
+    """Refuse a link or anything else in the place of a file of the catalogue's: SQLite would follow it, or write to it."""
+    for name in _FILES:
+        try:
+            status = os.stat(name, dir_fd=store.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise directory.disk_refused(error, "cannot look at the catalogue") from error
+        # The last process that closes the catalogue removes the side files: between two looks such a one has no name left.
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            raise StorageError(f"cannot open the catalogue: {store.path}/{name} is not a regular file", hint="remove it")
 
 
 def _path(store: Store) -> str:
