@@ -7,6 +7,7 @@ death by the end of a pipe, kill -9 included, and puts the old values back.
 import fcntl
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -76,10 +77,7 @@ def guard(old_pattern: str, old_limit: str) -> None:
 
 
 def _take_lock(deadline: float) -> int:
-    try:
-        lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise ConfigError(f"cannot set core_pattern: {error.strerror}", hint="only root can") from error
+    lock = _open_lock()
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -89,6 +87,19 @@ def _take_lock(deadline: float) -> int:
                 os.close(lock)
                 raise BusyError("another process borrows core_pattern", hint="wait until it has finished") from error
             time.sleep(0.05)
+
+
+def _open_lock() -> int:
+    try:
+        lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    except OSError as error:
+        hint = "only root can" if os.geteuid() != 0 else f"look at {_LOCK}"
+        raise ConfigError(f"cannot set core_pattern: {(error.strerror or '').lower()}", hint=hint) from error
+    status = os.fstat(lock)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(lock)
+        raise ConfigError(f"cannot set core_pattern: {_LOCK} is not a file of its own", hint="look at it, then remove it")
+    return lock
 
 
 def _write(limit: str, pattern: str) -> None:
