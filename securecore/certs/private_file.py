@@ -33,10 +33,11 @@ def _read(path: Path, max_bytes: int, *, private: bool) -> bytes:
         raise NotFoundError(f"{path}: no such file") from error
     except OSError as error:
         raise StorageError(f"{path}: can't be opened: {error.strerror}") from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise ConfigError(f"{path}: not a regular file")
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ConfigError(f"{path}: not a regular file")
         if private:
             _check_private(path, status)
         if status.st_size > max_bytes:
