@@ -34,7 +34,7 @@ from securecore.limits import KIB, MAX_CERTIFICATE_BYTES
 from securecore.pki.keys import AskPassphrase, load_ca_key
 from securecore.pki.ledger import Fields, Ledger, format_time
 from securecore.pki.minting import Authority
-from securecore.pki.staging import PRIVATE_MODE, disk_errors
+from securecore.pki.staging import disk_errors, open_own
 
 FORMAT: Final = "securecore-pki 1"
 FOLDERS: Final = {"root-ca": "root", "hosts-ca": "hosts", "receivers-ca": "receivers"}
@@ -93,7 +93,9 @@ class PkiDirectory:
         """Hold the PKI's lock, waiting for it; the kernel drops it if we die, so it can't be left behind."""
         path = self.path / "lock"
         with disk_errors(path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_MODE)
+            descriptor = open_own(path, os.O_RDWR | os.O_CREAT)
+            if descriptor is None:
+                raise NotFoundError(f"{path}: no PKI there any more")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         try:
             yield
@@ -108,6 +110,8 @@ def open_pki(path: Path) -> PkiDirectory:
         raise NotFoundError(f"{path}: no PKI there", hint=hint)
     if not _FORMAT_TEXT.match(read_public(path / "FORMAT", KIB)):
         raise ConfigError(f"{path / 'FORMAT'}: not the format of this version, which is {FORMAT!r}")
+    if (path / "issued").is_symlink():
+        raise ConfigError(f"{path / 'issued'}: a link: certificates would be written behind it", hint="put the directory there")
     settings_path = path / "pki.toml"
     try:
         settings = tomllib.loads(read_public(settings_path, 64 * KIB).decode("utf-8"))

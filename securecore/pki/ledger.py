@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Final
 
 from securecore.errors import BrokenError, NotFoundError
-from securecore.pki.staging import PRIVATE_MODE, disk_errors
+from securecore.pki.staging import disk_errors, open_own
 
 _START: Final = "0" * 64
 
@@ -113,17 +113,18 @@ class Ledger:
         self._replay(lines)
         head = {"seq": len(lines) + 1, "prev": _digest(lines[-1]) if lines else _START, "time": format_time(time), "event": event}
         line = json.dumps({**head, **fields}, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
-        with disk_errors(self.path):
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_MODE)
-            with os.fdopen(descriptor, "r+b", buffering=0) as file:
-                _append_line(file, sum(len(one) + 1 for one in lines), line)
+        descriptor = open_own(self.path, os.O_RDWR | os.O_CREAT)
+        if descriptor is None:
+            raise NotFoundError(f"{self.path}: no directory for a ledger")
+        with disk_errors(self.path), os.fdopen(descriptor, "r+b", buffering=0) as file:
+            _append_line(file, sum(len(one) + 1 for one in lines), line)
 
     def _whole_lines(self) -> list[bytes]:
-        with disk_errors(self.path):
-            try:
-                data = self.path.read_bytes()
-            except FileNotFoundError:
-                data = b""
+        descriptor = open_own(self.path, os.O_RDONLY)
+        if descriptor is None:
+            return []
+        with disk_errors(self.path), os.fdopen(descriptor, "rb") as file:
+            data = file.read()
         return data.split(b"\n")[:-1]
 
     def _replay(self, lines: list[bytes]) -> State:

@@ -103,6 +103,25 @@ def write_new(path: Path, data: bytes, mode: int) -> None:
             os.fsync(descriptor)
 
 
+def open_own(path: Path, flags: int) -> int | None:
+    """Return a descriptor of the regular file *path*, None when it is not there; with O_CREAT it is made, for its owner only.
+
+    No link is followed and no FIFO waited for. Raises StorageError when something else stands there and, for writing, when the file
+    has a second name, under which the bytes would appear too.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, PRIVATE_MODE)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(f"{path}: can't be opened: {error.strerror}") from error
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and not (flags & os.O_RDWR and status.st_nlink > 1):
+        return descriptor
+    os.close(descriptor)
+    raise StorageError(f"{path}: not a regular file with one name", hint="look at it, then put a file of its own in its place")
+
+
 def replace(path: Path, data: bytes, mode: int) -> None:
     """Replace a file's content in one step, keeping the mode and owner of what was there; *mode* is for a new file.
 
