@@ -62,6 +62,14 @@ class CrashReport(NamedTuple):
     core_name: str | None = None
     """The file name that a person sent the core from; shown, never used as a path."""
 
+    @property
+    def is_sensitive(self) -> bool:
+        """Whether the process had changed its privileges or could not be read, so that its core may hold what its user may not see.
+
+        Dump modes other than 1: PR_SET_DUMPABLE of prctl(2), fs.suid_dumpable of proc(5). CVE-2022-4415, CVE-2025-4598 (R3).
+        """
+        return self.dump_mode not in (None, 1)
+
     def encode(self, spare_bytes: int = 0) -> bytes:
         """Return the canonical JSON: present fields only, keys sorted, ASCII, no spaces.
 

@@ -44,6 +44,8 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     state = row["state"]
     if state != "complete" and row.get("outcome"):
         state = f"{state} ({row['outcome']})"
+    if row["sensitive"]:
+        state += ", sensitive"
     return (
         terminal.short_id(row["id"]),
         terminal.when(datetime.fromisoformat(row["received_at"])),

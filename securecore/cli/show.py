@@ -103,6 +103,9 @@ def _print_crash(report: CrashReport, analysis: _Analysis, host: str) -> None:
     )  # fmt: skip
     if report.uuid is not None:
         _field(".uuid", terminal.printable(report.uuid))
+    if report.is_sensitive:
+        words = "the process had changed its privileges, its memory may hold what its user may not see"
+        _field("sensitive", f"{words} (dump mode {report.dump_mode})")
     if report.metadata is not None:
         _field("metadata", terminal.printable(report.metadata))
     if analysis.problem is not None:
@@ -164,6 +167,7 @@ def _document(report: CrashReport, papers: "evidence.Papers", host: str, dump: s
         "stored_bytes": stored,
         "frames": manifest.frames if manifest else None,
         "root": manifest.root.hex() if manifest else None,
+        "sensitive": report.is_sensitive,
         "report": {key: value for key, value in report._asdict().items() if value is not None},
         "certificate": papers.certificate.fingerprint if papers.certificate else None,
         "entry": papers.receipt.leaf_index if papers.receipt else None,

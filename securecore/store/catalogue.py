@@ -22,7 +22,7 @@ from securecore.names import DumpId, HostName, NameRefused
 from securecore.store.layout import CATALOGUE, Place, Store
 from securecore.store.rows import DumpRow, format_time, row_of
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 _BUSY_S: Final = 5.0
 _BATCH: Final = 1000
 _SETTLED_NS: Final = 2_000_000_000
@@ -32,7 +32,7 @@ that was younger than this when it was taken is not kept."""
 _SCHEMA: Final = (
     "CREATE TABLE dumps (id TEXT NOT NULL, host TEXT NOT NULL, state TEXT NOT NULL, outcome TEXT, received_at TEXT NOT NULL,"
     " size_bytes INTEGER, stored_bytes INTEGER NOT NULL, frames INTEGER, signal INTEGER, program TEXT, pid INTEGER, build_id TEXT,"
-    " executable TEXT, crashed_at INTEGER, PRIMARY KEY (host, id)) WITHOUT ROWID",
+    " executable TEXT, crashed_at INTEGER, sensitive INTEGER NOT NULL, PRIMARY KEY (host, id)) WITHOUT ROWID",
     "CREATE INDEX by_time ON dumps (received_at, id)",
     "CREATE INDEX by_host_and_time ON dumps (host, received_at, id)",
     "CREATE TABLE marks (host TEXT PRIMARY KEY, inode INTEGER NOT NULL, changed_ns INTEGER NOT NULL) WITHOUT ROWID",
@@ -157,7 +157,8 @@ class Catalogue:
 
     def _select(self, host: HostName | None, earliest: str) -> list[DumpRow]:
         query, arguments = (_SELECT, (earliest,)) if host is None else (f"{_SELECT} AND host = ?", (earliest, str(host)))
-        return list(map(DumpRow._make, self._connection.execute(f"{query} ORDER BY received_at DESC, id DESC", arguments)))
+        found = map(DumpRow._make, self._connection.execute(f"{query} ORDER BY received_at DESC, id DESC", arguments))
+        return [DumpRow(*row[:-1], bool(row.sensitive)) for row in found]
 
     def _add_all(self, rows: Iterable[DumpRow]) -> None:
         self._connection.executemany(_INSERT, rows)

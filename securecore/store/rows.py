@@ -40,6 +40,8 @@ class DumpRow(NamedTuple):
     executable: str | None
     crashed_at: int | None
     """Unix seconds by the host's clock."""
+    sensitive: bool = False
+    """Whether the process had changed its privileges, as the host says: its core may hold what its user may not see."""
 
 
 def row_of(files: DumpFiles) -> DumpRow:
@@ -66,6 +68,7 @@ def row_of(files: DumpFiles) -> DumpRow:
         build_id=report.build_id,
         executable=report.executable,
         crashed_at=_small(report.crashed_at),
+        sensitive=report.is_sensitive,
     )
 
 
