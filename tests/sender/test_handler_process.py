@@ -5,6 +5,7 @@ wait, which is after.
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,11 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from securecore import tls
+from securecore import limits, tls
+from securecore.certs import jws
+from securecore.dump.manifest import CUT, parse_manifest
 from securecore.errors import ConfigError, UnreachableError
 from securecore.names import Address
+from securecore.sender.flush import flush
+from securecore.sender.spool import open_spool
 from tests.support.certificates import Fleet
 from tests.support.kernel import Installed, kernel_arguments, wait_until, write_script
+from tests.support.receivers import papers_of, running_receiver
 
 pytestmark = [
     pytest.mark.slow,
@@ -212,3 +218,25 @@ def test_a_handler_does_not_dump_core_even_as_root(waiting: Waiting) -> None:
     assert owner == 0
     assert not [name for name in names if name.startswith("socket:")]
     assert code == ConfigError.exit_code
+
+
+def test_what_a_crashing_handler_had_spooled_is_kept_and_labelled(fleet: Fleet, tmp_path: Path) -> None:
+    """R19: a signal that dumps core ends a handler in the middle; the frames that it had kept arrive later, as a cut dump."""
+    installed = Installed(tmp_path, fleet.host, [Address("127.0.0.1:9")], (USER, GROUP))
+    handler = start(installed.handler)
+    assert handler.stdin is not None
+    try:
+        handler.stdin.write(os.urandom(3 * limits.PIECE_BYTES))
+        handler.stdin.flush()
+        wait_until(lambda: any(core.stat().st_size for core in (installed.spool / "dumps").glob("*/core.zst")) or None)
+        handler.send_signal(signal.SIGSEGV)
+    finally:
+        code = let_go(handler)
+    with running_receiver(fleet.receiver, tmp_path / "store") as receiver:
+        flushed = list(flush(open_spool(str(installed.spool)), receiver.addresses, papers_of(fleet.host)))
+
+    assert code == -signal.SIGSEGV
+    assert [(one.failure, one.sent_frames > 0) for one in flushed] == [(None, True)]
+    assert installed.spooled() == []
+    (manifest,) = (tmp_path / "store/hosts").glob("*/*/manifest.jws")
+    assert parse_manifest(jws.parse(manifest.read_bytes(), limits.MAX_MANIFEST_BYTES).payload).outcome == CUT
