@@ -41,10 +41,10 @@ def signal_name(number: int | None) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """Return a number of things, in words that agree: ``1 frame``, ``2 frames``, ``2 entries``."""
+    """Return a number of things, in words that agree: ``1 frame``, ``2 days``, ``2 entries``."""
     if number == 1:
         return f"1 {noun}"
-    return f"{number} {noun[:-1]}ies" if noun.endswith("y") else f"{number} {noun}s"
+    return f"{number} {noun[:-1]}ies" if noun.endswith("y") and noun[-2] not in "aeiou" else f"{number} {noun}s"
 
 
 def when(moment: datetime, now: datetime | None = None) -> str:
@@ -83,6 +83,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def good(text: str) -> str:
     """Return *text* in green where there is colour."""
     return click.style(text, fg="green")
+
+
+def doubtful(text: str) -> str:
+    """Return *text* in yellow where there is colour."""
+    return click.style(text, fg="yellow")
 
 
 def bad(text: str) -> str:
