@@ -43,6 +43,16 @@ class _List(NamedTuple):
     crl: x509.CertificateRevocationList
 
 
+class Age(NamedTuple):
+    """How old one CA's list is; *problem* is the line that ``warnings`` has on it, None when there is none."""
+
+    owner: str
+    age_days: int
+    days_left: int
+    """Below zero when it has expired."""
+    problem: str | None
+
+
 class RevocationLists:
     """The CRLs of one crl.pem, at most one for each CA; immutable, so threads may share it."""
 
@@ -106,21 +116,37 @@ class RevocationLists:
 
     def warnings(self, now: datetime) -> list[str]:
         """Return a line for the operator on each list that is expired, in the last third of its life, or from the future."""
-        lines: list[str] = []
-        for found in self._lists:
-            owner = chain.common_name(found.issuer.subject)
-            until = f"{found.next_update:%Y-%m-%d %H:%M} UTC"
-            if now > found.next_update:
-                lines.append(f"the revocation list of {owner} expired on {until}; it counts for a short grace only")
-            elif found.this_update > now + timedelta(seconds=BACKDATED_S):
-                lines.append(f"the revocation list of {owner} was made in the future; compare the clocks")
-            elif found.next_update - now < (found.next_update - found.this_update) / 3:
-                lines.append(f"the revocation list of {owner} expires on {until}; make a new one with `securecore pki crl`")
-        return lines
+        problems = (_problem(found, now) for found in self._lists)
+        return [problem for problem in problems if problem is not None]
+
+    def ages(self, now: datetime) -> list[Age]:
+        """Return how old each list is, in whole days."""
+        return [
+            Age(
+                chain.common_name(found.issuer.subject),
+                (now - found.this_update).days,
+                (found.next_update - now).days,
+                _problem(found, now),
+            )
+            for found in self._lists
+        ]
 
     def _find(self, issuer: x509.Certificate) -> _List | None:
         mark = _authority(issuer)
         return next((found for found in self._lists if found.mark == mark), None)
+
+
+def _problem(found: _List, now: datetime) -> str | None:
+    """Return what an operator should know of a list's dates, in one line; None when they are as they should be."""
+    owner = chain.common_name(found.issuer.subject)
+    until = f"{found.next_update:%Y-%m-%d %H:%M} UTC"
+    if now > found.next_update:
+        return f"the revocation list of {owner} expired on {until}; it counts for a short grace only"
+    if found.this_update > now + timedelta(seconds=BACKDATED_S):
+        return f"the revocation list of {owner} was made in the future; compare the clocks"
+    if found.next_update - now < (found.next_update - found.this_update) / 3:
+        return f"the revocation list of {owner} expires on {until}; make a new one with `securecore pki crl`"
+    return None
 
 
 def _authority(certificate: x509.Certificate) -> bytes:

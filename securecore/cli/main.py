@@ -18,6 +18,7 @@ COMMANDS: Final = {
     "receive": ("receive", "Run a receiver: take dumps from hosts into a store."),
     "send": ("send", "Send a core that you have at hand."),
     "setup": ("setup", "Make this machine a sender or a receiver."),
+    "doctor": ("doctor", "What is wrong with this machine's set-up, and what mends it."),
     "handler": ("handler", "What the kernel starts for each crash; by hand, to try it."),
     "spool": ("spool", "What this host could not deliver yet: list it, deliver it."),
     "list": ("listing", "List the dumps in a store."),

@@ -101,6 +101,8 @@ def flush_(
     settings: Settings | None = None
     if spool_path is None or not receivers or identity is None:
         settings = load_settings(settings_path)
+    if settings is not None:
+        _tell_drift()
     where = spool_path or (settings.spool if settings else "")
     who = str(identity) if identity is not None else (settings.identity if settings else "")
     targets = receivers or (settings.receivers if settings else ())
@@ -137,6 +139,18 @@ def flush_(
     elif not results:
         click.echo("nothing to deliver")
     return code
+
+
+def _tell_drift() -> None:
+    """Write a line to the system log when the kernel no longer starts what set-up installed: the timer is who notices (R26)."""
+    from securecore.cli.machine.drift import find_drift
+    from securecore.cli.machine.root import Root
+    from securecore.sender.system_log import log
+
+    with Root(Path("/")) as root:
+        drift = find_drift(root)
+    if drift is not None:
+        log("pattern-drift", found=drift.found, installed=drift.installed, hint="securecore doctor")
 
 
 def _rfc3339(milliseconds: int) -> str:

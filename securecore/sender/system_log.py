@@ -8,7 +8,7 @@ from typing import Final
 _DAEMON: Final = 3 << 3
 _ERROR, _WARNING, _NOTICE = 3, 4, 5
 """Facility and severities of RFC 3164 section 4.1.1, as /dev/log takes them."""
-_WARNINGS: Final = ("spool", "untidy")
+_WARNINGS: Final = ("spool", "untidy", "pattern")
 """How events begin that lost nothing, but that somebody should look at."""
 
 

@@ -125,6 +125,8 @@ BAD: dict[str, tuple[int, Arguments]] = {
     "elf match: no such program": (4, lambda p: ["elf", "match", p.core, p.missing]),
     "elf match: no core": (6, lambda p: ["elf", "match", p.core, "/proc/self/exe"]),
     "elf match: no store": (4, lambda p: ["elf", "match", ID, "/proc/self/exe", "--store", p.missing]),
+    "doctor: a root that is not there": (3, lambda p: ["doctor", "--root", p.missing]),
+    "doctor: nothing is set up": (4, lambda p: ["doctor", "--root", p.empty]),
     "demo: directory exists": (3, lambda p: ["demo", "--keep", p.empty]),
     "pki init: domain is no domain": (
         8,

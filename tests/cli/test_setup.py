@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from securecore.cli import main
 from securecore.cli.machine.plan import state_path
 from securecore.cli.machine.root import Root
 from securecore.errors import StorageError
@@ -18,8 +17,8 @@ from securecore.sender import installation
 from securecore.sender.configuration import DEFAULT_SPOOL
 from securecore.sender.settings import load_settings
 from tests.support.certificates import Fleet
+from tests.support.machines import USER, make_root, setup
 
-USER = "990:990" if os.geteuid() == 0 else f"{os.getuid()}:{os.getgid()}"
 SENDER = ["--to", "collector.example:4455", "--to", "[fd00::5]:4455", "--identity", "/etc/securecore/identity", "--user", USER]
 RECEIVER = ["--listen", "0.0.0.0:4455", "--user", USER]
 PATTERN = "|/usr/libexec/securecore/handler %P %I %u %g %s %t %c %d %F"
@@ -30,22 +29,7 @@ Snapshot = dict[str, tuple[object, ...]]
 @pytest.fixture
 def root(tmp_path: Path, fleet: Fleet) -> Path:
     """A root as a machine before set-up has it, with both identities carried there."""
-    return make_root(tmp_path, fleet)
-
-
-def make_root(tmp_path: Path, fleet: Fleet) -> Path:
-    """Make tmp_path/root a machine before set-up."""
-    made = tmp_path / "root"
-    for directory in ("etc/securecore", "etc/sysctl.d", "usr/libexec", "proc/sys/kernel"):
-        (made / directory).mkdir(parents=True)
-    for directory in (made, *(path for path in made.rglob("*") if path.is_dir())):
-        directory.chmod(0o755)
-    (made / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\ncrash:x:{}:{}::/:/bin/false\n".format(*USER.split(":")))
-    (made / "proc/sys/kernel/core_pattern").write_text("core\n")
-    (made / "proc/sys/kernel/core_pipe_limit").write_text("0\n")
-    shutil.copytree(fleet.host, made / "etc/securecore/identity")
-    shutil.copytree(fleet.receiver, made / "etc/securecore/receiver")
-    return made
+    return make_root(tmp_path / "root", fleet)
 
 
 def snapshot(root: Path) -> Snapshot:
@@ -56,11 +40,6 @@ def snapshot(root: Path) -> Snapshot:
         content = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
         found[str(path.relative_to(root))] = (stat.filemode(status.st_mode), status.st_uid, status.st_gid, content)
     return found
-
-
-def setup(root: Path, role: str, *arguments: str) -> int:
-    """Run ``securecore setup ROLE --root ROOT ARGUMENTS`` and return its exit code."""
-    return main.run(["setup", role, "--root", str(root), *arguments])
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ from typing import Final
 import pytest
 
 from securecore.sender import installation
-from tests.cli.test_setup import PATTERN, SENDER, USER, make_root, setup, snapshot
+from tests.cli.test_setup import PATTERN, SENDER, snapshot
 from tests.support.certificates import Fleet
+from tests.support.machines import USER, make_root, setup
 from tests.support.kernel import kernel_arguments
 
 CORES: Final = "/var/lib/securecore/cores"
@@ -22,7 +23,7 @@ LOCAL_PATTERN: Final = PATTERN.replace("/handler ", f"/handler --local {CORES} -
 @pytest.fixture
 def root(tmp_path: Path, fleet: Fleet) -> Path:
     """A root as a machine before set-up has it."""
-    return make_root(tmp_path, fleet)
+    return make_root(tmp_path / "root", fleet)
 
 
 def pattern_of(root: Path) -> str:

@@ -45,7 +45,7 @@ def apply(steps: Iterable[Step], role: str, root: Root) -> Iterator[Done]:
     todo = [step for step in complete if not step.is_done(root)]
     if todo:
         records = [step.record(root) for step in todo]
-        _save(_merge(_load(role, root) or [], records), role, root)
+        _save(_merge(load_records(role, root) or [], records), role, root)
     for step in complete:
         if step in todo:
             step.do(root)
@@ -59,7 +59,7 @@ def undo(role: str, root: Root) -> Iterator[Done]:
 
     Raises NotFoundError when there was no set-up.
     """
-    records = _load(role, root)
+    records = load_records(role, root)
     if records is None:
         raise NotFoundError(
             f"{root.outside(state_path(role))}: no such file: no `setup {role}` to undo",
@@ -101,7 +101,8 @@ def _merge(old: list[Record], new: Iterable[Record]) -> list[Record]:
     return list(merged.values())
 
 
-def _load(role: str, root: Root) -> list[Record] | None:
+def load_records(role: str, root: Root) -> list[Record] | None:
+    """Return what is on record of the set-ups of *role*; None when there were none, ConfigError when it is none of ours."""
     found = root.find(state_path(role))
     if found is None:
         return None

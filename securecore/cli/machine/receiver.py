@@ -17,7 +17,7 @@ from securecore.cli.machine.users import User
 from securecore.errors import ConfigError, NotFoundError, SecurecoreError
 from securecore.names import Address
 from securecore.receiver import installation
-from securecore.receiver.material import load_material
+from securecore.receiver.material import Material, load_material
 from securecore.sender.local_mode import is_plain_path
 
 # ProtectHome= and PrivateTmp= of the unit put an empty directory over these.
@@ -43,6 +43,15 @@ def check_paths(store: str, identity: str) -> None:
 
 def check_identity(identity: str, root: Root, now: datetime) -> tuple[Judgement, list[str]]:
     """Return whom the receiver's identity stands for, and warnings; raises SecurecoreError when it is not fit to receive."""
+    material, warnings = load_own(identity, root, now)
+    return material.own, warnings + material.revocation.warnings(now)
+
+
+def load_own(identity: str, root: Root, now: datetime) -> tuple[Material, list[str]]:
+    """Return the receiver's material, and warnings about its place; raises SecurecoreError when it is not fit to receive.
+
+    Not checked: the age of the revocation lists.
+    """
     place = root.outside(identity)
     warnings = trust.check_trusted(os.path.dirname(identity), root, "identity")
     if root.is_live and not trust.is_reachable(os.path.dirname(identity)):
@@ -53,7 +62,7 @@ def check_identity(identity: str, root: Root, now: datetime) -> tuple[Judgement,
     except NotFoundError as error:
         hint = _ISSUE_HINT if root.is_live else f"--identity is a path on the machine that boots from {root.path}"
         raise NotFoundError(error.message, hint=error.hint or hint) from error
-    return material.own, warnings + material.revocation.warnings(now)
+    return material, warnings
 
 
 _ISSUE_HINT: Final = "make one with `securecore pki issue receiver NAME --address ADDRESS --out IDENTITY`, and carry it here"

@@ -1,0 +1,150 @@
+"""What can be wrong with a receiver: unit, identity, revocation lists, store, log key, and whether one runs."""
+
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from datetime import datetime
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+from securecore.certs.revocation import RevocationLists
+from securecore.cli import terminal
+from securecore.cli.checkup.findings import Finding, attempt, ok, warning, wrong
+from securecore.cli.checkup.shared import certificate_finding, room_finding
+from securecore.cli.machine import plan, receiver, users
+from securecore.cli.machine.interpreter import find_interpreter
+from securecore.cli.machine.root import Root
+from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, DEFAULT_STORE
+from securecore.errors import ConfigError, NotFoundError
+from securecore.names import Address, NameRefused
+from securecore.receiver import installation
+from securecore.store.layout import LOCK, Store, open_store
+
+SETUP: Final = "securecore setup receiver --listen ADDR:PORT"
+START: Final = f"systemctl enable --now {os.path.basename(installation.SERVICE).removesuffix('.service')}"
+
+
+class Places(NamedTuple):
+    """Where a receiver has its things, as its unit says or the command line."""
+
+    store: str = DEFAULT_STORE
+    identity: str = DEFAULT_RECEIVER_IDENTITY
+    listen: tuple[Address, ...] = ()
+    user: str | None = None
+    """Of a unit only, as the rest of its lines."""
+    group: str | None = None
+    unit: bytes | None = None
+
+
+def is_set_up(root: Root) -> bool:
+    """Return whether anything of a receiver's set-up is here."""
+    return any(root.status(path) is not None for path in (installation.SERVICE, plan.state_path("receiver")))
+
+
+def find_places(root: Root, store: str | None, identity: str | None) -> Places:
+    """Return the places that a unit names, but for those that are given; raises ConfigError for a unit that is none of ours."""
+    found = root.find(installation.SERVICE)
+    places = _parse_unit(found.content, root.outside(installation.SERVICE)) if found is not None else Places()
+    return places._replace(store=store or places.store, identity=identity or places.identity)
+
+
+def check_receiver(places: Places, root: Root, now: datetime) -> Iterator[Finding]:
+    """Yield what is found; changes nothing."""
+    if places.unit is not None:
+        yield from attempt("unit", lambda: _unit(places, root))
+    yield from attempt("identity", lambda: _identity(places, root, now))
+    yield from attempt("store", lambda: _store(places, root))
+
+
+def _parse_unit(content: bytes, place: str) -> Places:
+    text = content.decode("utf-8", "replace")
+    lines = dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))
+    try:
+        words = shlex.split(lines.get("ExecStart", "").replace("%%", "%"))
+        values = [(option, value) for option, value in pairwise(words) if option.startswith("--")]
+        listen = tuple(Address(value) for option, value in values if option == "--listen")
+        return Places(dict(values)["--store"], dict(values)["--identity"], listen, lines["User"], lines.get("Group"), content)
+    except (KeyError, ValueError, NameRefused) as error:
+        raise ConfigError(f"{place}: not a unit that set-up has written", hint=SETUP) from error
+
+
+def _unit(places: Places, root: Root) -> Iterator[Finding]:
+    place, executable = root.outside(installation.SERVICE), find_interpreter().executable
+    expected = installation.receiver_service(
+        executable, places.listen, places.store, places.identity, places.user or "", places.group
+    )
+    again = "securecore setup receiver " + " ".join(f"--listen {address}" for address in places.listen)
+    if expected != places.unit:
+        yield warning("unit", f"{place} is not what this installation writes", again)
+    else:
+        yield ok("unit", f"{place}, listens on {' '.join(map(str, places.listen))} as {places.user}")
+
+
+def _identity(places: Places, root: Root, now: datetime) -> Iterator[Finding]:
+    material, warnings = receiver.load_own(places.identity, root, now)
+    yield certificate_finding("identity", material.own, now, f"securecore pki issue receiver {material.own.name} --out IDENTITY")
+    for words in warnings:
+        yield warning("identity", words)
+    yield from _revocation(material.revocation, root.outside(f"{places.identity}/crl.pem"), now)
+
+
+def _revocation(lists: RevocationLists, place: str, now: datetime) -> Iterator[Finding]:
+    remedy = f"securecore pki crl, where the CA is; copy its crl.pem to {place} and `systemctl reload securecore-receiver`"
+    for found in lists.ages(now):
+        days = terminal.count(abs(found.days_left), "day")
+        words = f"of {found.owner}, {terminal.count(found.age_days, 'day')} old, "
+        words += f"{days} left" if found.days_left >= 0 else f"expired {days} ago"
+        if found.problem is None:
+            yield ok("revocation list", words)
+        else:
+            yield (wrong if found.days_left < 0 else warning)("revocation list", f"{words}: {found.problem}", remedy)
+
+
+def _store(places: Places, root: Root) -> Iterator[Finding]:
+    place = root.outside(places.store)
+    try:
+        store = open_store(place)
+    except NotFoundError:
+        yield warning("store", f"no store in {place} yet: the receiver makes it when it starts", START)
+        return
+    with store:
+        status, user = os.fstat(store.fd), users.find_user(places.user, root) if places.user and ":" not in places.user else None
+        if user is not None and status.st_uid != user.uid:
+            yield wrong(
+                "store", f"{place} belongs to uid {status.st_uid}, not to {user.name}", f"chown -R {user.uid}:{user.gid} {place}"
+            )
+        else:
+            yield ok("store", f"{place}, id {store.store_id}")
+        yield room_finding("store's room", place)
+        yield _runs(store, root)
+        yield _log_key(store, root, places)
+
+
+def _runs(store: Store, root: Root) -> Finding:
+    """Whether a receiver holds the store's lock; to try the lock could keep one from starting, so the kernel's list is read."""
+    try:
+        status = os.stat(LOCK, dir_fd=store.fd, follow_symlinks=False)
+        with open("/proc/locks", encoding="ascii") as locks:
+            held = _holder(locks.read(), status.st_ino)
+    except OSError as error:
+        return warning("receiver", f"cannot tell whether one runs: {(error.strerror or '').lower()}")
+    if held is not None:
+        return ok("receiver", f"runs (pid {held})")
+    return wrong("receiver", "none runs on this store", START) if root.is_live else ok("receiver", "none runs on this store")
+
+
+def _holder(locks: str, inode: int) -> int | None:
+    """Return the pid that holds a flock on a file with *inode*, by the text of /proc/locks (proc_locks(5))."""
+    found = re.search(rf"^\d+: FLOCK +\w+ +WRITE +(\d+) +[0-9a-f]+:[0-9a-f]+:{inode} ", locks, re.MULTILINE)
+    return int(found.group(1)) if found else None
+
+
+def _log_key(store: Store, root: Root, places: Places) -> Finding:
+    ours, kept = root.find(f"{places.identity}/log-key.jws"), store.read_log_key()
+    if kept is None:
+        return ok("log key", "not in the store yet: the receiver puts it there when it starts")
+    if ours is None or ours.content != kept:
+        words = "the store's log-key.jws is not the identity's: it counts from the next start on"
+        return warning("log key", words, "systemctl restart securecore-receiver")
+    return ok("log key", "the store's statement is the identity's")

@@ -1,0 +1,228 @@
+"""What can be wrong with a sender, in the order of a core's way: kernel, handler, settings, identity, spool, receiver."""
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from securecore import limits
+from securecore.cli import terminal
+from securecore.cli.checkup.findings import Finding, attempt, ok, warning, wrong
+from securecore.cli.checkup.reach import reach
+from securecore.cli.checkup.shared import certificate_finding, room_finding
+from securecore.cli.machine import plan, rivals, sender, systemd, trust, users
+from securecore.cli.machine.drift import CORE_PATTERN, CORE_PIPE_LIMIT, read_setting
+from securecore.cli.machine.interpreter import find_interpreter
+from securecore.cli.machine.root import Root
+from securecore.errors import ConfigError, SecurecoreError, UnreachableError
+from securecore.sender import installation
+from securecore.sender.configuration import parse_configuration
+from securecore.sender.settings import Settings, load_settings
+from securecore.sender.spool import open_spool
+
+SETUP: Final = "securecore setup sender"
+
+_WAITING_TOO_LONG: Final = timedelta(hours=1)
+"""Twelve times the flush timer's five minutes."""
+
+_CLOCK_SLACK: Final = timedelta(minutes=5)
+"""As much as certificates are backdated, for clocks that differ."""
+
+
+def is_set_up(root: Root) -> bool:
+    """Return whether anything of a sender's set-up is here."""
+    places = (installation.CONFIGURATION, installation.SETTINGS, plan.state_path("sender"))
+    return any(root.status(path) is not None for path in places)
+
+
+def check_sender(root: Root, now: datetime, *, offline: bool) -> Iterator[Finding]:
+    """Yield what is found; changes nothing. *offline* leaves the receivers alone."""
+    yield from attempt("core_pattern", lambda: _core_pattern(root))
+    yield from attempt("core_pipe_limit", lambda: _pipe_limit(root))
+    yield from attempt("next boot", lambda: _next_boot(root))
+    yield from attempt("handler", lambda: _handler(root))
+    yield from attempt("interpreter", lambda: _interpreter(root))
+    yield from attempt("configuration", lambda: _configuration(root))
+    try:
+        settings = load_settings(root.outside(installation.SETTINGS))
+    except SecurecoreError as error:
+        yield wrong("settings", error.message, error.hint or SETUP)
+        return
+    yield from attempt("settings", lambda: _settings(settings, root))
+    yield from attempt("clock", lambda: _clock(root, now))
+    yield from attempt("identity", lambda: _identity(settings, root, now))
+    yield from attempt("spool", lambda: _spool(settings, root, now))
+    yield from attempt("flush timer", lambda: _timer(root))
+    if not offline:
+        yield from attempt("receiver", lambda: _receivers(settings, root))
+
+
+def _core_pattern(root: Root) -> Iterator[Finding]:
+    expected, found = installation.core_pattern(installation.HANDLER), read_setting(CORE_PATTERN, root)
+    if found is None:
+        yield ok("core_pattern", "not set yet: this root is not running")
+    elif found == expected:
+        yield ok("core_pattern", found)
+    else:
+        yield wrong("core_pattern", f"is {found[: limits.CORE_PATTERN_MAX]!a}: crashes do not come to securecore", SETUP)
+
+
+def _pipe_limit(root: Root) -> Iterator[Finding]:
+    found = read_setting(CORE_PIPE_LIMIT, root)
+    if found == "0":
+        words = "is 0: any number of handlers at once, and the kernel keeps /proc of a crashed process for none of them"
+        yield warning("core_pipe_limit", words, SETUP)
+    elif found is not None:
+        yield ok("core_pipe_limit", f"at most {found} crashes at once")
+
+
+def _next_boot(root: Root) -> Iterator[Finding]:
+    """The sysctl.d file that sets both kernel settings when the machine boots, and who else does."""
+    found, name = root.find(installation.SYSCTL), "next boot"
+    if found is None or found.content != installation.sysctl_file(installation.core_pattern(installation.HANDLER)):
+        what = "is missing" if found is None else "is not what set-up writes"
+        yield wrong(name, f"{root.outside(installation.SYSCTL)} {what}: core_pattern will not be ours", SETUP)
+    others = rivals.find_rivals(root, installation.SYSCTL)
+    for path in others.later:
+        place = root.outside(path)
+        yield wrong(name, f"{place} sets core_pattern too, is read after ours and wins", f"take kernel.core_pattern out of {place}")
+    for service in others.services:
+        yield warning(name, f"{service} sets core_pattern when it starts", f"systemctl disable --now {service}")
+    if not others.later and not others.services and found is not None:
+        yield ok(name, f"{root.outside(installation.SYSCTL)} sets core_pattern, and nothing after it does")
+
+
+def _handler(root: Root) -> Iterator[Finding]:
+    """What the kernel starts as root: that it is ours, and that nobody else can change it (R26)."""
+    place, found = root.outside(installation.HANDLER), root.find(installation.HANDLER)
+    if found is None:
+        yield wrong("handler", f"{place} is missing: a crash starts nothing", SETUP)
+        return
+    warnings = trust.check_trusted(installation.HANDLER, root, "handler")
+    if found.content != installation.handler_script(find_interpreter().executable):
+        starts = found.content.split(b"\n")[0].decode("utf-8", "backslashreplace")[:200]
+        yield wrong("handler", f"{place} is not what this installation writes; it begins with {starts!a}", SETUP)
+    elif not found.mode & 0o111:
+        yield wrong("handler", f"{place} cannot be started (mode {found.mode:04o})", SETUP)
+    else:
+        yield ok("handler", place)
+    for words in warnings:
+        yield warning("handler", words)
+
+
+def _interpreter(root: Root) -> Iterator[Finding]:
+    interpreter = find_interpreter()
+    warnings = interpreter.check(root)
+    yield ok("interpreter", interpreter.executable)
+    for words in warnings:
+        yield warning("interpreter", words)
+    if root.is_live and interpreter.stale_sources():
+        yield warning("interpreter", "bytecode is missing or old: each crash compiles it again", SETUP)
+
+
+def _configuration(root: Root) -> Iterator[Finding]:
+    place, found = root.outside(installation.CONFIGURATION), root.find(installation.CONFIGURATION)
+    if found is None:
+        yield wrong("configuration", f"{place} is missing", f"{SETUP} --to HOST:PORT --identity IDENTITY")
+        return
+    parse_configuration(found.content, place)
+    yield ok("configuration", place)
+
+
+def _settings(settings: Settings, root: Root) -> Iterator[Finding]:
+    """The handler's settings, against the configuration that they were compiled from."""
+    place, source = root.outside(installation.SETTINGS), root.outside(installation.CONFIGURATION)
+    warnings = trust.check_trusted(installation.SETTINGS, root, "settings")
+    found = root.find(installation.CONFIGURATION)
+    if found is not None:
+        try:
+            said = parse_configuration(found.content, source)
+        except ConfigError:
+            return  # The check before this one has said so.
+        user = users.find_user(said.user, root)
+        if user is None and ":" not in said.user:
+            yield wrong("settings", f"user {said.user} of {source} does not exist", SETUP)
+        owner = (user.uid, user.gid) if user is not None else (settings.uid, settings.gid)
+        if settings != Settings(said.receivers, said.identity, said.spool, *owner):
+            yield wrong("settings", f"{place} is older than {source}: what stands there does not hold yet", SETUP)
+            return
+    yield ok("settings", f"{place}, to {' '.join(map(str, settings.receivers))} as {settings.uid}:{settings.gid}")
+    for words in warnings:
+        yield warning("settings", words)
+
+
+def _clock(root: Root, now: datetime) -> Iterator[Finding]:
+    """A clock that is behind what set-up has written is behind for certificates too."""
+    status = root.status(installation.SETTINGS)
+    written = datetime.fromtimestamp(status.st_mtime, UTC) if status is not None else now
+    if now + _CLOCK_SLACK < written:
+        words = f"says {now:%Y-%m-%d %H:%M} UTC, but the settings were written at {written:%Y-%m-%d %H:%M}"
+        yield wrong("clock", words, "timedatectl set-ntp true")
+    else:
+        yield ok("clock", f"{now:%Y-%m-%d %H:%M} UTC")
+
+
+def _identity(settings: Settings, root: Root, now: datetime) -> Iterator[Finding]:
+    own, warnings = sender.check_identity(settings.identity, root, now)
+    yield certificate_finding("identity", own, now, f"securecore pki issue host {own.name} --out IDENTITY")
+    for words in warnings:
+        yield warning("identity", words)
+
+
+def _spool(settings: Settings, root: Root, now: datetime) -> Iterator[Finding]:
+    place = root.outside(settings.spool)
+    warnings = trust.check_trusted(os.path.dirname(settings.spool), root, "spool")
+    spool = open_spool(place)
+    try:
+        owner, dumps = spool.owner, spool.dump_ids()
+    finally:
+        spool.close()
+    if owner != (settings.uid, settings.gid):
+        words = f"{place} belongs to {owner[0]}:{owner[1]}, but the handler is {settings.uid}:{settings.gid} and cannot write there"
+        yield wrong("spool", words, f"chown -R {settings.uid}:{settings.gid} {place}")
+        return
+    oldest = terminal.moment(dumps[0].time_ms / 1000) if dumps else None
+    if oldest is None:
+        yield ok("spool", f"{place}, nothing waits")
+    else:
+        words = f"{terminal.count(len(dumps), 'dump')} in {place}, the oldest since {oldest:%Y-%m-%d %H:%M} UTC"
+        is_late = now - oldest > _WAITING_TOO_LONG
+        yield warning("spool", words, "securecore spool flush") if is_late else ok("spool", words)
+    yield room_finding("spool's room", place)
+    for words in warnings:
+        yield warning("spool", words)
+
+
+def _timer(root: Root) -> Iterator[Finding]:
+    """What delivers the spool: the units as set-up writes them, the timer enabled, and at work."""
+    interpreter = find_interpreter().executable
+    units = {installation.SERVICE: installation.flush_service(interpreter), installation.TIMER: installation.flush_timer()}
+    for path, content in units.items():
+        found = root.find(path)
+        if found is None or found.content != content:
+            what = "is missing" if found is None else "is not what this installation writes"
+            yield wrong("flush timer", f"{root.outside(path)} {what}", SETUP)
+            return
+    if root.link_target(installation.TIMER_LINK) != installation.TIMER:
+        yield wrong("flush timer", "is not enabled: nothing delivers what waits", SETUP)
+    elif not root.is_live:
+        yield ok("flush timer", "enabled")
+    elif not systemd.is_running(root):
+        yield warning("flush timer", "no systemd runs here", "have `securecore spool flush` run every five minutes")
+    elif systemd.is_active(os.path.basename(installation.TIMER)):
+        yield ok("flush timer", "enabled, and waiting for its next time")
+    else:
+        yield wrong("flush timer", "is enabled and not active", f"systemctl start {os.path.basename(installation.TIMER)}")
+
+
+def _receivers(settings: Settings, root: Root) -> Iterator[Finding]:
+    """Each receiver with a real handshake, up to READY; one that is away matters little where another takes us."""
+    answers = reach(root.outside(settings.identity), (settings.uid, settings.gid), settings.receivers)
+    is_any_ready = any("store" in answer for answer in answers)
+    for answer in answers:
+        if "store" in answer:
+            yield ok("receiver", f"{answer['address']} takes us, store {answer['store']}")
+        elif is_any_ready and answer["code"] == UnreachableError.exit_code:
+            yield warning("receiver", answer["error"], answer["hint"])
+        else:
+            yield wrong("receiver", answer["error"], answer["hint"] or "securecore doctor, on the receiver")
