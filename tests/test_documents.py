@@ -190,6 +190,26 @@ def test_every_test_named_in_security_exists() -> None:
     assert [promise.splitlines()[0] for promise in promises if "::test_" not in promise] == []
 
 
+def test_every_rule_for_crash_handlers_has_its_test_or_its_reason() -> None:
+    """R1 to R27, in order, each once: with tests that fail when it does not hold, or with why it cannot apply."""
+    section = text_of(ROOT / "SECURITY.md").partition("## Rules for crash handlers")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in section.splitlines() if line.startswith("| R")]
+    rules = {row[0]: row for row in rows[1:]}
+
+    assert rows[0][0] == "Rule"
+    assert [row[0] for row in rows[1:]] == [f"R{number}" for number in range(1, 28)]
+    assert [rule for rule, row in rules.items() if len(row) != 4 or not all(row)] == []
+    assert [rule for rule, row in rules.items() if not re.search(r"::test_|^Cannot apply: .", row[3])] == []
+
+
+def test_every_rule_that_the_code_names_is_in_the_table() -> None:
+    """Comments and docstrings name rules by number; there are no others than those of the table."""
+    sources = [*ROOT.glob("securecore/**/*.py"), *ROOT.glob("tests/**/*.py")]
+    named = {int(number) for path in sources for number in re.findall(r"\bR(\d{1,2})\b(?!=)", path.read_text("utf-8"))}
+
+    assert named <= set(range(1, 28))
+
+
 def test_no_document_names_a_developers_machine() -> None:
     """No home directory, no checkout, no interpreter of whoever wrote it."""
     private = [r"/home/\w", r"/Users/\w", r"[A-Z]:\\Users", r"\.pyenv/versions", r"site-packages/\w"]

@@ -169,6 +169,16 @@ def test_a_container_is_told_by_its_namespaces_and_its_id(proc: Proc) -> None:
     assert proc.snapshot()["container"] == identifier
 
 
+@pytest.mark.parametrize("missing", ["4711/ns", "self/ns"])
+def test_namespaces_that_cannot_be_read_are_a_container_s(proc: Proc, missing: str) -> None:
+    """R5: the answer in doubt is that it is one, also where our own cannot be read either."""
+    for directory in {missing, "4711/ns"}:
+        for name in ("mnt", "pid"):
+            (proc.path / directory / name).unlink()
+
+    assert proc.snapshot()["container"] == "unknown"
+
+
 _READER = """
 import json, os, sys
 from securecore.sender.kernel_arguments import KernelArguments
