@@ -154,7 +154,7 @@ def _container(directory: int, cgroup: str | None, proc: str) -> str | None:
     """Return a container's id, "unknown" when the process lives in other namespaces without one; None on the host itself (R5)."""
     own = _link(None, os.path.join(proc, "self/ns/mnt")), _link(None, os.path.join(proc, "self/ns/pid"))
     its = _link(directory, "ns/mnt"), _link(directory, "ns/pid")
-    if its == own:
+    if its == own and all(own):
         return None
     identifier = _CONTAINER_ID.search(cgroup or "")
     return identifier.group() if identifier else "unknown"
