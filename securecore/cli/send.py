@@ -38,10 +38,13 @@ def command(file: str, receivers: tuple[Address, ...], identity: Path, spool_pat
 
     What the core in a file says of its crash (signal, program, ids, build-id) travels with it as its report.
     """
+    from securecore.sender import privileges
     from securecore.sender.credentials import read_credentials
     from securecore.sender.spool import create_spool, open_spool
     from securecore.sender.transfer import Papers, Parcel, carry
 
+    # The key is read next: a crash of ours must not send it to the collector in a core (R19).
+    privileges.forbid_own_core()
     papers = Papers(tls.sender_context(str(identity)), read_credentials(str(identity)))
     spool = None
     if spool_path is not None:

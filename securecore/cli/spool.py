@@ -98,6 +98,7 @@ def flush_(
     from securecore.sender.spool import open_spool
     from securecore.sender.transfer import Papers
 
+    privileges.forbid_own_core()
     settings: Settings | None = None
     if spool_path is None or not receivers or identity is None:
         settings = load_settings(settings_path)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from securecore import limits
@@ -154,7 +154,7 @@ def _settings(settings: Settings, root: Root) -> Iterator[Finding]:
 def _clock(root: Root, now: datetime) -> Iterator[Finding]:
     """A clock that is behind what set-up has written is behind for certificates too."""
     status = root.status(installation.SETTINGS)
-    written = datetime.fromtimestamp(status.st_mtime, UTC) if status is not None else now
+    written = (terminal.moment(status.st_mtime) if status is not None else None) or now
     if now + _CLOCK_SLACK < written:
         words = f"says {now:%Y-%m-%d %H:%M} UTC, but the settings were written at {written:%Y-%m-%d %H:%M}"
         yield wrong("clock", words, "timedatectl set-ntp true")
