@@ -3,11 +3,10 @@
 import json
 import os
 import shutil
-import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +24,7 @@ from securecore.sender import installation
 from securecore.sender.spool import EntryStart, open_spool
 from tests.support.certificates import HOST_NAME, Fleet, make_fleet, no_passphrase
 from tests.support.kernel import Installed, needs_kernel, wait_until
-from tests.support.machines import USER, make_root, receiver_running, seeing, setup
+from tests.support.machines import USER, SystemLog, make_root, receiver_running, seeing, setup
 from tests.support.receivers import running_receiver
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be a machine's other users")
@@ -427,55 +426,51 @@ def test_drift_of_the_kernels_own_core_pattern_is_found(machine: Machine) -> Non
     }  # fmt: skip
 
 
-@pytest.fixture
-def system_log(tmp_path: Path) -> Iterator[tuple[socket.socket, Path]]:
-    """A system log, and the directory that it is ``log`` in: a /dev for processes that are made to see it as theirs."""
-    device = tmp_path / "dev"
-    device.mkdir()
-    for name in ("null", "urandom"):
-        (device / name).touch()
-    fd = os.open(device, os.O_RDONLY | os.O_DIRECTORY)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
-        # Through a descriptor: a socket's address has room for 107 bytes only.
-        log.bind(f"/proc/self/fd/{fd}/log")
-        log.setblocking(False)
-        yield log, device
-    os.close(fd)
+@pytest.mark.slow
+@pytest.mark.root
+@needs_kernel
+def test_the_running_machine_is_looked_at_like_an_image(machine: Machine) -> None:
+    """Without --root the same checks are made on /, with its own kernel, clock and services; here it is seen with other files."""
+    machine.set_up_sender(NOWHERE)
+    machine.set_up_receiver()
+    with receiver_running(machine.file(RECEIVER), machine.file(STORE)):
+        pass
+    places = [(machine.file(path), Path(path)) for path in ("/etc", "/var/lib", "/usr/libexec")]
+    result = run_where(places, "doctor", "--json")
+    found = {(one["role"], one["check"]): one for one in json.loads(result.stdout)["checks"]}
+
+    assert (result.returncode, result.stderr) == (3, "")
+    assert found["sender", "core_pattern"]["level"] == "wrong"
+    assert found["sender", "handler"]["words"] == installation.HANDLER
+    assert found["sender", "settings"]["level"] == found["sender", "identity"]["level"] == found["sender", "spool"]["level"] == "ok"
+    assert found["sender", "receiver"]["words"] == "127.0.0.1:9: connection refused"
+    assert found["receiver", "receiver"] == {
+        "role": "receiver", "check": "receiver", "level": "wrong", "words": "none runs on this store",
+        "remedy": "systemctl enable --now securecore-receiver",
+    }  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.root
 @needs_kernel
 @pytest.mark.parametrize(("pattern", "is_told"), [(PATTERN, False), ("|/tmp/evil %P\n<3>", True)])
-def test_the_timers_flush_tells_of_drift(
-    pattern: str, is_told: bool, machine: Machine, fleet: Fleet, tmp_path: Path, system_log: tuple[socket.socket, Path]
-) -> None:
+def test_the_timers_flush_tells_of_drift(pattern: str, is_told: bool, machine: Machine, fleet: Fleet, tmp_path: Path) -> None:
     """R26: with nothing to deliver, and nobody asking, the system log has one line when the kernel starts somebody else."""
-    log, device = system_log
     machine.set_up_sender(NOWHERE)
     (tmp_path / "host").mkdir()
     installed = Installed(tmp_path / "host", fleet.host, [NOWHERE])
     (tmp_path / "pattern").write_text(f"{pattern}\n")
-    places = [
-        *((Path("/dev") / name, device / name) for name in ("null", "urandom")), (device, Path("/dev")),
-        (machine.file("/var/lib"), Path("/var/lib")), (tmp_path / "pattern", Path("/proc/sys/kernel/core_pattern")),
-    ]  # fmt: skip
-    flush = run_where(places, "spool", "flush", "--settings", str(installed.settings))
-    lines = []
-    while (line := receive(log)) is not None:
-        lines.append(line)
+    with SystemLog(tmp_path / "dev") as log:
+        places = [
+            *log.places, (machine.file("/var/lib"), Path("/var/lib")),
+            (tmp_path / "pattern", Path("/proc/sys/kernel/core_pattern")),
+        ]  # fmt: skip
+        flush = run_where(places, "spool", "flush", "--settings", str(installed.settings))
+        lines = log.lines()
 
     assert (flush.returncode, flush.stdout) == (0, "nothing to deliver\n")
     assert [" pattern-drift " in line for line in lines] == [True] * is_told
     assert all(line.startswith("<28>securecore[") and line.isprintable() and "|/tmp/evil %P" in line for line in lines)
-
-
-def receive(log: socket.socket) -> str | None:
-    """Return the next line that was written to a system log, None when there is none."""
-    try:
-        return log.recv(65536).decode()
-    except BlockingIOError:
-        return None
 
 
 def test_a_damaged_record_of_set_up_keeps_nobody_from_flushing(machine: Machine) -> None:

@@ -3,10 +3,12 @@
 import ctypes
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 from securecore.cli import main
 from securecore.receiver.server import Receiver
@@ -15,6 +17,9 @@ from tests.support.receivers import running_receiver
 
 USER: Final = "990:990" if os.geteuid() == 0 else f"{os.getuid()}:{os.getgid()}"
 """Whom set-up gives files to; as nobody but root can give files away, ourselves elsewhere."""
+
+Places = Sequence[tuple[Path, Path]]
+"""What a process is to see, and in whose place."""
 
 _CLONE_NEWNS: Final = 0x20000
 _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
@@ -72,7 +77,39 @@ def receiver_running(identity: Path, store: Path) -> Iterator[Receiver]:
             os.close(fd)
 
 
-def seeing(places: Sequence[tuple[Path, Path]]) -> Callable[[], None]:
+class SystemLog:
+    """A system log of our own, for processes that see *directory* as their /dev; a context manager."""
+
+    def __init__(self, directory: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        directory.mkdir()
+        devices = [(Path("/dev") / name, directory / name) for name in ("null", "urandom")]
+        for _, place in devices:
+            place.touch()
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        # Through a descriptor: a socket's address has room for 107 bytes only.
+        self._socket.bind(f"/proc/self/fd/{fd}/log")
+        os.close(fd)
+        self.places: Places = [*devices, (directory, Path("/dev"))]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._socket.close()
+
+    def lines(self) -> list[str]:
+        """Return what was written since the last time, a line for each datagram."""
+        found: list[str] = []
+        while True:
+            try:
+                found.append(self._socket.recv(1 << 20).decode("utf-8", "backslashreplace"))
+            except BlockingIOError:
+                return found
+
+
+def seeing(places: Places) -> Callable[[], None]:
     """Return what a process runs before its program so that it, and nobody else, sees each first path in the second's place."""
 
     def replace() -> None:
