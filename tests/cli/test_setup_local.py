@@ -12,8 +12,8 @@ import pytest
 from securecore.sender import installation
 from tests.cli.test_setup import PATTERN, SENDER, snapshot
 from tests.support.certificates import Fleet
-from tests.support.machines import USER, make_root, setup
 from tests.support.kernel import kernel_arguments
+from tests.support.machines import USER, make_root, setup
 
 CORES: Final = "/var/lib/securecore/cores"
 LOCAL: Final = ["--local", CORES, "--format", "gz", "--keep", "10", "--user", USER]

@@ -25,10 +25,13 @@ TRACED: Final = (
     "chmod,fchmod,fchmodat,chown,fchown,lchown,fchownat,umask,chdir,fchdir,chroot,setns,unshare,ptrace,process_vm_readv,execve,"
     "connect,setgroups,setresgid,setresuid"
 )
-READ: Final = {"comm", "exe", "cmdline", "cgroup", "status", "stat"}
-"""All that is ever opened of a crashed process, in /proc/PID; its namespaces are told by links that are read and not followed."""
+READ: Final = {"comm", "cmdline", "cgroup", "status", "stat"}
+"""All that a handler opens of a crashed process, in /proc/PID; its namespaces are told by links that are read and not followed.
+Its program is opened by a child."""
 
-_CALL: Final = re.compile(r"^\d+ +(\w+)\((.*)\) += (.*)$")
+_CALL: Final = re.compile(r"^(\w+)\((.*)\) += (.*)$")
+_UNFINISHED: Final = re.compile(r"^(.*) <unfinished \.\.\.>$")
+_RESUMED: Final = re.compile(r"^<\.\.\. \w+ resumed>(.*)$")
 
 
 class Call(NamedTuple):
@@ -43,6 +46,8 @@ class Traced(NamedTuple):
     """A handler's calls, and the process that it was told had crashed: its pid, and a directory that all its paths lead into."""
 
     calls: list[Call]
+    child: list[Call]
+    """Those of the child that looks at the program."""
     pid: int
     place: Path
 
@@ -81,9 +86,29 @@ def traced(victim: int, place: Path, fleet: Fleet, receiver: Receiver, tmp_path:
     arguments = [str(victim), str(victim), *kernel_arguments()[2:]]
     tracer = ["strace", "-f", "-y", "-qq", "-s", "4096", "-o", str(log), "-e", f"trace={TRACED}", "-e", "signal=none"]
     subprocess.run([*tracer, str(installed.handler), *arguments], input=b"core", env={}, cwd="/", check=True, timeout=60)
-    matches = map(_CALL.match, log.read_text("utf-8", "backslashreplace").splitlines())
     assert len(installed.receipts()) == 1
-    return Traced([Call(*match.groups()) for match in matches if match is not None], victim, place)
+    calls = parse_trace(log.read_text("utf-8", "backslashreplace").splitlines())
+    (child,) = {tracee for tracee, call in calls if f"/proc/{victim}" in call.arguments and '"exe"' in call.arguments}
+    own, others = ([call for tracee, call in calls if (tracee == child) is is_child] for is_child in (False, True))
+    return Traced(own, others, victim, place)
+
+
+def parse_trace(lines: list[str]) -> list[tuple[str, Call]]:
+    """Return process or thread and call of each line, in the order in which calls began: those of others may come in between."""
+    begun: dict[str, int] = {}
+    whole: list[tuple[str, str]] = []
+    for line in lines:
+        tracee, text = line.split(maxsplit=1)
+        resumed = _RESUMED.match(text)
+        if resumed is not None and tracee in begun:
+            at = begun.pop(tracee)
+            whole[at] = tracee, whole[at][1] + resumed[1]
+            continue
+        unfinished = _UNFINISHED.match(text)
+        if unfinished is not None:
+            begun[tracee] = len(whole)
+        whole.append((tracee, unfinished[1] if unfinished is not None else text))
+    return [(tracee, Call(*match.groups())) for tracee, text in whole if (match := _CALL.match(text)) is not None]
 
 
 def test_nothing_that_the_process_names_is_opened(traced: Traced) -> None:
@@ -91,10 +116,22 @@ def test_nothing_that_the_process_names_is_opened(traced: Traced) -> None:
     process = re.compile(rf"/proc/{traced.pid}(?:<[^>]*>)?>?(?:, \"|/)?([\w/]*)")
     touched = {name for call in traced.calls for name in process.findall(call.arguments) if name}
 
-    assert touched == READ - {"exe"} or touched == READ
+    assert touched == READ
     assert [call for call in traced.calls if str(traced.place) in call.arguments] == []
     assert [call for call in traced.calls if call.name in ("chdir", "fchdir", "chroot", "setns", "unshare", "ptrace")] == []
     assert [call.name for call in traced.calls if call.name == "execve"] == ["execve"]
+
+
+def test_the_child_opens_the_program_alone_and_gives_up_what_it_was(traced: Traced) -> None:
+    """Of the process it opens exe, the file that the kernel holds; then groups, group and user go, and it does nothing else."""
+    names = [call.name for call in traced.child]
+    (opened,) = [call for call in traced.child if call.name == "openat" and f"/proc/{traced.pid}" in call.arguments]
+
+    assert opened.result.endswith(f"<{traced.place}/program>")
+    assert [call for call in traced.child if str(traced.place) in call.arguments] == []
+    assert [name for name in names if name.startswith("set")] == ["setgroups", "setresgid", "setresuid"]
+    assert names.index("openat") < names.index("setgroups")
+    assert set(names) == {"openat", "setgroups", "setresgid", "setresuid"}
 
 
 def test_the_network_is_met_after_everything_was_given_up(traced: Traced) -> None:
