@@ -33,6 +33,7 @@ NOWHERE = Address("127.0.0.1:9")
 RECEIVER = "/etc/securecore/receiver"
 STORE = "/var/lib/securecore/store"
 PATTERN = installation.core_pattern(installation.HANDLER)
+CORES = "/var/lib/securecore/cores"
 
 
 class Seen(NamedTuple):
@@ -48,7 +49,7 @@ class Seen(NamedTuple):
     def not_ok(self) -> set[str]:
         """Return the checks that found something, but for what a test machine cannot help: its Python's place, its disk's room."""
         names = {name for name, found in self.findings.items() if any(one["level"] != "ok" for one in found)}
-        return names - {"interpreter", "spool's room", "store's room"}
+        return names - {"interpreter", "spool's room", "store's room", "cores' room"}
 
 
 class Machine:
@@ -67,6 +68,11 @@ class Machine:
         """Make the machine a sender."""
         to = [word for address in receivers for word in ("--to", str(address))]
         assert setup(self.path, "sender", *to, "--identity", "/etc/securecore/identity", "--user", user) == 0
+        self._capture.readouterr()
+
+    def set_up_local(self) -> None:
+        """Make the machine keep its cores."""
+        assert setup(self.path, "sender", "--local", CORES, "--format", "gz", "--keep", "10", "--user", USER) == 0
         self._capture.readouterr()
 
     def set_up_receiver(self) -> None:
@@ -124,6 +130,56 @@ def test_a_sender_in_order_is_ok_and_left_as_it_is(machine: Machine, receiver: R
     assert HOST_NAME in seen.find("identity", "ok")["words"]
     assert "takes us, store" in seen.find("receiver", "ok")["words"]
     assert tree(machine.path) == before
+
+
+def test_a_machine_that_keeps_its_cores_is_looked_at_as_one(machine: Machine) -> None:
+    """Local mode has no settings, identity, spool or receiver; the pattern has its options."""
+    machine.set_up_local()
+    before = tree(machine.path)
+    seen = machine.doctor()
+
+    assert (seen.code, seen.not_ok()) == (0, set())
+    assert list(seen.findings) == [
+        "core_pattern", "core_pipe_limit", "next boot", "handler", "interpreter", "configuration", "cores", "cores' room",
+    ]  # fmt: skip
+    assert f"--local {CORES} --format gz --keep 10" in seen.find("core_pattern", "ok")["words"]
+    assert seen.find("cores", "ok")["words"].endswith(f"{CORES}, gz, the newest 10 are kept")
+    assert tree(machine.path) == before
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("harm", "level", "words"),
+    [
+        (lambda cores: cores.rmdir(), "wrong", "no such file"),
+        (lambda cores: cores.chmod(0o770), "wrong", "others than its owner can write there"),
+        (lambda cores: cores.chmod(0o755), "warning", "others may look into it"),
+        (lambda cores: os.chown(cores, 4711, 4711), "warning", "belongs to 4711:4711"),
+    ],
+    ids=["missing", "writable", "readable", "another owner's"],
+)
+def test_a_directory_of_cores_that_is_not_as_it_should_be(
+    harm: Callable[[Path], None], level: str, words: str, machine: Machine
+) -> None:
+    """What would lose cores is wrong, what would show them to others is a warning; each with what mends it."""
+    machine.set_up_local()
+    cores = machine.file(CORES)
+    for path in cores.iterdir():
+        path.unlink()
+    harm(cores)
+    found = machine.doctor().find("cores", level)
+
+    assert words in found["words"]
+    assert found["remedy"]
+
+
+def test_options_in_the_pattern_that_are_older_than_the_configuration(machine: Machine) -> None:
+    """A changed sender.toml that was not set up again: the kernel still starts the handler with the old options."""
+    machine.set_up_local()
+    configuration = machine.file(installation.CONFIGURATION)
+    configuration.write_text(configuration.read_text().replace("keep = 10", "keep = 20"))
+
+    assert machine.doctor().find("core_pattern", "wrong")["remedy"] == "securecore setup sender"
 
 
 def test_a_person_reads_it_from_top_to_bottom(machine: Machine) -> None:

@@ -14,9 +14,11 @@ from securecore.cli.machine import plan, rivals, sender, systemd, trust, users
 from securecore.cli.machine.drift import CORE_PATTERN, CORE_PIPE_LIMIT, read_setting
 from securecore.cli.machine.interpreter import find_interpreter
 from securecore.cli.machine.root import Root
-from securecore.errors import ConfigError, SecurecoreError, UnreachableError
+from securecore.errors import SecurecoreError, UnreachableError
 from securecore.sender import installation
-from securecore.sender.configuration import parse_configuration
+from securecore.sender.configuration import LocalConfiguration, SenderConfiguration, parse_configuration
+from securecore.sender.cores import open_cores
+from securecore.sender.local_mode import LocalMode
 from securecore.sender.settings import Settings, load_settings
 from securecore.sender.spool import open_spool
 
@@ -37,18 +39,25 @@ def is_set_up(root: Root) -> bool:
 
 def check_sender(root: Root, now: datetime, *, offline: bool) -> Iterator[Finding]:
     """Yield what is found; changes nothing. *offline* leaves the receivers alone."""
-    yield from attempt("core_pattern", lambda: _core_pattern(root))
+    said = _find_configuration(root)
+    local = said if isinstance(said, LocalConfiguration) else None
+    pattern = installation.core_pattern(installation.HANDLER, local.mode if local else None)
+    yield from attempt("core_pattern", lambda: _core_pattern(pattern, root))
     yield from attempt("core_pipe_limit", lambda: _pipe_limit(root))
-    yield from attempt("next boot", lambda: _next_boot(root))
+    yield from attempt("next boot", lambda: _next_boot(pattern, root))
     yield from attempt("handler", lambda: _handler(root))
     yield from attempt("interpreter", lambda: _interpreter(root))
     yield from attempt("configuration", lambda: _configuration(root))
+    if local is not None:
+        # Options stand in core_pattern, so there are no settings; and nothing is signed, sent or spooled.
+        yield from attempt("cores", lambda: _cores(local, root))
+        return
     try:
         settings = load_settings(root.outside(installation.SETTINGS))
     except SecurecoreError as error:
         yield wrong("settings", error.message, error.hint or SETUP)
         return
-    yield from attempt("settings", lambda: _settings(settings, root))
+    yield from attempt("settings", lambda: _settings(settings, said, root))
     yield from attempt("clock", lambda: _clock(root, now))
     yield from attempt("identity", lambda: _identity(settings, root, now))
     yield from attempt("spool", lambda: _spool(settings, root, now))
@@ -57,8 +66,17 @@ def check_sender(root: Root, now: datetime, *, offline: bool) -> Iterator[Findin
         yield from attempt("receiver", lambda: _receivers(settings, root))
 
 
-def _core_pattern(root: Root) -> Iterator[Finding]:
-    expected, found = installation.core_pattern(installation.HANDLER), read_setting(CORE_PATTERN, root)
+def _find_configuration(root: Root) -> SenderConfiguration | LocalConfiguration | None:
+    """Return what sender.toml says; None when it is missing or not understood, which has a check of its own."""
+    try:
+        found = root.find(installation.CONFIGURATION)
+        return parse_configuration(found.content, installation.CONFIGURATION) if found is not None else None
+    except SecurecoreError:
+        return None
+
+
+def _core_pattern(expected: str, root: Root) -> Iterator[Finding]:
+    found = read_setting(CORE_PATTERN, root)
     if found is None:
         yield ok("core_pattern", "not set yet: this root is not running")
     elif found == expected:
@@ -76,10 +94,10 @@ def _pipe_limit(root: Root) -> Iterator[Finding]:
         yield ok("core_pipe_limit", f"at most {found} crashes at once")
 
 
-def _next_boot(root: Root) -> Iterator[Finding]:
+def _next_boot(pattern: str, root: Root) -> Iterator[Finding]:
     """The sysctl.d file that sets both kernel settings when the machine boots, and who else does."""
     found, name = root.find(installation.SYSCTL), "next boot"
-    if found is None or found.content != installation.sysctl_file(installation.core_pattern(installation.HANDLER)):
+    if found is None or found.content != installation.sysctl_file(pattern):
         what = "is missing" if found is None else "is not what set-up writes"
         yield wrong(name, f"{root.outside(installation.SYSCTL)} {what}: core_pattern will not be ours", SETUP)
     others = rivals.find_rivals(root, installation.SYSCTL)
@@ -129,16 +147,11 @@ def _configuration(root: Root) -> Iterator[Finding]:
     yield ok("configuration", place)
 
 
-def _settings(settings: Settings, root: Root) -> Iterator[Finding]:
+def _settings(settings: Settings, said: SenderConfiguration | LocalConfiguration | None, root: Root) -> Iterator[Finding]:
     """The handler's settings, against the configuration that they were compiled from."""
     place, source = root.outside(installation.SETTINGS), root.outside(installation.CONFIGURATION)
     warnings = trust.check_trusted(installation.SETTINGS, root, "settings")
-    found = root.find(installation.CONFIGURATION)
-    if found is not None:
-        try:
-            said = parse_configuration(found.content, source)
-        except ConfigError:
-            return  # The check before this one has said so.
+    if isinstance(said, SenderConfiguration):
         user = users.find_user(said.user, root)
         if user is None and ":" not in said.user:
             yield wrong("settings", f"user {said.user} of {source} does not exist", SETUP)
@@ -146,6 +159,8 @@ def _settings(settings: Settings, root: Root) -> Iterator[Finding]:
         if settings != Settings(said.receivers, said.identity, said.spool, *owner):
             yield wrong("settings", f"{place} is older than {source}: what stands there does not hold yet", SETUP)
             return
+    elif root.find(installation.CONFIGURATION) is not None:
+        return  # It is not understood, and the check before this one has said so.
     yield ok("settings", f"{place}, to {' '.join(map(str, settings.receivers))} as {settings.uid}:{settings.gid}")
     for words in warnings:
         yield warning("settings", words)
@@ -167,6 +182,28 @@ def _identity(settings: Settings, root: Root, now: datetime) -> Iterator[Finding
     yield certificate_finding("identity", own, now, f"securecore pki issue host {own.name} --out IDENTITY")
     for words in warnings:
         yield warning("identity", words)
+
+
+def _cores(said: LocalConfiguration, root: Root) -> Iterator[Finding]:
+    """The directory of local mode: whose it is, who else sees into it, and its room."""
+    place = root.outside(said.mode.directory)
+    warnings = trust.check_trusted(os.path.dirname(said.mode.directory), root, "cores")
+    directory = open_cores(place)
+    user = users.find_user(said.user, root)
+    if user is not None and directory.owner != (user.uid, user.gid):
+        owner = ":".join(map(str, directory.owner))
+        yield warning("cores", f"{place} belongs to {owner}, so the handler becomes that, and not {said.user}", SETUP)
+    elif os.stat(place).st_mode & 0o077:
+        yield warning("cores", f"{place}: others may look into it, and cores hold secrets", f"chmod 0700 {place}")
+    else:
+        yield ok("cores", f"{place}, {_kept(said.mode)}")
+    yield room_finding("cores' room", place)
+    for words in warnings:
+        yield warning("cores", words)
+
+
+def _kept(mode: LocalMode) -> str:
+    return f"{mode.kind}, all of them are kept" if mode.keep is None else f"{mode.kind}, the newest {mode.keep} are kept"
 
 
 def _spool(settings: Settings, root: Root, now: datetime) -> Iterator[Finding]:
