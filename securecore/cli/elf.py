@@ -3,17 +3,15 @@
 import json
 import os
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import click
 
-from securecore import elfsize, limits
+from securecore import limits
 from securecore.cli import options, terminal
+from securecore.cli.core_files import analyse_file, find_report_beside, opened
 from securecore.cli.options import host_option, json_option, store_option
-from securecore.dump.frames import MAGIC
 from securecore.elf.analysis import CoreKind, analyse, identify_program
 from securecore.elf.matching import Crashed, Verdict, compare
 from securecore.elf.stamping import stamp
@@ -29,7 +27,7 @@ EPILOG = """\b
 Examples:
   securecore elf id /usr/sbin/nginx
   securecore elf match 9c41d07e /usr/sbin/nginx --store /var/lib/securecore/store
-  securecore elf match core.4711.zst build/app --report core.4711.json
+  securecore elf match /var/lib/securecore/cores/20261124T065359Z-app-4711.gz build/app
   securecore elf stamp build/app --uuid "$(git rev-parse HEAD)"
 Where the linker writes build-ids, as all distributions' do, no stamp is needed.
 """
@@ -45,18 +43,15 @@ def command() -> None:
 @json_option
 def id_(file: Path, as_json: bool) -> None:
     """Print what names FILE, a program, library, object or debug file; of a core, what names the program that crashed."""
-    with _opened(file) as fd:
-        kind = _core_kind(fd)
-        if kind is not None:
-            core = analyse(fd, kind)
-            ids, more = ProgramIds(build_id=core.build_id), {"kind": "core", "program": core.program, "executable": core.executable}
-        else:
-            ids, more = _identify(fd, file), {"kind": "program"}
+    with opened(file) as fd:
+        core = analyse_file(fd, file)
+        ids = ProgramIds(build_id=core.build_id) if core is not None else _identify(fd, file)
+    more = {"kind": "program"} if core is None else {"kind": "core", "program": core.program, "executable": core.executable}
     if as_json:
         click.echo(json.dumps({"file": str(file)} | more | ids._asdict(), indent=1))
         return
-    if kind is not None:
-        click.echo(f"core of    {terminal.printable(more['executable'] or more['program'], 200)}")
+    if core is not None:
+        click.echo(f"core of    {terminal.printable(core.executable or core.program, 200)}")
     for name, value in _lines(ids):
         click.echo(f"{name:<10} {value}")
 
@@ -72,7 +67,7 @@ def stamp_(program: Path, text: str | None, output: Path | None, replace: bool, 
 
     The section is not loaded, costs nothing at run time, and outlives strip. The sender reads it from the program that crashes.
     """
-    with _opened(program) as fd:
+    with opened(program) as fd:
         before = _identify(fd, program)
     if before.uuid is not None and not replace:
         words = f"{program}: has the .uuid {terminal.printable(before.uuid)} already"
@@ -100,10 +95,10 @@ def stamp_(program: Path, text: str | None, output: Path | None, replace: bool, 
 def match_(core: str, program: Path, report_path: Path | None, store_path: str, host_text: str | None, as_json: bool) -> int:
     """Say whether PROGRAM is the one that crashed: exit code 0 for yes, 9 for no, 4 when nothing can be compared.
 
-    The core is a dump in the store, by its id, or a file: as the kernel wrote it, or compressed by securecore. PROGRAM may be
+    The core is a dump in the store, by its id, or a file: as the kernel wrote it, or compressed (.zst, .gz, .zlib). PROGRAM may be
     stripped or not, or its separate debug file. The build-id is looked for in the core itself, a `.uuid` in its report.
     """
-    with _opened(program) as fd:
+    with opened(program) as fd:
         ids = _identify(fd, program)
     if os.path.exists(core):
         evidence = _evidence_in_file(Path(core), report_path)
@@ -135,22 +130,13 @@ class _Evidence(NamedTuple):
 
 
 def _evidence_in_file(path: Path, report_path: Path | None) -> _Evidence:
-    with _opened(path) as fd:
-        kind = _core_kind(fd)
-        if kind is None:
-            raise BrokenError(f"{path}: not a core", hint="a core as the kernel wrote it, or one that securecore has compressed")
-        summary = analyse(fd, kind)
-    found = report_path or _report_beside(path)
+    with opened(path) as fd:
+        summary = analyse_file(fd, path)
+    if summary is None:
+        raise BrokenError(f"{path}: not a core", hint="a core as the kernel wrote it, or compressed: .zst, .gz or .zlib")
+    found = report_path or find_report_beside(path)
     report = parse_report(options.read_file(found, limits.MAX_REPORT_BYTES)) if found else CrashReport()
     return _Evidence(summary, report, None)
-
-
-def _report_beside(path: Path) -> Path | None:
-    """Return the report that lies beside a core: ``core.4711.json`` of ``core.4711.zst``, ``report.json`` in a dump's directory."""
-    candidates = [path.with_suffix(".json")] if path.suffix else []
-    if path.name == "core.zst":
-        candidates.insert(0, path.with_name("report.json"))
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 def _evidence_in_store(text: str, store_path: str, host_text: str | None) -> _Evidence:
@@ -168,32 +154,6 @@ def _evidence_in_store(text: str, store_path: str, host_text: str | None) -> _Ev
                 return _Evidence(CoreSummary(), report, error.message)
             finally:
                 os.close(core)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    try:
-        # A FIFO that somebody left there must not make us wait.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{path}: no such file") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: {(error.strerror or '').lower()}") from error
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _core_kind(fd: int) -> CoreKind | None:
-    """Return what kind of core is behind *fd*; None when it is none that can be read at any place."""
-    try:
-        head = os.pread(fd, 64, 0)
-    except OSError:
-        return None
-    if head.startswith(MAGIC):
-        return CoreKind.STORED
-    return CoreKind.FILE if head.startswith(b"\x7fELF") and elfsize.expected_size(head) != -1 else None
 
 
 def _identify(fd: int, path: Path) -> ProgramIds:

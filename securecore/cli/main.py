@@ -25,10 +25,10 @@ COMMANDS: Final = {
     "show": ("show", "Show what is known of one dump."),
     "extract": ("extract", "Write a dump's core to a file; the act is audited."),
     "verify": ("verify", "Check dumps against what was signed."),
-    "elf": ("elf", "Say which program a core is of: build-ids and `.uuid` sections."),
+    "audit": ("audit", "Read and verify the audit logs of a store."),
     "compress": ("compress", "Compress a local file: .zst, .gz or .zlib."),
     "decompress": ("decompress", "Decompress a .zst, .gz or .zlib file, and believe it only when it is whole."),
-    "audit": ("audit", "Read and verify the audit logs of a store."),
+    "elf": ("elf", "Say which program a core is of: build-ids and `.uuid` sections."),
 }
 
 EPILOG: Final = """\b

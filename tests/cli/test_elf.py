@@ -1,14 +1,17 @@
 """Pairing cores and programs at the command line, with programs of the machine's own compiler."""
 
+import gzip
 import json
 import os
 import stat
 import subprocess
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from securecore.cli.main import run
 from securecore.dump.compression import Compressor
@@ -65,13 +68,28 @@ def test_id_prints_what_names_a_program(securecore: Securecore, tmp_path: Path) 
     }  # fmt: skip
 
 
+def pack(core: Path, ending: str) -> Path:
+    """Compress a core as gzip and zlib do."""
+    path, data = core.with_name(core.name + ending), core.read_bytes()
+    path.write_bytes(gzip.compress(data) if ending == ".gz" else zlib.compress(data))
+    return path
+
+
+def foreign_zstd(core: Path) -> Path:
+    """Compress a core as the zstd program does: one frame, which no reader at an offset can use."""
+    path = core.with_name("foreign.zst")
+    path.write_bytes(zstandard.ZstdCompressor(write_checksum=False).compress(core.read_bytes() + bytes(3 << 20)))
+    return path
+
+
 def test_id_of_a_core_is_that_of_the_program_that_crashed(securecore: Securecore, tmp_path: Path) -> None:
     """As the kernel wrote it, and compressed."""
     core, stored = tmp_path / "core", tmp_path / "core.zst"
     core.write_bytes(Crash().write())
     stored.write_bytes(Compressor().frame(Crash().write()))
 
-    for path in (core, stored):
+    packed = pack(core, ".gz"), pack(core, ".zlib"), foreign_zstd(core)
+    for path in (core, stored, *packed):
         code, text, _ = securecore("elf", "id", path)
         assert (code, text.split("\n")[:2]) == (0, ["core of    /usr/sbin/nginx", f"build-id   {BUILD_ID.hex()}"])
         assert json.loads(securecore("elf", "id", path, "--json")[1])["kind"] == "core"
@@ -218,6 +236,29 @@ def test_a_core_in_a_file_is_matched_with_the_report_beside_it(securecore: Secur
 
     assert beside == named == (0, "yes: both have .uuid build-77\n", "")
     assert (alone[0], "neither the core nor its report names the program" in alone[2]) == (4, True)
+
+
+@pytest.mark.parametrize("name", ["20261124T065359Z-app-4711.gz", "20261124T065359Z-app-4711.truncated.gz"])
+def test_a_core_of_local_mode_is_matched_also_when_it_was_cut(name: str, securecore: Securecore, tmp_path: Path) -> None:
+    """What names the program stands at the core's beginning; the report lies under the same stem."""
+    core = Crash().write() + os.urandom(2 << 20)
+    data = gzip.compress(core)
+    path = tmp_path / name
+    path.write_bytes(data[: len(data) // 2] if "truncated" in name else data)
+    (tmp_path / "20261124T065359Z-app-4711.json").write_bytes(CrashReport(uuid="build-77").encode())
+
+    matched = securecore("elf", "match", path, program(tmp_path, "app", uuid=b"build-77"), "--json")
+    document = json.loads(matched[1])
+
+    assert (matched[0], document["core"]["core_build_id"], document["core"]["report_uuid"]) == (0, BUILD_ID.hex(), "build-77")
+
+
+@pytest.mark.parametrize("data", [b"", b"no core at all " * 10, gzip.compress(b"no core at all " * 10), zlib.compress(b"")])
+def test_what_holds_no_core_is_none(data: bytes, securecore: Securecore, tmp_path: Path) -> None:
+    """Plain or compressed: one line."""
+    (tmp_path / "core.gz").write_bytes(data)
+    code, _, words = securecore("elf", "match", tmp_path / "core.gz", program(tmp_path, "app"))
+    assert (code, words.split("\n")[0]) == (6, f"securecore: {tmp_path}/core.gz: not a core")
 
 
 def test_a_dump_that_nobody_can_analyse_is_matched_by_its_report(stored: Any, securecore: Securecore, tmp_path: Path) -> None:
