@@ -20,7 +20,7 @@ from tests.support.crash_cores import Crash
 from tests.support.dumps import dump_id
 from tests.support.hands import Hand
 from tests.support.processes import receiving, send_file
-from tests.support.receivers import new_dump_id, papers_of, running_receiver, send_bytes
+from tests.support.receivers import new_dump_id, papers_of, running_receiver, send_bytes, wait_until_idle
 
 PEER = "127.0.0.1:53144"
 DUMP = dump_id(7)
@@ -148,6 +148,8 @@ def test_without_v_nothing_of_it_is_said_or_made(fleet: Fleet, tmp_path: Path, c
     with running_receiver(fleet.receiver, tmp_path / "store") as running:
         assert type(observer.observer_of(PEER)) is observer.Observer
         send_bytes(b"a core", papers_of(fleet.host), running.addresses)
+        # A stop that comes before the sender's farewell is heard would be one line more.
+        wait_until_idle(running)
     said = [record.getMessage().split()[0] for record in caplog.records]
 
     assert [word for word in said if not word.startswith("stop")] == ["started", "complete"]

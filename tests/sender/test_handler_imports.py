@@ -18,7 +18,7 @@ LOCAL: Final = (
     "import securecore.sender.handler, securecore.sender.crash, securecore.sender.local\n"
     "from securecore.dump.packing import make_packing\nmake_packing({kind!r}, None)"
 )
-NETWORK: Final = {"ssl", "_ssl", "socket", "select", "selectors", "securecore.tls", "securecore.wire", "securecore.sender.network"}
+NETWORK: Final = {"ssl", "_ssl", "socket", "selectors", "securecore.tls", "securecore.wire", "securecore.sender.network"}
 
 
 def loaded(statement: str) -> set[str]:

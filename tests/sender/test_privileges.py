@@ -1,8 +1,11 @@
 """What the handler gives up, and that it cannot get it back."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,18 +56,27 @@ def test_root_is_no_user_to_drop_to(uid: int, gid: int) -> None:
     assert "the user to become is root" in result.stderr
 
 
-def test_what_others_can_import_is_told_by_every_directory_on_the_way(tmp_path: Path) -> None:
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A directory that everybody may search, which those of pytest are not; its parents are left as they are."""
+    directory = Path(tempfile.mkdtemp(prefix="securecore-public-"))
+    directory.chmod(0o755)
+    yield directory
+    shutil.rmtree(directory)
+
+
+def test_what_others_can_import_is_told_by_every_directory_on_the_way(public: Path) -> None:
     """One directory on the way that others may not search is enough; the last one must be readable too; the absent do not count."""
-    inner = tmp_path / "a" / "b"
-    inner.mkdir(parents=True)
-    for directory in (tmp_path, tmp_path / "a", inner, tmp_path.parent, tmp_path.parent.parent):
+    inner = public / "a" / "b"
+    for directory in (inner.parent, inner):
+        directory.mkdir()
         directory.chmod(0o755)
 
     assert can_others_import([str(inner)])
-    assert can_others_import([str(inner), str(tmp_path / "absent")])
-    (tmp_path / "a").chmod(0o750)
+    assert can_others_import([str(inner), str(public / "absent")])
+    (public / "a").chmod(0o750)
     assert not can_others_import([str(inner)])
-    (tmp_path / "a").chmod(0o711)
+    (public / "a").chmod(0o711)
     assert can_others_import([str(inner)])
     inner.chmod(0o711)
     assert not can_others_import([str(inner)])
