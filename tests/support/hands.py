@@ -1,5 +1,7 @@
 """A sender that says what a test wants it to say, to a real receiver."""
 
+import socket
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,10 +18,21 @@ from securecore.sender import evidence
 from securecore.sender.delivery import Delivery, connect
 from securecore.sender.spool import EntryEnd
 from securecore.wire import messages
-from securecore.wire.messages import Accept, Message, Open, Receipt
+from securecore.wire.messages import Accept, Message, Open, Receipt, Refuse
 from tests.support.receivers import papers_of
 
 REPORT = b'{"program":"crasher"}'
+PATIENCE_S = 20.0
+"""How long a test waits for what takes milliseconds, before it calls it missing."""
+
+
+def first_message(data: bytes | bytearray) -> tuple[Message, int] | None:
+    """Return the message that *data* begins with and its length in bytes; None while it is not whole."""
+    if len(data) < messages.HEADER_BYTES:
+        return None
+    kind, length = messages.decode_header(data)
+    end = messages.HEADER_BYTES + length
+    return (messages.decode_body(kind, bytes(data[messages.HEADER_BYTES : end])), end) if len(data) >= end else None
 
 
 class Hand:
@@ -29,6 +42,7 @@ class Hand:
         self.papers = papers_of(identity)
         self.delivery: Delivery = connect(receivers, self.papers.context)
         self.tree = Frontier()
+        self._heard = bytearray()
         self.size = 0
         self.stored_bytes = 0
         self.acknowledged = 0
@@ -57,6 +71,50 @@ class Hand:
         """Send any message past our own state table, and read the answer."""
         self.delivery._send(messages.encode(message), 10)
         self.delivery._receive(10)
+
+    def put(self, data: bytes) -> None:
+        """Send any bytes inside TLS; a receiver that has gone meanwhile is no error here."""
+        self.socket.settimeout(PATIENCE_S)
+        try:
+            self.socket.sendall(data)
+        except OSError:
+            pass  # What it said before it went is still to be read.
+
+    def answer(self) -> Message | None:
+        """Return the receiver's next message, whatever our own state table thinks of it; None when it has closed."""
+        self.socket.settimeout(PATIENCE_S)
+        while (whole := first_message(self._heard)) is None:
+            try:
+                data = self.socket.recv(65536)
+            except OSError:
+                return None
+            if not data:
+                return None
+            self._heard += data
+        message, length = whole
+        del self._heard[:length]
+        return message
+
+    def refusal(self) -> Refuse:
+        """Return the REFUSE that the receiver ends the connection with, acknowledgements before it passed over."""
+        while not isinstance(message := self.answer(), Refuse):
+            assert message is not None, "closed without a word"
+        assert self.answer() is None
+        return message
+
+    @property
+    def socket(self) -> socket.socket:
+        """The TLS socket, to be hurt below the protocol."""
+        return self.delivery._socket
+
+    def reset(self) -> None:
+        """End the connection with RST."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.delivery.close()
+
+    def end_writing(self) -> None:
+        """Send FIN below TLS and keep reading."""
+        socket.socket.shutdown(self.socket, socket.SHUT_WR)
 
     def send_and_wait(self, frame: bytes) -> None:
         """Send any bytes as a frame and wait for what the receiver says to it."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from securecore import tls
 from securecore.names import Address, DumpId
@@ -49,6 +50,13 @@ def new_dump_id() -> DumpId:
     return DumpId.make(time.time_ns() // 1_000_000, os.urandom(10))
 
 
+class Hold(NamedTuple):
+    """A source that stops in the middle: the crashed process is still dumping."""
+
+    after_bytes: int
+    until: threading.Event
+
+
 def send_bytes(
     core: bytes,
     papers: Papers,
@@ -57,10 +65,11 @@ def send_bytes(
     spool: Spool | None = None,
     report: CrashReport | None = None,
     dump: DumpId | None = None,
+    hold: Hold | None = None,
 ) -> Outcome:
-    """Send *core* through a pipe, as a handler does, and return how it ended."""
+    """Send *core* through a pipe, as a handler does, and return how it ended; with *hold* the pipe pauses on its way."""
     reading, writing = os.pipe()
-    writer = threading.Thread(target=_write_all, args=(writing, core))
+    writer = threading.Thread(target=_write_all, args=(writing, core, hold))
     writer.start()
     now_ms = time.time_ns() // 1_000_000
     encoded = (report or CrashReport(sender="test", program="crasher", signal=11, pid=4711)).encode()
@@ -69,9 +78,13 @@ def send_bytes(
     return outcome
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def _write_all(fd: int, data: bytes, hold: Hold | None) -> None:
+    pause = hold.after_bytes if hold else len(data)
     try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
+        with os.fdopen(fd, "wb", buffering=0) as file:
+            file.write(data[:pause])
+            if hold is not None:
+                hold.until.wait(60)
+                file.write(data[pause:])
     except BrokenPipeError:
         pass  # The reader has let go early, as a handler may.
