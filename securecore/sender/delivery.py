@@ -55,7 +55,12 @@ class Delivery:
         return answer
 
     def send_frame(self, frame: bytes) -> None:
-        """Send one frame, and read the acknowledgements that have come in meanwhile."""
+        """Send one frame, and read the acknowledgements that have come in meanwhile.
+
+        Raises RefusedError when the receiver has said that it takes no dump of so many frames.
+        """
+        if self._connection.frames >= self._connection.max_frames:
+            raise RefusedError(f"{self.address} takes at most {self._connection.max_frames} frames of a dump")
         message = Zero(1) if frame == ZERO_PIECE_FRAME else Data(frame)
         self._send(self._connection.send(message), limits.PROGRESS_DEADLINE_S)
         while self._is_readable():

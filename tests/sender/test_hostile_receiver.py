@@ -118,6 +118,23 @@ def test_a_count_that_cannot_be_ends_it(name: str, fleet: Fleet, spool: Spool) -
     assert words in sent.failure.message
 
 
+@pytest.mark.parametrize("most", [0, 1, 3])
+def test_a_receiver_that_takes_fewer_frames_gets_no_more(most: int, fleet: Fleet, spool: Spool) -> None:
+    """READY says how many frames a dump may have there: what does not fit is a refusal in words, not an error of ours."""
+
+    def script(peer: Peer) -> None:
+        peer.say(Ready(STORE, most))
+        peer.hear()
+        peer.say(Accept(0, bytes(32)))
+        peer.before_end()
+        peer.stay()
+
+    sent = send_to(script, fleet, spool)
+
+    assert type(sent.failure) is RefusedError
+    assert sent.failure.message.endswith(f"takes at most {most} frames of a dump")
+
+
 CODES: Final[dict[int, type[SecurecoreError]]] = {
     0: RefusedError, 1: RefusedError, 99: RefusedError, 100: RefusedError, 109: RefusedError, 199: RefusedError,
     200: ClockError, 201: BusyError, 204: BusyError, 299: BusyError, 300: BusyError, 65535: BusyError,
