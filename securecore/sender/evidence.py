@@ -4,6 +4,7 @@ It is imported once the source is closed, because loading it takes longer than e
 """
 
 import ipaddress
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
@@ -57,13 +58,20 @@ def sign_manifest(
 
 
 def check_receipt(
-    credentials: Credentials, message: Receipt, address: Address, dump: DumpId, manifest: bytes | None, now: float
+    credentials: Credentials,
+    message: Receipt,
+    address: Address,
+    dump: DumpId,
+    manifest: bytes | None,
+    now: float,
+    content: Mapping[str, object] | None = None,
 ) -> dict[str, Any]:
     """Return the facts of a receipt, fit for the receipt log, once it proves that our dump is stored and logged.
 
     1. The log key's statement is signed by a receiver of our CA, for the name or address that we dialled.
     2. The receipt leads to a checkpoint that this key has signed, of the log of our host at that receiver.
-    3. The entry says that this dump was received, and (when *manifest* is given) that very manifest.
+    3. The entry says that this dump was received, and (when *manifest* is given) that very manifest, and of its content what
+       *content* says: fields of the entry, as far as the caller knows them.
 
     Raises UntrustedError, also for a proof that is malformed: custody does not pass on the word of a broken receipt. *now* is in
     Unix seconds.
@@ -77,7 +85,7 @@ def check_receipt(
             raise BrokenError("its log key is stated by another receiver")
         origin = origin_of(log_key.name, host)
         receipt = proof.verify_receipt(message.receipt, origin, log_key.public_key)
-        expected = {"event": "received", "dump": str(dump), "host": str(host)}
+        expected: dict[str, object] = {"event": "received", "dump": str(dump), "host": str(host), **(content or {})}
         if manifest is not None:
             expected["manifest_sha256"] = sha256(manifest).hexdigest()
         for field, value in expected.items():

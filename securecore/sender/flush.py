@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 from securecore import limits
@@ -30,8 +31,8 @@ def flush(
 ) -> Iterator[Flushed]:
     """Deliver each dump of the spool that no other process has locked, and yield what became of it.
 
-    A dump is removed once its receipt is checked and kept, or once the receiver says that it was deleted there. After the network
-    has failed, or while a clock is wrong, the rest is left for the next time: the exception of the last Flushed says why.
+    A dump is removed once its receipt is checked and kept, also that of a dump that was deleted there. After the network has
+    failed, or while a clock is wrong, the rest is left for the next time: the exception of the last Flushed says why.
     """
     spool.sweep(clock())
     for dump in spool.dump_ids():
@@ -77,7 +78,7 @@ class _Attempt:
         opening = Open(start.dump, self._entry.report, end.predicted_size)
         answer = delivery.open(opening, lambda frames: None, limits.RECEIPT_DEADLINE_S)
         if not isinstance(answer, Accept):
-            facts = answered_already(answer, delivery, self._papers.credentials, start.dump, self._clock)
+            facts = answered_already(answer, delivery, self._papers.credentials, start.dump, self._content(), self._clock)
             return keep_receipt(self._spool, facts)
         tree = self._agree(answer, delivery)
         for index in range(tree.size - start.frontier.size, len(self._reader.entries)):
@@ -103,10 +104,25 @@ class _Attempt:
             raise BrokenError(f"{delivery.address} holds other frames of {self._entry.start.dump.short} than were sent")
         return tree
 
+    def _content(self) -> dict[str, object]:
+        """Return what an audit entry of this dump must say, as far as the spool knows it.
+
+        A handler that was killed while it wrote the entry may have sent more than it kept: then the report is all that is known.
+        """
+        content: dict[str, object] = {"report_sha256": sha256(self._entry.report).hexdigest()}
+        end = self._entry.end()
+        tree = self._entry.frontier_at(self._entry.start.frontier.size + len(self._reader.entries))
+        if end is not None and end.size == self._size() and tree is not None:
+            content |= {"size": end.size, "frames": tree.size, "root": tree.root().hex()}
+        return content
+
+    def _size(self) -> int:
+        """Return the plaintext bytes of the dump up to the last whole frame here."""
+        return self._entry.start.frontier.size * limits.PIECE_BYTES + sum(entry.plain for entry in self._reader.entries)
+
     def _end(self) -> EntryEnd:
         """Return how the source ended; what the entry cannot vouch for is ``cut``."""
-        kept = sum(entry.plain for entry in self._reader.entries)
-        size = self._entry.start.frontier.size * limits.PIECE_BYTES + kept
+        size = self._size()
         end = self._entry.end()
         if end is not None and end.size == size:
             return end

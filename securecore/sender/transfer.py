@@ -9,7 +9,7 @@ import os
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from threading import Event, Thread
 from typing import Any, NamedTuple
 
@@ -333,11 +333,20 @@ def keep_receipt(spool: Spool, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def answered_already(
-    answer: Receipt | Gone, delivery: Delivery, credentials: Credentials, dump: DumpId, clock: Callable[[], float]
+    answer: Receipt | Gone,
+    delivery: Delivery,
+    credentials: Credentials,
+    dump: DumpId,
+    content: Mapping[str, object],
+    clock: Callable[[], float],
 ) -> dict[str, Any]:
-    """Return the facts of an answer that ends custody before a frame was sent."""
+    """Return the facts of an answer that ends custody before a frame was sent.
+
+    The receiver's word that it has, or had, the dump counts for nothing: raises UntrustedError unless its receipt proves that a
+    dump of this id and *content* (fields of the audit entry) was received.
+    """
     from securecore.sender import evidence
 
-    if isinstance(answer, Gone):
-        return {"dump": str(dump), "gone": answer.words[: limits.MAX_WORDS], "receiver": str(delivery.address)}
-    return evidence.check_receipt(credentials, answer, delivery.address, dump, None, clock())
+    receipt = Receipt(answer.receipt, answer.log_key)
+    facts = evidence.check_receipt(credentials, receipt, delivery.address, dump, None, clock(), content)
+    return facts | {"gone": answer.words[: limits.MAX_WORDS]} if isinstance(answer, Gone) else facts

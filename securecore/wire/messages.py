@@ -134,9 +134,16 @@ class Receipt(NamedTuple):
 
 
 class Gone(NamedTuple):
-    """The receiver had this dump and its operator has deleted it since: the sender need not keep it."""
+    """The receiver had this dump and its operator has deleted it since: the sender need not keep it.
+
+    Anybody could say so; that it was here is proved like a dump that still is.
+    """
 
     words: str
+    receipt: bytes
+    """The tlog-proof of the entry that says that the dump was received."""
+    log_key: bytes
+    """The statement of the log's public key."""
 
 
 Message = Ready | Refuse | Open | Accept | Data | Zero | Ack | End | Receipt | Gone
@@ -214,7 +221,14 @@ _FIELDS: Final[dict[Kind, tuple[type[Any], tuple[_Field, ...]]]] = {
         Receipt,
         (_Field(1, "receipt", _blob(limits.MAX_RECEIPT_BYTES)), _Field(2, "log_key", _blob(limits.MAX_STATEMENT_BYTES))),
     ),
-    Kind.GONE: (Gone, (_Field(1, "words", _TEXT),)),
+    Kind.GONE: (
+        Gone,
+        (
+            _Field(1, "words", _TEXT),
+            _Field(2, "receipt", _blob(limits.MAX_RECEIPT_BYTES)),
+            _Field(3, "log_key", _blob(limits.MAX_STATEMENT_BYTES)),
+        ),
+    ),
 }
 _KIND_OF: Final[dict[type[Any], Kind]] = {cls: kind for kind, (cls, _) in _FIELDS.items()} | {Data: Kind.DATA}
 _OPTIONAL_SLACK: Final = 4096

@@ -38,7 +38,7 @@ SAMPLES: Final[dict[Kind, Message]] = {
     Kind.ACK: Ack(1),
     Kind.END: End(b"a manifest"),
     Kind.RECEIPT: Receipt(b"a receipt", b"a statement"),
-    Kind.GONE: Gone("deleted on 2026-11-22 by alice"),
+    Kind.GONE: Gone("deleted on 2026-11-22 by alice", b"a receipt", b"a statement"),
 }
 """One message of every kind; the ACK fits after one frame."""
 

@@ -243,8 +243,8 @@ def test_what_a_reader_would_refuse_is_not_encoded(message: Message) -> None:
 
 def test_words_are_cut_when_encoded_and_refused_when_received_too_long() -> None:
     """At most MAX_WORDS characters are said, and no peer can make us show more; what is not Unicode does not stop a refusal."""
-    assert Gone("x" * limits.MAX_WORDS) == decode(encode(Gone("x" * 1000)))
-    assert Gone("a?b") == decode(encode(Gone("a\udc80b")))
+    assert Refuse(1, "x" * limits.MAX_WORDS) == decode(encode(Refuse(1, "x" * 1000)))
+    assert Gone("a?b", b"r", b"k") == decode(encode(Gone("a\udc80b", b"r", b"k")))
     with pytest.raises(PeerError, match="at most 400"):
         decode_body(Kind.GONE, join([(1, b"x" * (limits.MAX_WORDS + 1))]))
     for bad in (b"\xff", b"\xed\xa0\x80", b"\xc0\x80", b"\xf4\x90\x80\x80"):
@@ -289,7 +289,7 @@ any_message: st.SearchStrategy[Message] = st.one_of(
     st.builds(Ack, u32),
     st.builds(End, st.binary(max_size=500)),
     st.builds(Receipt, st.binary(max_size=500), st.binary(max_size=500)),
-    st.builds(Gone, words),
+    st.builds(Gone, words, st.binary(max_size=500), st.binary(max_size=500)),
 )
 
 
