@@ -127,10 +127,11 @@ def flush_(
         if as_json:
             continue
         if failure is None and flushed.receipt is not None:
-            gone = flushed.receipt.get("gone")
-            words = f"deleted at the receiver: {gone}" if gone else f"stored by {flushed.receipt['receiver']}, receipt verified"
+            told, gone = f"stored by {flushed.receipt['receiver']}", flushed.receipt.get("gone")
+            if gone is not None:
+                told = f"deleted at the receiver: {terminal.printable(gone, 100)}"
             frames = terminal.count(flushed.sent_frames, "frame")
-            click.echo(f"{flushed.dump.short}  {words} ({frames} sent now)")
+            click.echo(f"{flushed.dump.short}  {told}, receipt verified ({frames} sent now)")
         elif failure is not None:
             click.echo(f"{flushed.dump.short}  kept: {failure.message}", err=True)
             if failure.hint:

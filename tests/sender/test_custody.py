@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from securecore import limits
 from securecore.audit.checkpoint import LogSigner
+from securecore.cli.main import run
 from securecore.errors import PeerError, SecurecoreError, UntrustedError
 from securecore.names import Address, HostName
 from securecore.sender import evidence
@@ -205,3 +206,16 @@ def test_what_a_killed_handler_left_goes_with_the_proof_for_its_report(waiting: 
 def waiting_path(waiting: Waiting) -> Path:
     """Return the directory of the entry."""
     return Path(f"/proc/self/fd/{waiting.spool._fd}").readlink() / "dumps" / str(waiting.dump)
+
+
+def test_words_of_a_deletion_move_no_cursor(waiting: Waiting, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Who deleted it is the receiver's text: `spool flush` shows it without what a terminal would obey."""
+    receipt = forge_receipt(waiting.fleet.receiver, waiting.manifest)
+    gone = Gone("by \x1b[2J\x1b]0;x\x07alice\n9c41d07e  stored", receipt.receipt, receipt.log_key)
+    with scripted_receiver(waiting.fleet.receiver, held_open(State.OPENING, gone)) as scripted:
+        arguments = ["--spool", str(tmp_path / "spool"), "--to", str(scripted.address), "--identity", str(waiting.fleet.host)]
+        code = run(["spool", "flush", *arguments])
+
+    assert code == 0
+    told = "deleted at the receiver: by ?[2J?]0;x?alice?9c41d07e  stored, receipt verified (0 frames sent now)"
+    assert capsys.readouterr().out == f"{waiting.dump.short}  {told}\n"
