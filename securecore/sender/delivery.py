@@ -23,6 +23,8 @@ from securecore.wire.messages import Accept, Ack, Data, End, Gone, Message, Open
 from securecore.wire.states import End as WireEnd
 
 _RECEIVE_BYTES: Final = 64 * limits.KIB
+_LAST_WORDS_S: Final = 1.0
+"""How long a sender whose write has failed listens for the reason: it is on its way or here already, if there is one."""
 
 Place = tuple[socket.AddressFamily, Any]
 """One of the addresses that a name stands for, as the socket module takes it."""
@@ -41,15 +43,16 @@ class Delivery:
         self._on_ack: Callable[[int], None] = lambda frames: None
 
     def open(
-        self, message: Open, on_ack: Callable[[int], None], deadline_s: float = limits.CONNECT_DEADLINE_S
+        self, message: Open, on_ack: Callable[[int], None], deadline_s: float | None = None
     ) -> Accept | Receipt | Gone:
         """Name a dump and return the receiver's answer; *on_ack* is told of every durable count from now on.
 
-        A receiver that holds a part of the dump reads it again before it answers: who resumes gives it time.
+        A receiver that holds a part of the dump reads it again before it answers: who resumes gives it more time than the
+        CONNECT_DEADLINE_S of a new dump.
         """
         self._on_ack = on_ack
         self._send(self._connection.send(message), limits.PROGRESS_DEADLINE_S)
-        answer = self._receive(deadline_s)
+        answer = self._receive(limits.CONNECT_DEADLINE_S if deadline_s is None else deadline_s)
         if not isinstance(answer, (Accept, Receipt, Gone)):
             raise PeerError(f"{self.address} answered OPEN with {type(answer).__name__}")
         return answer
@@ -61,10 +64,11 @@ class Delivery:
         """
         if self._connection.frames >= self._connection.max_frames:
             raise RefusedError(f"{self.address} takes at most {self._connection.max_frames} frames of a dump")
+        deadline = time.monotonic() + limits.PROGRESS_DEADLINE_S
         message = Zero(1) if frame == ZERO_PIECE_FRAME else Data(frame)
         self._send(self._connection.send(message), limits.PROGRESS_DEADLINE_S)
         while self._is_readable():
-            self._take_ack(limits.PROGRESS_DEADLINE_S)
+            self._take_ack(deadline - time.monotonic())
 
     def wait_for_ack(self, deadline_s: float) -> None:
         """Wait for the next acknowledgement; raises UnreachableError when none comes in time."""
@@ -75,7 +79,7 @@ class Delivery:
         self._send(self._connection.send(End(manifest)), limits.PROGRESS_DEADLINE_S)
         deadline = time.monotonic() + limits.RECEIPT_DEADLINE_S
         while True:
-            message = self._receive(max(0.1, deadline - time.monotonic()))
+            message = self._receive(deadline - time.monotonic())
             if isinstance(message, Receipt):
                 return message
             self._acknowledge(message)
@@ -105,10 +109,10 @@ class Delivery:
 
     def _explain_failed_send(self, error: OSError) -> NoReturn:
         """Raise the receiver's own words when it has said any: a refusal is only learned by reading (RFC 8446 appendix E.1.6)."""
-        self._socket.settimeout(1.0)
+        deadline = time.monotonic() + _LAST_WORDS_S
         try:
             while True:
-                self._receive(1.0)
+                self._receive(deadline - time.monotonic())
         except (UnreachableError, OSError):
             raise tls.explain(error, str(self.address)) from error
 
@@ -117,10 +121,16 @@ class Delivery:
 
 
 def _receive(secured: ssl.SSLSocket, connection: Connection, address: Address, deadline_s: float) -> Message:
-    """Return the receiver's next message within *deadline_s*; a REFUSE is raised as the error that it means."""
+    """Return the receiver's next message within *deadline_s*; a REFUSE is raised as the error that it means.
+
+    Bytes that come in one by one do not renew the deadline.
+    """
     deadline = time.monotonic() + deadline_s
     while (message := connection.next_message()) is NEED_DATA:
-        secured.settimeout(max(0.001, deadline - time.monotonic()))
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise UnreachableError(f"{address} did not answer in time")
+        secured.settimeout(left)
         try:
             data = secured.recv(_RECEIVE_BYTES)
         except OSError as error:

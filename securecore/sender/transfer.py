@@ -210,8 +210,10 @@ class Transfer:
             return
         try:
             self._delivery.send_frame(frame.stored)
+            # One deadline for all acknowledgements that it takes: a receiver must not buy time with a small frame after the other.
+            deadline = time.monotonic() + limits.PROGRESS_DEADLINE_S
             while self._custody.ring_bytes > limits.RING_BYTES:
-                self._delivery.wait_for_ack(limits.PROGRESS_DEADLINE_S)
+                self._delivery.wait_for_ack(deadline - time.monotonic())
         except SecurecoreError as error:
             self._fall_back(error)
 

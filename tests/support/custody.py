@@ -24,12 +24,15 @@ class Sent(NamedTuple):
 
     failure: SecurecoreError
     dump: DumpId
+    acknowledged: int
+    """Frames that the sender has let go of: the spool has all others."""
 
 
-def send_to(script: Script, fleet: Fleet, spool: Spool, *, acknowledged: int = 0, core: bytes = CORE) -> Sent:
+def send_to(script: Script, fleet: Fleet, spool: Spool, *, acknowledged: int | None = 0, core: bytes = CORE) -> Sent:
     """Send *core* to *script*, and hold what is true of every failure against it.
 
-    The source pauses behind the first piece until the script is through, so that the sender cannot be ahead of it.
+    The source pauses behind the first piece until the script is through, so that the sender cannot be ahead of it. *acknowledged*
+    is how many frames the script vouches for; None where that is a matter of time.
     """
     spoken = threading.Event()
 
@@ -50,8 +53,10 @@ def send_to(script: Script, fleet: Fleet, spool: Spool, *, acknowledged: int = 0
     assert (outcome.spooled, outcome.spool_failure, outcome.size) == (True, None, len(core))
     assert outcome.failure is not None
     assert outcome.failure.message.isprintable()
-    assert kept(spool, dump) == (acknowledged, core[acknowledged * limits.PIECE_BYTES :])
-    return Sent(outcome.failure, dump)
+    first, tail = kept(spool, dump)
+    assert acknowledged in (None, first)
+    assert tail == core[first * limits.PIECE_BYTES :]
+    return Sent(outcome.failure, dump, first)
 
 
 def kept(spool: Spool, dump: DumpId) -> tuple[int, bytes]:

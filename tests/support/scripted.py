@@ -1,9 +1,10 @@
 """A receiver that says what a test wants it to say, over real TLS with a real receiver's identity, to a real sender."""
 
+import select
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -30,12 +31,14 @@ STORE: Final = StoreId.make(bytes(16))
 class Peer:
     """The scripted end of one connection."""
 
-    def __init__(self, secured: socket.socket) -> None:
+    def __init__(self, secured: socket.socket, leaving: threading.Event) -> None:
         self.socket = secured
+        self._leaving = leaving
         self._heard = bytearray()
         self.opened: Open | None = None
         self.frames = 0
         self.manifest = b""
+        self.dripped = 0
         self.before_end: Callable[[], None] = lambda: None
         """Called before the end of the core is waited for: a test that holds its source back lets it go on."""
 
@@ -88,6 +91,23 @@ class Peer:
         while self.socket.recv(65536):
             pass
 
+    def wait_unread(self) -> None:
+        """Read nothing and say nothing until the test has what it wants."""
+        self._leaving.wait(PATIENCE_S)
+
+    def drip(self, said: Sequence[Message | bytes], every_s: float, *, until: int = select.POLLIN) -> None:
+        """Send *said* one by one, waiting before each, and count them in ``dripped``, until the sender says something or goes.
+
+        With *until* POLLRDHUP only its going ends it; a sender that was reset ends the script.
+        """
+        poll = select.poll()
+        poll.register(self.socket, until)
+        for one in said:
+            if poll.poll(every_s * 1000):
+                return
+            self.say(one)
+            self.dripped += 1
+
     def reset(self) -> None:
         """End the connection with RST."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -106,6 +126,7 @@ class Scripted:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = Address(f"127.0.0.1:{self._listener.getsockname()[1]}")
         self.connections = 0
+        self.leaving = threading.Event()
 
     def serve(self) -> None:
         """Accept until the listener is closed, one connection after the other."""
@@ -117,7 +138,7 @@ class Scripted:
             self.connections += 1
             try:
                 with tls.secure(self._context, plain, deadline_s=PATIENCE_S) as secured:
-                    self._play(Peer(secured))
+                    self._play(Peer(secured, self.leaving))
             except (OSError, EOFError):
                 pass  # The sender has gone, as it may at any time.
 
@@ -131,7 +152,8 @@ class Scripted:
                 pass
 
     def close(self) -> None:
-        """Stop accepting."""
+        """Stop accepting, and let a script that waits for it end."""
+        self.leaving.set()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 

@@ -1,0 +1,192 @@
+"""A receiver that takes its time: every wait of a sender ends within its deadline, and drops do not renew it.
+
+The deadlines are shortened here. A test waits for the deadline itself; what must not happen is told by counting what the receiver
+could say before the sender had enough, so that a slow machine makes no test fail.
+"""
+
+import random
+import select
+from typing import Final
+
+import pytest
+
+from securecore import limits
+from securecore.errors import SecurecoreError, UnreachableError
+from securecore.merkle import EMPTY_ROOT
+from securecore.sender.spool import Spool
+from securecore.wire.messages import Accept, Ack, Ready, Receipt, encode
+from securecore.wire.states import State
+from tests.support.certificates import Fleet
+from tests.support.custody import send_to
+from tests.support.scripted import STORE, Peer, Script
+
+pytestmark = pytest.mark.slow
+
+DEADLINE_S: Final = 0.3
+EVERY_S: Final = DEADLINE_S / 6
+"""Between two drops: six or seven fit into the deadline."""
+ENOUGH: Final = 30
+"""Drops that would take five deadlines: who lets a receiver say so many has none."""
+
+NOISE: Final = random.Random(12).randbytes(24 * limits.MIB)
+"""More than a ring, and more than the sockets' buffers between two ends."""
+
+
+@pytest.fixture(autouse=True)
+def short_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sender without patience."""
+    for name in ("CONNECT_DEADLINE_S", "PROGRESS_DEADLINE_S", "RECEIPT_DEADLINE_S"):
+        monkeypatch.setattr(limits, name, DEADLINE_S)
+
+
+def silent_in(state: State) -> Script:
+    """Return the script that reads on in *state* and says nothing more."""
+
+    def script(peer: Peer) -> None:
+        peer.reach(state)
+        peer.before_end()
+        peer.stay()
+
+    return script
+
+
+@pytest.mark.parametrize("state", [State.GREETING, State.IDLE, State.OPENING, State.ENDING])
+def test_a_receiver_that_never_answers_is_given_up(state: State, fleet: Fleet, spool: Spool) -> None:
+    """READY, ACCEPT or RECEIPT does not come."""
+    sent = send_to(silent_in(state), fleet, spool)
+
+    assert_given_up(sent.failure)
+
+
+def assert_given_up(failure: SecurecoreError) -> None:
+    """The receiver is unreachable, for its silence."""
+    assert type(failure) is UnreachableError
+    assert "did not answer in time" in failure.message
+
+
+def test_a_receiver_that_never_acknowledges_is_given_up_once_the_ring_is_full(fleet: Fleet, spool: Spool) -> None:
+    """It takes every byte and vouches for none: the crashed process is let go, and all frames are in the spool."""
+    sent = send_to(silent_in(State.STREAMING), fleet, spool, core=NOISE)
+
+    assert_given_up(sent.failure)
+
+
+def test_a_receiver_that_never_reads_is_given_up_once_the_sockets_are_full(fleet: Fleet, spool: Spool) -> None:
+    """A frame does not leave: the wire is stalled."""
+
+    def script(peer: Peer) -> None:
+        peer.reach(State.STREAMING)
+        peer.before_end()
+        peer.wait_unread()
+
+    sent = send_to(script, fleet, spool, core=NOISE)
+
+    assert_given_up(sent.failure)
+
+
+READY: Final = encode(Ready(STORE, 1 << 24))
+ACCEPT: Final = encode(Accept(0, EMPTY_ROOT))
+RECEIPT: Final = encode(Receipt(b"x" * 500, b"y"))
+DRIPS: Final[dict[str, tuple[State, bytes]]] = {
+    "READY": (State.GREETING, READY),
+    "ACCEPT": (State.OPENING, ACCEPT),
+    "RECEIPT": (State.ENDING, RECEIPT),
+}
+"""In which state, and a message of more bytes than ENOUGH."""
+
+
+@pytest.mark.parametrize("name", DRIPS)
+def test_bytes_one_by_one_do_not_renew_a_deadline(name: str, fleet: Fleet, spool: Spool) -> None:
+    """A message that comes in drops has the time of one that comes at once."""
+    state, data = DRIPS[name]
+    peers: list[Peer] = []
+
+    def script(peer: Peer) -> None:
+        peers.append(peer)
+        peer.reach(state)
+        peer.before_end()
+        peer.drip([bytes([byte]) for byte in data], EVERY_S)
+        peer.stay()
+
+    sent = send_to(script, fleet, spool)
+
+    assert_given_up(sent.failure)
+    assert peers[0].dripped < ENOUGH < len(data)
+
+
+def test_an_acknowledgement_in_drops_holds_nobody_up(fleet: Fleet, spool: Spool) -> None:
+    """Its first byte makes a sender read, but not for longer than a frame may take."""
+
+    def script(peer: Peer) -> None:
+        peer.reach(State.STREAMING)
+        first, *others = (bytes([byte]) for byte in encode(Ack(1)))
+        peer.say(first)
+        peer.before_end()
+        peer.hear()
+        peer.drip(others, EVERY_S)
+        peer.stay()
+
+    assert_given_up(send_to(script, fleet, spool).failure)
+
+
+ZEROES: Final = 100
+"""Frames of 45 bytes, each of which can be acknowledged by itself."""
+
+
+def test_acknowledgements_one_by_one_do_not_renew_the_wait_for_the_receipt(fleet: Fleet, spool: Spool) -> None:
+    """After END a receiver may still acknowledge, but RECEIPT has its deadline from END."""
+    peers: list[Peer] = []
+
+    def script(peer: Peer) -> None:
+        peers.append(peer)
+        peer.reach(State.ENDING)
+        peer.drip([Ack(number) for number in range(1, ZEROES)], EVERY_S)
+        peer.stay()
+
+    sent = send_to(script, fleet, spool, core=bytes(ZEROES * limits.PIECE_BYTES), acknowledged=None)
+
+    assert_given_up(sent.failure)
+    assert peers[0].dripped < ENOUGH
+
+
+def test_acknowledgements_one_by_one_do_not_renew_the_wait_for_room(
+    fleet: Fleet, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ring is over its bound by one large frame: acknowledging the small ones before it, one by one, buys no time."""
+    monkeypatch.setattr(limits, "RING_BYTES", 64 * limits.KIB)
+    peers: list[Peer] = []
+
+    def script(peer: Peer) -> None:
+        peers.append(peer)
+        peer.reach(State.STREAMING)
+        peer.before_end()
+        for _ in range(ZEROES):
+            peer.hear()
+        peer.drip([Ack(number) for number in range(1, ZEROES)], EVERY_S)
+        peer.stay()
+
+    core = bytes(ZEROES * limits.PIECE_BYTES) + NOISE[: limits.PIECE_BYTES]
+    sent = send_to(script, fleet, spool, core=core, acknowledged=None)
+
+    assert_given_up(sent.failure)
+    assert peers[0].dripped < ENOUGH
+
+
+def test_acknowledgements_one_by_one_do_not_hold_up_who_gives_up(fleet: Fleet, spool: Spool) -> None:
+    """The wire is stalled; a sender listens for last words, but not for as long as there are any."""
+    peers: list[Peer] = []
+
+    def script(peer: Peer) -> None:
+        peers.append(peer)
+        peer.reach(State.STREAMING)
+        peer.before_end()
+        for _ in range(ZEROES):
+            peer.hear()
+        peer.drip([Ack(number) for number in range(1, ZEROES)], EVERY_S, until=select.POLLRDHUP)
+        peer.wait_unread()
+
+    sent = send_to(script, fleet, spool, core=bytes(ZEROES * limits.PIECE_BYTES) + NOISE, acknowledged=None)
+
+    assert_given_up(sent.failure)
+    # The sender listens a second for last words, and a receiver learns late that nobody listens any more.
+    assert peers[0].dripped < 2 * ENOUGH
