@@ -69,7 +69,8 @@ HANDSHAKE_DEADLINE_S: Final = 10.0
 """The receiver's patience with a peer that has not yet shown a certificate."""
 
 IDLE_DEADLINE_S: Final = 60.0
-"""Silence of an authenticated peer: longer than the kernel's pause while it walks a large, swapped-out address space."""
+"""Silence of an authenticated peer: longer than the kernel's pause while it walks a large, swapped-out address space. A message
+that was begun has as long to become whole: six times what a sender lets it take to leave."""
 
 RECEIPT_DEADLINE_S: Final = 120.0
 """From END to RECEIPT: the receiver's fsync of a dump on a slow, busy disk."""

@@ -10,6 +10,7 @@ from securecore.receiver.server import Receiver
 from securecore.sender.spool import Spool, create_spool, open_spool
 from tests.support.certificates import Fleet, Hierarchy, make_fleet, make_hierarchy
 from tests.support.receivers import running_receiver
+from tests.support.stages import Stage
 
 # An example that takes long on a busy machine is no failure: nothing is timed.
 settings.register_profile("untimed", deadline=None)
@@ -39,6 +40,14 @@ def receiver(fleet: Fleet, tmp_path: Path) -> Iterator[Receiver]:
     """A running receiver with an empty store, tmp_path/store."""
     with running_receiver(fleet.receiver, tmp_path / "store") as running:
         yield running
+
+
+@pytest.fixture
+def stage(fleet: Fleet, receiver: Receiver, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Stage]:
+    """A running receiver with an empty store, for hostile senders."""
+    made = Stage(fleet, receiver, tmp_path / "store", caplog)
+    yield made
+    made.close()
 
 
 @pytest.fixture

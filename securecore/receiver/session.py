@@ -195,36 +195,55 @@ class Session:
             raise UnreachableError(f"connection was lost: {error.strerror or error}") from error
 
     def _receive(self) -> Message | None:
-        """Return the peer's next message, None when it ended the connection between two dumps."""
+        """Return the peer's next message, None when it ended the connection between two dumps.
+
+        It has IDLE_DEADLINE_S to begin, and as long from its first byte on to become whole, however it trickles in.
+        """
+        deadline, has_begun = time.monotonic() + limits.IDLE_DEADLINE_S, self._connection.holds_partial_message
         while (message := self._connection.next_message()) is NEED_DATA:
-            self._wait_for_bytes()
-            try:
-                data = self._socket.recv(_RECEIVE_BYTES)
-            except ssl.SSLError as error:
-                if self._is_between_dumps:
-                    return None  # Senders close without a TLS farewell; between dumps nothing can be lost by that.
-                raise UnreachableError("connection was cut") from error
-            except OSError as error:
-                raise UnreachableError(f"connection was lost: {error.strerror or error}") from error
+            self._wait_for_bytes(deadline)
+            data = self._read()
+            if data is None:
+                continue
             if not data:
                 if self._is_between_dumps:
                     return None
                 raise UnreachableError("connection was ended by the peer")
             self._connection.receive(data)
+            if not has_begun:
+                deadline, has_begun = time.monotonic() + limits.IDLE_DEADLINE_S, True
         return message
+
+    def _read(self) -> bytes | None:
+        """Return what has come in, nothing at the connection's end, None while a TLS record is not whole.
+
+        Never waits: a peer may die in the middle of a record, and others must be able to end this session all the same.
+        """
+        self._socket.settimeout(0)
+        try:
+            return self._socket.recv(_RECEIVE_BYTES)
+        except ssl.SSLWantReadError:
+            return None
+        except ssl.SSLError as error:
+            if self._is_between_dumps:
+                return b""  # Senders close without a TLS farewell; between dumps nothing can be lost by that.
+            raise UnreachableError("connection was cut") from error
+        except OSError as error:
+            raise UnreachableError(f"connection was lost: {error.strerror or error}") from error
 
     @property
     def _is_between_dumps(self) -> bool:
         return self._dump is None and not self._connection.holds_partial_message
 
-    def _wait_for_bytes(self) -> None:
+    def _wait_for_bytes(self, deadline: float) -> None:
         """Return when the peer has sent something; raises when it is silent for too long, or another thread ends the session."""
-        if self._socket.pending() == 0 and not self._poll.poll(limits.IDLE_DEADLINE_S * 1000):
+        left = deadline - time.monotonic()
+        if left <= 0 or (self._socket.pending() == 0 and not self._poll.poll(left * 1000)):
+            if self._connection.holds_partial_message:
+                raise UnreachableError(f"message was not whole after {limits.IDLE_DEADLINE_S:.0f} s")
             raise UnreachableError(f"peer was silent for {limits.IDLE_DEADLINE_S:.0f} s")
         if self._interruption is not None:
             raise self._interruption
-        # A record that comes in drips has this long to become whole.
-        self._socket.settimeout(limits.IDLE_DEADLINE_S)
 
     def _end_badly(self, error: SecurecoreError, host: HostName | None) -> None:
         """Log why, and tell the peer when it still listens."""

@@ -38,9 +38,11 @@ def first_message(data: bytes | bytearray) -> tuple[Message, int] | None:
 class Hand:
     """A sender whose messages the test chooses."""
 
-    def __init__(self, identity: Path, receivers: Sequence[Address]) -> None:
+    def __init__(self, identity: Path, receivers: Sequence[Address], receive_buffer: int | None = None) -> None:
         self.papers = papers_of(identity)
         self.delivery: Delivery = connect(receivers, self.papers.context)
+        if receive_buffer is not None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.tree = Frontier()
         self._heard = bytearray()
         self.size = 0
