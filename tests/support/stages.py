@@ -11,6 +11,7 @@ import pytest
 from securecore.names import DumpId
 from securecore.receiver.server import Receiver
 from securecore.store.layout import open_store
+from securecore.wire.messages import Refusal
 from tests.support.certificates import Fleet
 from tests.support.hands import Hand
 from tests.support.receivers import papers_of, send_bytes
@@ -40,6 +41,12 @@ class Stage:
         """Return all published dumps."""
         with open_store(str(self.store)) as store:
             return [dump for host in store.host_names() for dump in store.dump_ids(host)]
+
+    def refused(self, hand: Hand, code: Refusal, words: str) -> None:
+        """Assert that the receiver says REFUSE with *code* and *words*, and everything that ``ended`` does."""
+        refusal = hand.refusal()
+        assert (refusal.code, words in refusal.words) == (code, True), refusal
+        self.ended(hand, words)
 
     def ended(self, hand: Hand, words: str) -> None:
         """Assert that the session is over, is logged in one line, left nothing that looks whole, and that the next is served."""
