@@ -101,12 +101,13 @@ def parse_report(data: bytes) -> CrashReport:
     """Return the report that a peer sent as JSON.
 
     Fields of the wrong type or outside 64 bits are dropped, text is cut to MAX_TEXT, lone surrogates become question marks. Raises
-    PeerError when *data* is longer than MAX_REPORT_BYTES or not one JSON object. Not checked: that any of it is true.
+    PeerError when *data* is longer than MAX_REPORT_BYTES or not one JSON object in UTF-8 without a byte order mark (RFC 8259
+    section 8.1): other readers of the store take no other encoding. Not checked: that any of it is true.
     """
     if len(data) > limits.MAX_REPORT_BYTES:
         raise PeerError(f"report is {len(data)} bytes long, at most {limits.MAX_REPORT_BYTES} are allowed")
     try:
-        fields = json.loads(data)
+        fields = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise PeerError("report is not JSON") from error
     if not isinstance(fields, dict):

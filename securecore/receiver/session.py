@@ -119,8 +119,8 @@ class Session:
 
     def _take_dump(self, opening: Open, judgement: Judgement) -> None:
         host, started = judgement.name, time.monotonic()
-        report = parse_report(opening.report)
         self._dump = opening.dump
+        report = parse_report(opening.report)
         log.info("started host=%s dump=%s program=%s peer=%s", host, opening.dump, quoted(report.program), self._peer)
         try:
             dump = open_incoming(self._service.store, host, opening.dump, opening.report)
