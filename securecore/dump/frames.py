@@ -82,8 +82,8 @@ def walk_frame(data: bytes | bytearray | memoryview, start: int) -> tuple[int, i
     descriptor = _at(data, start + 4)
     if bytes(data[start : start + 4]) != MAGIC:
         raise FrameRefused("frame does not begin with the zstd magic number")
-    if descriptor & 0b0000_1011:
-        raise FrameRefused("frame uses a dictionary or a reserved bit")
+    if descriptor & 0b0001_1011:
+        raise FrameRefused("frame uses a dictionary, a reserved bit or the unused bit")
     single, checksum = bool(descriptor & 0x20), bool(descriptor & 0x04)
     at = start + 5
     if not single:

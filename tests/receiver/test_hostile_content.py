@@ -70,6 +70,7 @@ BAD_FRAMES: Final[dict[str, tuple[bytes, str]]] = {
     "half of it": (FRAME[: len(FRAME) // 2], "cut off"),
     "no checksum": (framed(4, RAW, descriptor=0xA0, checksum=b""), "no checksum"),
     "a dictionary": (framed(4, b"\x01", RAW, descriptor=0xA5), "dictionary"),
+    "the unused bit": (framed(4, RAW, descriptor=0xB4), "the unused bit"),
     "the reserved bit": (framed(4, RAW, descriptor=0xAC), "reserved bit"),
     "no content size": (MAGIC + b"\x04\x00" + RAW + bytes(4), "does not declare its content size"),
     "a content size of 0": (framed(0, block(0, 0, b"")), "declares 0 bytes"),
