@@ -17,6 +17,8 @@ from hashlib import sha256
 from securecore.audit.entry import received_entry
 from securecore.audit.log import HostLogs
 from securecore.certs import jws
+from securecore.certs.chain import Anchors
+from securecore.certs.judge import Purpose, Refusal, judge
 from securecore.dump.manifest import COMPLETE, MANIFEST_TYP, Manifest, parse_manifest
 from securecore.errors import BrokenError, SecurecoreError
 from securecore.limits import MAX_MANIFEST_BYTES
@@ -105,6 +107,19 @@ def _parse(token: bytes) -> tuple[jws.Jws, Manifest]:
         raise ManifestRefused(error.message) from error
 
 
+def check_signer(token: bytes, anchors: Anchors, now: datetime) -> None:
+    """Check that whoever has our roots and nothing else believes the chain in the manifest *token*; raises ManifestRefused.
+
+    The session's certificate was judged with the issuers that this receiver has at hand. A verifier has what x5c holds: a dump
+    whose manifest leaves them out would be stored, receipted and never verify.
+    """
+    parts, _ = _parse(token)
+    try:
+        judge(parts.chain_der[0], parts.chain_der[1:], Anchors(anchors.roots, ()), Purpose.HOST, now)
+    except Refusal as error:
+        raise ManifestRefused(f"manifest's chain does not hold by itself: {error.message}") from error
+
+
 def check_manifest(token: bytes, dump: IncomingDump, store: StoreId, report: bytes, certificate: bytes | None) -> Manifest:
     """Return the manifest in *token* after holding it against everything that is known of the dump; raises ManifestRefused.
 
@@ -113,7 +128,7 @@ def check_manifest(token: bytes, dump: IncomingDump, store: StoreId, report: byt
     3. Number of frames, plaintext size and Merkle root are those that were recomputed here; the report's digest likewise.
     4. It does not claim more than it says: ``complete`` is not shorter than predicted.
 
-    Not checked: the chain; the session's certificate was judged when the session began, and is again before a commit.
+    Not checked: the chain above the certificate; check_signer does that.
     """
     parts, manifest = _parse(token)
     if certificate is not None and parts.chain_der[0] != certificate:

@@ -15,7 +15,7 @@ from securecore.certs.judge import Refusal as CertificateRefusal
 from securecore.dump.frames import ZERO_PIECE_FRAME, FrameRefused, check_frame
 from securecore.errors import BrokenError, BusyError, PeerError, SecurecoreError, StorageError, UnreachableError
 from securecore.names import DumpId, HostName
-from securecore.receiver.commit import Committer, ManifestRefused
+from securecore.receiver.commit import Committer, ManifestRefused, check_signer
 from securecore.receiver.material import Material
 from securecore.receiver.observer import Observer, log, quoted
 from securecore.receiver.presence import Presence, Wakeup
@@ -178,6 +178,7 @@ class Session:
         # A long transfer may outlive the host's certificate: what was judged before READY is judged again by today's lists.
         material, now = self._service.material, self._service.clock()
         material.revocation.check(material.judge_host(self._leaf, now), now)
+        check_signer(manifest, material.identity.anchors, now)
         return self._service.committer.finish(dump, manifest, report, self._leaf)
 
     def _conclude(self, dump: DumpId, receipt: bytes) -> None:

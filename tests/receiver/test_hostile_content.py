@@ -70,8 +70,8 @@ BAD_FRAMES: Final[dict[str, tuple[bytes, str]]] = {
     "half of it": (FRAME[: len(FRAME) // 2], "cut off"),
     "no checksum": (framed(4, RAW, descriptor=0xA0, checksum=b""), "no checksum"),
     "a dictionary": (framed(4, b"\x01", RAW, descriptor=0xA5), "dictionary"),
-    "the unused bit": (framed(4, RAW, descriptor=0xB4), "the unused bit"),
     "the reserved bit": (framed(4, RAW, descriptor=0xAC), "reserved bit"),
+    "the unused bit": (framed(4, RAW, descriptor=0xB4), "the unused bit"),
     "no content size": (MAGIC + b"\x04\x00" + RAW + bytes(4), "does not declare its content size"),
     "a content size of 0": (framed(0, block(0, 0, b"")), "declares 0 bytes"),
     "a content size of a piece and 1": (framed(limits.PIECE_BYTES + 1, RAW), "declares 1048577 bytes"),
@@ -211,6 +211,11 @@ def under_our_name(hand: Hand, dump: DumpId, hierarchy: Hierarchy) -> bytes:
     return b".".join([header, payload, other.split(b".")[2]])
 
 
+def above(hand: Hand, dump: DumpId, *issuers: bytes) -> bytes:
+    """A true manifest that shows other certificates above the host's own."""
+    return signed(hand, claims(hand, dump), chain_der=[own_chain(hand)[0], *issuers])
+
+
 Make = Callable[[Hand, DumpId, Hierarchy], bytes]
 LIES: Final[dict[str, tuple[Make, str]]] = {
     "alg none": (lambda hand, dump, _: with_header(hand, dump, alg="none", signature=b""), "base64url"),
@@ -227,7 +232,7 @@ LIES: Final[dict[str, tuple[Make, str]]] = {
     "a certificate of rubbish": (lambda hand, dump, _: with_header(hand, dump, x5c=["AAAA"]), "can't be read"),
     "a signature of zeroes": (lambda hand, dump, _: with_header(hand, dump, signature=bytes(64)), "signature does not match"),
     "a signature of 63 bytes": (lambda hand, dump, _: with_header(hand, dump, signature=bytes(63)), "signature of 63 bytes"),
-    "by a host of another CA": (of_a_stranger, "another certificate than the session's"),
+    "by a host of another CA": (of_a_stranger, "does not hold by itself"),
     "by another key under our certificate": (under_our_name, "signature does not match"),
     "another type of statement": (lambda hand, dump, _: signed(hand, claims(hand, dump, type="x")), "not in its canonical"),
     "a later version": (lambda hand, dump, _: signed(hand, claims(hand, dump, version=2)), "not in its canonical"),
@@ -242,6 +247,9 @@ LIES: Final[dict[str, tuple[Make, str]]] = {
     "JSON with spaces": (lambda hand, dump, _: signed(hand, claims(hand, dump).replace(b",", b", ")), "not in its canonical"),
     "no JSON": (lambda hand, dump, _: signed(hand, b"\xff" * 100), "malformed"),
     "the longest": (lambda hand, dump, _: signed(hand, b"[" * 44_000), "malformed"),
+    "no issuer": (lambda hand, dump, _: above(hand, dump), "does not hold by itself"),
+    "rubbish as issuer": (lambda hand, dump, _: above(hand, dump, b"\xff" * 9), "does not hold by itself"),
+    "an issuer of another CA": (lambda hand, dump, hierarchy: above(hand, dump, hierarchy.hosts.der), "does not hold by itself"),
 }  # fmt: skip
 """How it is made, and a part of the words."""
 
