@@ -199,7 +199,8 @@ def explain(error: OSError, peer: str) -> SecurecoreError:
             return PeerError(f"{peer} does not speak {ALPN} over TLS 1.3")
         if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNEXPECTED_MESSAGE", "RECORD_LAYER_FAILURE"):
             return PeerError(f"{peer} does not speak TLS 1.3")
-        if isinstance(error, ssl.SSLEOFError) or "UNEXPECTED_EOF" in reason:
+        # A receiver whose end of the connection was cut within a record says decode_error (ssl/record/rec_layer_s3.c).
+        if isinstance(error, ssl.SSLEOFError) or "UNEXPECTED_EOF" in reason or "ALERT_DECODE_ERROR" in reason:
             return UnreachableError(f"{peer} closed the connection")
         return PeerError(f"{peer}: TLS failed: {_reason(error)}")
     if isinstance(error, TimeoutError):
