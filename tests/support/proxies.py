@@ -1,4 +1,4 @@
-"""A TCP proxy that fails in a chosen way: the network between a sender and a receiver."""
+"""TCP proxies that fail in a chosen way: the network between a sender and a receiver."""
 
 import select
 import socket
@@ -6,7 +6,8 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from enum import Enum
+from typing import Final, NamedTuple
 
 from securecore.names import Address
 
@@ -88,6 +89,180 @@ class CuttingProxy:
 def cutting(target: Address, cut: Cut, chunk: int = 65536) -> Iterator[CuttingProxy]:
     """Run a proxy while the block runs."""
     proxy = CuttingProxy(target, cut, chunk)
+    thread = threading.Thread(target=proxy.serve)
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        proxy.close()
+        thread.join()
+
+
+class Action(Enum):
+    """How a connection fails."""
+
+    FIN = "fin"
+    """Both directions end in good order, below TLS."""
+    RST = "rst"
+    HALF_CLOSE = "half-close"
+    """The faulty direction ends, the other one goes on."""
+    STALL = "stall"
+    """The faulty direction goes dark; neither end hears that the other one goes."""
+    DRIP = "drip"
+    """The faulty direction goes on byte by byte, and neither end hears that the other one goes."""
+
+
+class Fault(NamedTuple):
+    """At which byte of which TLS record of a direction the connection fails: exactly so much passes, no more and no less."""
+
+    from_sender: bool
+    record: int
+    offset: int
+    action: Action
+
+
+_RECORD_HEADER_BYTES: Final = 5
+"""Type, version and the length of what follows (RFC 8446 section 5.1)."""
+_DRIP_EVERY_S: Final = 0.05
+
+
+class _Direction:
+    """One direction's bytes, counted in TLS records."""
+
+    def __init__(self, source: socket.socket, target: socket.socket, fault: Fault | None) -> None:
+        self.source, self.target = source, target
+        self.records = 0
+        self.is_faulty = fault is not None
+        self.dripping = bytearray()
+        self._fault = fault
+        self._header = b""
+        self._left = 0
+        """Bytes of the current record's body that have not passed yet."""
+
+    def take(self, data: bytes) -> tuple[bytes, bytes, bool]:
+        """Return what of *data* passes, what does not, and whether the fault is reached behind it."""
+        at = 0
+        while at < len(data) and not self._is_reached():
+            at += self._count(data[at:])
+        return data[:at], data[at:], self._is_reached()
+
+    def _is_reached(self) -> bool:
+        return self._fault is not None and (self.records, self._offset()) >= (self._fault.record, self._fault.offset)
+
+    def _offset(self) -> int:
+        return len(self._header) if len(self._header) < _RECORD_HEADER_BYTES else _RECORD_HEADER_BYTES + self._body() - self._left
+
+    def _body(self) -> int:
+        return int.from_bytes(self._header[3:], "big")
+
+    def _count(self, data: bytes) -> int:
+        """Take a header's next byte or a part of a body, not beyond the fault; return its length."""
+        if len(self._header) < _RECORD_HEADER_BYTES:
+            self._header += data[:1]
+            taken = 1
+            self._left = self._body()
+        else:
+            taken = min(self._left, len(data))
+            if self._fault is not None and self.records == self._fault.record:
+                taken = min(taken, self._fault.offset - self._offset())
+            self._left -= taken
+        if len(self._header) == _RECORD_HEADER_BYTES and self._left == 0:
+            self.records += 1
+            self._header = b""
+        return taken
+
+
+class FaultyProxy:
+    """Passes one connection both ways up to a fault that is placed by TLS records, and then fails as it says."""
+
+    def __init__(self, target: Address, fault: Fault | None) -> None:
+        self._target, self._fault = target, fault
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = Address(f"127.0.0.1:{self._listener.getsockname()[1]}")
+        self.was_reached = False
+        self._ends: list[socket.socket] = []
+        self.records: tuple[int, int] = (0, 0)
+        """TLS records that passed from the sender and from the receiver."""
+
+    def serve(self) -> None:
+        """Serve one connection."""
+        try:
+            sender, _ = self._listener.accept()
+        except OSError:
+            return
+        with sender, socket.create_connection((self._target.host, self._target.port)) as receiver:
+            self._ends = [sender, receiver]
+            fault = self._fault
+            ways = {
+                sender: _Direction(sender, receiver, fault if fault and fault.from_sender else None),
+                receiver: _Direction(receiver, sender, fault if fault and not fault.from_sender else None),
+            }
+            try:
+                self._pass(ways)
+            except OSError:
+                pass  # An end has gone in a hurry: so does the connection.
+            self.records = (ways[sender].records, ways[receiver].records)
+
+    def close(self) -> None:
+        """Stop accepting, and end what is still open."""
+        for end in (*self._ends, self._listener):
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # It has ended before.
+        self._listener.close()
+
+    def _pass(self, ways: dict[socket.socket, _Direction]) -> None:
+        open_ends = set(ways)
+        while open_ends:
+            drops = [way for way in ways.values() if way.dripping and way.target in open_ends]
+            ready = select.select(list(open_ends), [], [], _DRIP_EVERY_S if drops else None)[0]
+            for way in drops if not ready else []:
+                way.target.sendall(way.dripping[:1])
+                del way.dripping[:1]
+            for end in ready:
+                way, data = ways[end], end.recv(65536)
+                if not data and not self._is_dark:
+                    return
+                if not data:
+                    open_ends.discard(end)
+                elif self.was_reached and way.is_faulty:
+                    self._swallow(way, data)
+                elif self._forward(way, data):
+                    return
+
+    @property
+    def _is_dark(self) -> bool:
+        return self.was_reached and self._fault is not None and self._fault.action in (Action.STALL, Action.DRIP)
+
+    def _forward(self, way: _Direction, data: bytes) -> bool:
+        """Pass what may pass; return whether the connection is over."""
+        passing, rest, is_reached = way.take(data)
+        try:
+            way.target.sendall(passing)
+        except OSError:
+            if not self._is_dark:
+                raise
+        if not is_reached or self._fault is None:
+            return False
+        self.was_reached = True
+        if self._fault.action is Action.HALF_CLOSE:
+            way.target.shutdown(socket.SHUT_WR)
+        elif self._fault.action is Action.RST:
+            for end in (way.source, way.target):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._swallow(way, rest)
+        return self._fault.action in (Action.FIN, Action.RST)
+
+    def _swallow(self, way: _Direction, data: bytes) -> None:
+        if self._fault is not None and self._fault.action is Action.DRIP:
+            way.dripping += data
+
+
+@contextmanager
+def faulty(target: Address, fault: Fault | None) -> Iterator[FaultyProxy]:
+    """Run a proxy for one connection while the block runs."""
+    proxy = FaultyProxy(target, fault)
     thread = threading.Thread(target=proxy.serve)
     thread.start()
     try:

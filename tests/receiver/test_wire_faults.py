@@ -1,0 +1,196 @@
+"""A network that fails at a message boundary or within one, in each way that networks have, between a real sender and receiver.
+
+The proxy counts TLS records, whose headers travel in the clear, and each message begins a record of its own. So every fault is
+placed to the byte: after a whole message, or in the middle of it.
+"""
+
+import random
+from itertools import product
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import pytest
+
+from securecore import limits
+from securecore.dump.compression import Compressor
+from securecore.dump.reader import open_container, open_frames
+from securecore.errors import UnreachableError
+from securecore.receiver.server import Receiver
+from securecore.sender.flush import flush
+from securecore.sender.spool import Spool
+from securecore.store.layout import open_store
+from securecore.wire.messages import Data, encode
+from tests.support.certificates import Fleet
+from tests.support.custody import kept
+from tests.support.proxies import Action, Fault, faulty
+from tests.support.receivers import new_dump_id, papers_of, running_receiver, send_bytes
+from tests.support.stages import Stage
+
+pytestmark = pytest.mark.slow
+
+NOISE: Final = random.Random(13).randbytes(limits.PIECE_BYTES)
+CORE: Final = NOISE + bytes(limits.PIECE_BYTES) + b"the end"
+"""OPEN, then DATA, ZERO and DATA, then END; one ACK comes back for the first."""
+
+_TLS_BYTES: Final = 16 * limits.KIB
+"""Plaintext of a full record (RFC 8446 section 5.1)."""
+DATA: Final = -(-len(encode(Data(Compressor().frame(NOISE)))) // _TLS_BYTES)
+"""Records of the first DATA."""
+
+SHORT_DEADLINE_S: Final = 0.5
+
+
+class Point(NamedTuple):
+    """A place in a conversation: so many records after the handshake (before its end, if negative), and so many bytes."""
+
+    from_sender: bool
+    record: int
+    offset: int = 0
+
+
+BEFORE_END: Final = {
+    "in ClientHello": Point(True, -1000, 100),
+    "in the host's certificate": Point(True, -1, 9),
+    "after the handshake": Point(True, 0),
+    "in OPEN": Point(True, 0, 7),
+    "after OPEN": Point(True, 1),
+    "between the records of DATA": Point(True, 30),
+    "in a record of DATA": Point(True, 30, 100),
+    "after DATA": Point(True, 1 + DATA),
+    "in ZERO": Point(True, 1 + DATA, 10),
+    "after ZERO": Point(True, 2 + DATA),
+    "in the last DATA": Point(True, 2 + DATA, 1),
+    "after the last DATA": Point(True, 3 + DATA),
+    "in END": Point(True, 3 + DATA, 500),
+}
+"""The sender's direction, where END has not passed: nothing may be published."""
+
+AFTER_END: Final = {
+    "in ServerHello": Point(False, -1000, 50),
+    "in the receiver's handshake": Point(False, -1, 3),
+    "before READY": Point(False, 0),
+    "in READY": Point(False, 0, 10),
+    "after READY": Point(False, 1),
+    "in ACCEPT": Point(False, 1, 20),
+    "after ACCEPT": Point(False, 2),
+    "in ACK": Point(False, 2, 6),
+    "after ACK": Point(False, 3),
+    "in RECEIPT": Point(False, 3, 1000),
+    "after END": Point(True, 4 + DATA),
+}
+"""Where END may have passed, or will: the dump is published whole, or not."""
+
+POINTS: Final = BEFORE_END | AFTER_END
+HARMLESS: Final = [("after END", action) for action in (Action.HALF_CLOSE, Action.STALL, Action.DRIP)]
+"""The sender has nothing more to say, and hears the receipt all the same."""
+FAULTS: Final = [fault for fault in product(POINTS, Action) if fault not in HARMLESS]
+UNDER_WAY: Final = {name for name, point in BEFORE_END.items() if point.record >= 1}
+"""Where a receiver is in the middle of a dump, so that its log must say what became of it."""
+
+
+@pytest.fixture(autouse=True)
+def one_acknowledgement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A receiver that acknowledges the first DATA."""
+    monkeypatch.setattr(limits, "ACK_EVERY_BYTES", limits.PIECE_BYTES)
+
+
+@pytest.fixture(scope="module")
+def handshake(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, int]:
+    """How many records the handshake takes in each direction, from a conversation that nothing happens to."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        running_receiver(fleet.receiver, tmp_path_factory.mktemp("honest") / "s") as receiver,
+    ):
+        patch.setattr(limits, "ACK_EVERY_BYTES", limits.PIECE_BYTES)
+        with faulty(receiver.addresses[0], None) as proxy:
+            assert send_bytes(CORE, papers_of(fleet.host), [proxy.address]).failure is None
+    return proxy.records[0] - (4 + DATA), proxy.records[1] - 4
+
+
+def in_name(value: object) -> str:
+    """Return how a parameter is called in a test's id."""
+    return str(value.value if isinstance(value, Action) else value)
+
+
+def fault_at(point: Point, action: Action, handshake: tuple[int, int]) -> Fault:
+    """Return the fault, counted from the connection's first record."""
+    record = handshake[0 if point.from_sender else 1] + point.record
+    return Fault(point.from_sender, max(record, 0), point.offset, action)
+
+
+def published(store_path: Path) -> list[bytes]:
+    """Return the plaintext of every published dump."""
+    with open_store(str(store_path)) as store:
+        found = []
+        for host in store.host_names():
+            for dump in store.dump_ids(host):
+                with store.open_dump(host, dump) as files:
+                    found.append(b"".join(open_container(files.open_core()).pieces()))
+    return found
+
+
+def incoming(store_path: Path) -> bytes:
+    """Return the plaintext of the frames that are there of the dump that did not end."""
+    found = b""
+    for path in (store_path / "incoming").rglob("core.zst"):
+        with path.open("rb") as file:
+            found += b"".join(open_frames(file.fileno())[0].pieces())
+    return found
+
+
+@pytest.mark.parametrize(("name", "action"), FAULTS, ids=in_name)
+def test_a_fault_costs_nothing(
+    name: str, action: Action, handshake: tuple[int, int], fleet: Fleet, spool: Spool, stage: Stage, tmp_path: Path
+) -> None:
+    """At the receiver a prefix or the whole, never more, and the session is over; at the sender the rest; a flush makes it whole.
+
+    Stall and drip run into the deadlines of both ends, which are short here. They may strike before the fault is reached, on a slow
+    machine; what must be true is the same then.
+    """
+    dump, papers = new_dump_id(), papers_of(fleet.host)
+    with pytest.MonkeyPatch.context() as patch:
+        if action in (Action.STALL, Action.DRIP):
+            for deadline in ("CONNECT", "HANDSHAKE", "PROGRESS", "RECEIPT", "IDLE"):
+                patch.setattr(limits, f"{deadline}_DEADLINE_S", SHORT_DEADLINE_S)
+        with faulty(stage.receiver.addresses[0], fault_at(POINTS[name], action, handshake)) as proxy:
+            outcome = send_bytes(CORE, papers, [proxy.address], spool=spool, dump=dump)
+            stage.wait_until(lambda: stage.receiver.session_count == 0)
+    first, tail = kept(spool, dump)
+    stored, held = published(tmp_path / "store"), incoming(tmp_path / "store")
+
+    assert proxy.was_reached or action in (Action.STALL, Action.DRIP)
+    assert (outcome.receipt, outcome.spooled, outcome.spool_failure) == (None, True, None)
+    assert type(outcome.failure) is UnreachableError
+    assert outcome.failure.message.isprintable()
+    assert tail == CORE[first * limits.PIECE_BYTES :]
+    assert stored == [] or (name in AFTER_END and stored == [CORE])
+    assert CORE.startswith(held)
+    assert stored or len(held) >= first * limits.PIECE_BYTES
+    assert len(stage.log_lines()) <= 1
+    if name in UNDER_WAY and proxy.was_reached:
+        (line,) = stage.log_lines()
+        assert str(dump) in line
+        assert line.isprintable()
+
+    (flushed,) = flush(spool, stage.receiver.addresses, papers)
+    assert flushed.failure is None
+    assert published(tmp_path / "store") == [CORE]
+    assert incoming(tmp_path / "store") == b""
+    assert (spool.dump_ids(), len(list(spool.receipts()))) == ([], 1)
+
+
+AT_THE_END: Final = [*HARMLESS, *(("after RECEIPT", action) for action in (Action.FIN, Action.RST, Action.HALF_CLOSE))]
+
+
+@pytest.mark.parametrize(("name", "action"), AT_THE_END, ids=in_name)
+def test_what_no_message_is_left_for_does_not_matter(
+    name: str, action: Action, handshake: tuple[int, int], fleet: Fleet, receiver: Receiver, spool: Spool, tmp_path: Path
+) -> None:
+    """END has left, or RECEIPT has come: custody passes with the receipt's last byte."""
+    point = POINTS.get(name, Point(False, 4))
+    with faulty(receiver.addresses[0], fault_at(point, action, handshake)) as proxy:
+        outcome = send_bytes(CORE, papers_of(fleet.host), [proxy.address], spool=spool)
+
+    assert proxy.was_reached
+    assert (outcome.failure, outcome.spooled) == (None, False)
+    assert published(tmp_path / "store") == [CORE]
