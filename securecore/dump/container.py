@@ -7,7 +7,7 @@ Source: zstd, contrib/seekable_format/zstd_seekable_compression_format.md, versi
 
 import struct
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, overload
 
 from securecore import limits
@@ -18,6 +18,8 @@ _SEEKABLE_MAGIC: Final = 0x8F92EAB1
 _HEADER: Final = struct.Struct("<II")
 _ENTRY: Final = struct.Struct("<II")
 _FOOTER: Final = struct.Struct("<IBI")
+_PART_BYTES: Final = 500 * limits.KIB
+"""The table of 62 GiB of plaintext, which is more than most cores have, is still one write."""
 
 
 class FrameEntry(NamedTuple):
@@ -67,11 +69,18 @@ class FrameLengths(Sequence[FrameEntry]):
 
 def seek_table(entries: Sequence[FrameEntry]) -> bytes:
     """Return the seek table for *entries*, without per-frame checksums (each frame has its own)."""
-    body = bytearray()
+    return b"".join(seek_table_parts(entries))
+
+
+def seek_table_parts(entries: Sequence[FrameEntry]) -> Iterator[bytes]:
+    """Yield the seek table for *entries* in parts of at most half a mebibyte: that of the longest dump takes 128 MiB."""
+    part = bytearray(_HEADER.pack(_SKIPPABLE_MAGIC, seek_table_bytes(len(entries)) - _HEADER.size))
     for entry in entries:
-        body += _ENTRY.pack(entry.stored, entry.plain)
-    body += _FOOTER.pack(len(entries), 0, _SEEKABLE_MAGIC)
-    return _HEADER.pack(_SKIPPABLE_MAGIC, len(body)) + bytes(body)
+        part += _ENTRY.pack(entry.stored, entry.plain)
+        if len(part) > _PART_BYTES:
+            yield bytes(part)
+            part.clear()
+    yield bytes(part) + _FOOTER.pack(len(entries), 0, _SEEKABLE_MAGIC)
 
 
 def seek_table_bytes(frames: int) -> int:

@@ -13,7 +13,7 @@ import os
 
 from securecore import limits
 from securecore.dump import directory
-from securecore.dump.container import FrameLengths, seek_table, seek_table_bytes
+from securecore.dump.container import FrameLengths, seek_table_bytes, seek_table_parts
 from securecore.dump.frames import ZERO_PIECE_FRAME, ZERO_PIECE_LEAF
 from securecore.dump.reader import read_exactly, scan_frames
 from securecore.errors import BrokenError, Bug, BusyError, NotFoundError, PeerError, StorageError
@@ -184,7 +184,8 @@ class IncomingDump:
     def finish(self, manifest: bytes) -> None:
         """Append the seek table and keep *manifest*, both durable. Not checked: the manifest; the caller has judged it."""
         self._check_open_for_frames()
-        self._write(seek_table(self._lengths))
+        for part in seek_table_parts(self._lengths):
+            self._write(part)
         self._sync_core()
         self._name_report()
         self._put(MANIFEST, manifest)
@@ -261,8 +262,7 @@ class IncomingDump:
             self._stored_bytes += len(scanned.data)
         tail = os.fstat(self._core).st_size - self._stored_bytes
         if self.has_manifest:
-            table = seek_table(self._lengths)
-            if tail != len(table) or read_exactly(self._core, self._stored_bytes, tail) != table:
+            if tail != seek_table_bytes(len(self._lengths)) or not self._has_seek_table():
                 raise BrokenError(f"dump {self.dump_id}: {CORE} is damaged though its manifest was durable")
         elif tail:
             try:
@@ -272,6 +272,15 @@ class IncomingDump:
         # Bytes that a killed process has written may still be on their way to the disk, and the caller is about to vouch for them.
         directory.sync(self._core)
         directory.sync(self._fd)
+
+    def _has_seek_table(self) -> bool:
+        """Return whether what follows the frames is their seek table; the file is long enough."""
+        offset = self._stored_bytes
+        for part in seek_table_parts(self._lengths):
+            if read_exactly(self._core, offset, len(part)) != part:
+                return False
+            offset += len(part)
+        return True
 
     def _check_usable(self) -> None:
         if not self._usable:

@@ -20,6 +20,7 @@ from securecore.dump.container import (
     parse_seek_table,
     seek_table,
     seek_table_bytes,
+    seek_table_parts,
 )
 from securecore.errors import BrokenError
 
@@ -43,6 +44,15 @@ def test_the_seek_table_is_that_of_the_format() -> None:
     """Skippable frame 0x184D2A5E, 8 bytes for each frame, then count, descriptor 0 and 0x8F92EAB1, all little-endian."""
     expected = struct.pack("<II IIII IBI", 0x184D2A5E, 8 * 2 + 9, 100, WHOLE, 50, 7, 2, 0, 0x8F92EAB1)
     assert expected == seek_table([FrameEntry(100, WHOLE), FrameEntry(50, 7)])
+
+
+def test_a_long_seek_table_comes_in_parts() -> None:
+    """A few kilobytes on the wire make a dump of 16 TiB of zeroes; its table of 128 MiB must not be in memory at once."""
+    parts = list(seek_table_parts([FrameEntry(45, WHOLE)] * 200_000))
+
+    assert max(map(len, parts)) <= 512 * 1024
+    assert len(b"".join(parts)) == seek_table_bytes(200_000)
+    assert parse_seek_table(b"".join(parts), 200_000 * 45 + seek_table_bytes(200_000))[-1] == FrameEntry(45, WHOLE)
 
 
 @pytest.mark.parametrize("frames", [0, 1, 3, 1000])

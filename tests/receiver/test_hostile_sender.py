@@ -179,7 +179,7 @@ def test_zero_stands_for_a_bounded_number_of_pieces(pieces: int, stage: Stage) -
 def test_zeroes_for_petabytes_end_at_the_bound_of_a_dump(last: Message, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """ZERO after ZERO: at so many frames it is over, and the disk holds 45 bytes for each and no more.
 
-    The bound is lowered here from 16777216; docs/store.md has it, and what that many take.
+    The bound is lowered here from 16777216; SECURITY.md says what that many take.
     """
     monkeypatch.setattr(limits, "MAX_FRAMES", 3 * limits.MAX_ZERO_PIECES)
     hand = hand_in(State.STREAMING, stage, dump := new_dump_id())

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from securecore.dump import container
 from securecore.errors import BrokenError, BusyError, PeerError, StorageError
 from securecore.store.layout import Store, create_store
 from securecore.store.recovery import Leftovers, open_incoming, sweep_incoming
 from securecore.store.writer import AlreadyStored, IncomingDump
 from tests.support.dumps import REPORT, WEB, begin, core_bytes, dump_id, dump_path, frames_of
+from tests.support.stores import flip
 
 CORE = core_bytes()
 
@@ -35,6 +37,21 @@ def test_sweep_sorts_what_a_crash_left(store: Store) -> None:
     assert found == Leftovers([(WEB, dump_id(3))], [(WEB, dump_id(2))], [(WEB, dump_id(1)), (WEB, dump_id(4))], [])
     assert sorted(map(str, (identifier for _, identifier in store.incoming()))) == sorted(map(str, (dump_id(2), dump_id(3))))
     assert sweep_incoming(store) == Leftovers([(WEB, dump_id(3))], [(WEB, dump_id(2))], [], [])
+
+
+@pytest.mark.parametrize("at", [-1, -20, -41])
+def test_a_seek_table_in_parts_is_held_against_the_frames(store: Store, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """A dump with a manifest is taken up again when every part of its table is the one of its frames."""
+    monkeypatch.setattr(container, "_PART_BYTES", 16)
+    finished = begin(store, dump_id(1), CORE)
+    finished.finish(b"manifest")
+    finished.close()
+    resumed = IncomingDump.resume(store, WEB, dump_id(1))
+    assert resumed.has_manifest
+    resumed.close()
+    flip(dump_path(store, dump_id(1), "incoming") / "core.zst", at)
+    with pytest.raises(BrokenError, match="damaged though its manifest was durable"):
+        IncomingDump.resume(store, WEB, dump_id(1))
 
 
 def test_sweep_of_an_empty_store(store: Store) -> None:
