@@ -12,10 +12,11 @@ from securecore.certs import jws
 from securecore.cli import options, terminal
 from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, host_option, store_option
 from securecore.dump import directory as files
-from securecore.dump.manifest import parse_manifest
+from securecore.dump.manifest import Manifest, parse_manifest
 from securecore.dump.output import NewFile, set_length, write_sparse
 from securecore.dump.reader import DumpReader, open_container, open_frames
 from securecore.errors import BrokenError, IncompleteError, NotFoundError, StorageError
+from securecore.merkle import Frontier, leaf_hash
 from securecore.names import DumpId, HostName
 from securecore.receiver import control
 from securecore.store.layout import Store, open_store
@@ -51,14 +52,15 @@ def command(text: str, output: str, partial: bool, store_path: str, host_text: s
     with open_store(store_path) as store:
         host, dump = store.find(text, options.find_host(host_text, store))
         with store.open_dump(host, dump) as found:
-            manifest = found.read_manifest()
-            label = _outcome(manifest)
+            token = found.read_manifest()
+            manifest = parse_manifest(jws.parse(token, limits.MAX_MANIFEST_BYTES).payload) if token is not None else None
+            label = manifest.outcome if manifest is not None else "still coming in, or cut"
             if label != "complete" and not partial:
                 raise IncompleteError(f"{dump.short} is incomplete ({label})", hint="--partial writes what there is")
         core = _take(store, host, dump, identity)
     try:
         reader = open_container(core) if manifest is not None else open_frames(core)[0]
-        damaged = _write_to(reader, output, f"extracting {dump.short}", partial)
+        damaged = _write_to(reader, output, manifest, f"extracting {dump.short}", partial)
     finally:
         os.close(core)
     if damaged:
@@ -66,12 +68,6 @@ def command(text: str, output: str, partial: bool, store_path: str, host_text: s
         raise BrokenError(f"{dump.short}: {len(damaged)} frames are damaged and became holes: {holes}")
     if output != "-":
         click.echo(f"{dump.short}  {terminal.size(reader.size)} written to {output}")
-
-
-def _outcome(manifest: bytes | None) -> str:
-    if manifest is None:
-        return "still coming in, or cut"
-    return parse_manifest(jws.parse(manifest, limits.MAX_MANIFEST_BYTES).payload).outcome
 
 
 def _take(store: Store, host: HostName, dump: DumpId, identity: Path) -> int:
@@ -86,33 +82,60 @@ def _take(store: Store, host: HostName, dump: DumpId, identity: Path) -> int:
     return core
 
 
-def _write_to(reader: DumpReader, output: str, label: str, partial: bool) -> list[int]:
-    """Write the plaintext and return the pieces that are damaged; only with *partial* there can be any."""
+def _write_to(reader: DumpReader, output: str, manifest: Manifest | None, label: str, partial: bool) -> list[int]:
+    """Write the plaintext and return the pieces that are damaged; only with *partial* there can be any.
+
+    Raises BrokenError for sound frames that are not those of *manifest*: one left out, swapped, or another dump's. Not checked: the
+    manifest's signature.
+    """
     with terminal.Progress(label, reader.size) as progress:
         if output == "-":
-            return _write_pieces(reader, sys.stdout.fileno(), partial, progress, sparse=False)
-        with NewFile(output) as file:
-            damaged = _write_pieces(reader, file.fd, partial, progress, sparse=True)
-            set_length(file.fd, reader.size)
-            file.publish()
-    return damaged
-
-
-def _write_pieces(reader: DumpReader, fd: int, partial: bool, progress: terminal.Progress, *, sparse: bool) -> list[int]:
-    damaged, offset = [], 0
-    for index, entry in enumerate(reader.entries):
-        try:
-            piece = reader.piece(index)
-        except BrokenError as error:
-            if not partial:
-                hint = "`securecore verify` says what is damaged; --partial writes the rest with a hole"
-                raise BrokenError(error.message, hint=hint) from error
-            damaged.append(index)
-            piece = bytes(entry.plain)
-        if sparse:
-            write_sparse(fd, piece, offset)
+            writing = _Writing(reader, sys.stdout.fileno(), partial, progress, sparse=False)
+            writing.write()
         else:
-            files.write_all(fd, piece)
-        offset += len(piece)
-        progress.update(offset)
-    return damaged
+            with NewFile(output) as file:
+                writing = _Writing(reader, file.fd, partial, progress, sparse=True)
+                writing.write()
+                set_length(file.fd, reader.size)
+                if not partial:
+                    writing.check(manifest)
+                file.publish()
+    if not writing.damaged:
+        writing.check(manifest)
+    return writing.damaged
+
+
+class _Writing:
+    """The plaintext of a reader on its way to a descriptor, and the tree over the frames that it came from."""
+
+    def __init__(self, reader: DumpReader, fd: int, partial: bool, progress: terminal.Progress, *, sparse: bool) -> None:
+        self._reader, self._fd, self._partial, self._progress, self._sparse = reader, fd, partial, progress, sparse
+        self._tree = Frontier()
+        self.damaged: list[int] = []
+
+    def write(self) -> None:
+        """Write all pieces; with *partial* the damaged ones as holes."""
+        offset = 0
+        for index, entry in enumerate(self._reader.entries):
+            frame = self._reader.frame(index)
+            self._tree.append(leaf_hash(frame))
+            try:
+                piece = self._reader.decode(index, frame)
+            except BrokenError as error:
+                if not self._partial:
+                    hint = "`securecore verify` says what is damaged; --partial writes the rest with a hole"
+                    raise BrokenError(error.message, hint=hint) from error
+                self.damaged.append(index)
+                piece = bytes(entry.plain)
+            if self._sparse:
+                write_sparse(self._fd, piece, offset)
+            else:
+                files.write_all(self._fd, piece)
+            offset += len(piece)
+            self._progress.update(offset)
+
+    def check(self, manifest: Manifest | None) -> None:
+        """Raise BrokenError when the frames are not those that the sender has signed."""
+        found = (self._reader.size, self._tree.size, self._tree.root())
+        if manifest is not None and found != (manifest.size, manifest.frames, manifest.root):
+            raise BrokenError("the frames are not those that were signed", hint="`securecore verify` says what differs")

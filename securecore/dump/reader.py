@@ -50,8 +50,12 @@ class DumpReader:
 
     def piece(self, index: int) -> bytes:
         """Return the plaintext of a piece; raises BrokenError when its frame is damaged."""
+        return self.decode(index, self.frame(index))
+
+    def decode(self, index: int, frame: bytes) -> bytes:
+        """Return the plaintext of *frame*, which ``frame(index)`` has returned; raises as ``piece`` does."""
         try:
-            piece = self._decompressor.piece(self.frame(index))
+            piece = self._decompressor.piece(frame)
         except FrameRefused as error:
             raise BrokenError(f"frame {index}: {error.message}") from error
         except BrokenError as error:
