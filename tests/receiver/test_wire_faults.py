@@ -179,7 +179,7 @@ def test_a_fault_costs_nothing(
     assert (spool.dump_ids(), len(list(spool.receipts()))) == ([], 1)
 
 
-AT_THE_END: Final = [*HARMLESS, *(("after RECEIPT", action) for action in (Action.FIN, Action.RST, Action.HALF_CLOSE))]
+AT_THE_END: Final = [*HARMLESS, *(("after RECEIPT", action) for action in (Action.FIN, Action.HALF_CLOSE))]
 
 
 @pytest.mark.parametrize(("name", "action"), AT_THE_END, ids=in_name)
@@ -194,3 +194,19 @@ def test_what_no_message_is_left_for_does_not_matter(
     assert proxy.was_reached
     assert (outcome.failure, outcome.spooled) == (None, False)
     assert published(tmp_path / "store") == [CORE]
+
+
+def test_a_reset_behind_the_receipt_costs_nothing(
+    handshake: tuple[int, int], fleet: Fleet, receiver: Receiver, spool: Spool, tmp_path: Path
+) -> None:
+    """RST may overtake the receipt in the sender's own kernel: then a flush asks for it again, and it is kept once either way."""
+    papers = papers_of(fleet.host)
+    with faulty(receiver.addresses[0], fault_at(Point(False, 4), Action.RST, handshake)) as proxy:
+        outcome = send_bytes(CORE, papers, [proxy.address], spool=spool)
+    flushed = list(flush(spool, receiver.addresses, papers))
+
+    assert proxy.was_reached
+    assert outcome.spooled == (outcome.receipt is None)
+    assert [(result.failure, result.sent_frames) for result in flushed] == [(None, 0)] * outcome.spooled
+    assert published(tmp_path / "store") == [CORE]
+    assert len(list(spool.receipts())) == 1
