@@ -223,13 +223,13 @@ def test_what_appears_meanwhile_is_not_touched(sample: Sample, tmp_path: Path, m
 
 def test_half_a_core_never_has_the_name_of_a_whole_one(sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While it is being written, nothing stands there: a kill -9 leaves nothing that looks like a core."""
-    piece, seen = DumpReader.piece, []
+    decode, seen = DumpReader.decode, []
 
-    def watched(reader: DumpReader, index: int) -> bytes:
+    def watched(reader: DumpReader, index: int, frame: bytes) -> bytes:
         seen.append((tmp_path / "core").exists())
-        return piece(reader, index)
+        return decode(reader, index, frame)
 
-    monkeypatch.setattr(DumpReader, "piece", watched)
+    monkeypatch.setattr(DumpReader, "decode", watched)
 
     assert sample.extract(sample.whole, tmp_path / "core").code == 0
     assert set(seen) == {False}
