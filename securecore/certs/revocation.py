@@ -98,7 +98,8 @@ class RevocationLists:
             if found is None:
                 words = f"the receiver has no revocation list of {owner}, so it believes none of its certificates"
                 raise Refusal(Reason.CRL_MISSING, words, hint=_HINT)
-            if now > found.next_update + timedelta(seconds=grace_s):
+            # A difference, because a list that says it never ends leaves no room for a sum.
+            if now - found.next_update > timedelta(seconds=grace_s):
                 day = f"{found.next_update:%Y-%m-%d}"
                 words = f"the receiver's revocation list of {owner} expired on {day}, longer ago than is tolerated"
                 raise Refusal(Reason.CRL_EXPIRED, words, hint=_HINT)

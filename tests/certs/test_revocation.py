@@ -105,6 +105,16 @@ def test_expired_list_counts_during_the_grace_and_no_longer(hierarchy: Hierarchy
     assert refusal_of(lists(hierarchy, naming), judgement, end + timedelta(days=99)).reason is Reason.REVOKED
 
 
+def test_list_that_says_it_never_ends_is_taken(hierarchy: Hierarchy) -> None:
+    """nextUpdate may stand at the end of time (RFC 5280 section 4.1.2.5): no later moment is computed."""
+    never = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+    judgement = judged(hierarchy)
+    found = lists(hierarchy, make_crl(hierarchy.hosts, now=NOW, days=(never - NOW) / timedelta(days=1)))
+    found.check(judgement, NOW)
+    found.check(judgement, NOW + timedelta(days=300))
+    assert found.warnings(NOW) == []
+
+
 def test_expired_root_list_is_refused_after_the_grace(hierarchy: Hierarchy) -> None:
     """The root's list is as necessary as the issuing CA's."""
     root_crl = make_crl(hierarchy.root, now=NOW - timedelta(days=60), days=30)
