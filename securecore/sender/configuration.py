@@ -127,8 +127,11 @@ def parse_configuration(data: bytes, path: str) -> SenderConfiguration | LocalCo
         fields = tomllib.loads(text)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8") from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: {_first_lower(str(error))}") from error
+    except (ValueError, RecursionError) as error:
+        # tomllib lets int() refuse a number beyond sys.get_int_max_str_digits().
+        raise ConfigError(f"{path}: a number is too long, or brackets are nested too deeply") from error
     for key in fields:
         if key not in _KEYS:
             raise ConfigError(f"{_at(path, text, key)}: unknown key {key!a}", hint=f"known keys are {', '.join(_KEYS)}")

@@ -59,6 +59,8 @@ def refusal(data: bytes) -> str:
         (GOOD + 'user = "root"\n', "sender.toml: the user must not be root"),
         (GOOD + 'user = "1:0"\n', "sender.toml: the user must not be root"),
         (GOOD + "user\n", "sender.toml: expected '=' after a key"),
+        (GOOD + "x = " + "1" * 5000 + "\n", "sender.toml: a number is too long, or brackets are nested too deeply"),
+        (GOOD + "x = " + "[" * 5000 + "\n", "sender.toml: a number is too long, or brackets are nested too deeply"),
     ],
 )
 def test_mistake_is_named_with_its_place(text: str, message: str) -> None:
