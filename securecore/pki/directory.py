@@ -115,7 +115,7 @@ def open_pki(path: Path) -> PkiDirectory:
     settings_path = path / "pki.toml"
     try:
         settings = tomllib.loads(read_public(settings_path, 64 * KIB).decode("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{settings_path}: not readable TOML: {error}") from error
     if set(settings) != _SETTINGS or settings["version"] != 1:
         raise ConfigError(f"{settings_path}: expected exactly version = 1, organisation and domain, found {', '.join(settings)!a}")

@@ -130,6 +130,8 @@ def test_short_passphrase_makes_no_pki(tmp_path: Path) -> None:
         ("pki.toml", "version = 1\norganisation = 'a'\ndomain = 'b'\ncolour = 'c'\n"),
         ("pki.toml", "version = 1\norganisation = 7\ndomain = 'b'\n"),
         ("pki.toml", "version ="),
+        ("pki.toml", "version = " + "1" * 5000),
+        ("pki.toml", "version = " + "[" * 5000),
     ],
 )
 def test_pki_of_another_form_is_refused(name: str, text: str, tmp_path: Path) -> None:
