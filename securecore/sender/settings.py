@@ -13,6 +13,9 @@ from securecore.names import Address, NameRefused
 
 _VERSION: Final = 1
 _MAX_BYTES: Final = 64 * 1024
+_IDS: Final = range((1 << 32) - 1)
+"""User and group ids; the one above means "leave it as it is" to setresuid(2)."""
+
 _HINT: Final = "run `securecore setup sender` again"
 
 
@@ -58,10 +61,12 @@ def load_settings(path: str) -> Settings:
 def _settings(fields: dict[str, Any]) -> Settings:
     if fields.pop("version") != _VERSION or set(fields) != set(Settings._fields):
         raise ValueError
+    if type(fields["receivers"]) is not list:
+        raise ValueError
     settings = Settings(**fields)._replace(receivers=tuple(Address(text) for text in fields["receivers"]))
     paths = (settings.identity, settings.spool)
-    if not settings.receivers or not all(type(path) is str and path.startswith("/") for path in paths):
+    if not settings.receivers or not all(type(path) is str and path.startswith("/") and path.isprintable() for path in paths):
         raise ValueError
-    if type(settings.uid) is not int or type(settings.gid) is not int:
+    if not all(type(number) is int and number in _IDS for number in (settings.uid, settings.gid)):
         raise ValueError
     return settings

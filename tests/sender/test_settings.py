@@ -45,6 +45,12 @@ BAD = {
     "a path that is a number": changed(identity=7),
     "a uid that is text": changed(uid="0"),
     "a uid that is true": changed(uid=True),
+    "a uid that setresuid takes for none": changed(uid=-1),
+    "the same, unsigned": changed(uid=(1 << 32) - 1),
+    "a gid of 33 bits": changed(gid=1 << 32),
+    "receivers that are the keys of an object": changed(receivers={"collector.example.org:4455": 1}),
+    "a path with a NUL": changed(spool="/var\0spool"),
+    "a path with a lone surrogate": changed(identity="/etc/\ud800"),
     "deep nesting": b"[" * 100_000,
 }
 
