@@ -26,6 +26,10 @@ from securecore.merkle import Frontier, leaf_hash
 from securecore.names import DumpId, NameRefused, StoreId
 
 _MAGIC: Final = "securecore-spool 1"
+_VERSION: Final = 1
+_COUNT_MAX: Final = (1 << 63) - 1
+"""Of bytes and milliseconds: what a manifest takes."""
+
 _ABANDONED_AFTER_S: Final = 3600.0
 """A handler names its entry within milliseconds of beginning it; an hour is beyond every pause of a machine that still works."""
 
@@ -149,7 +153,7 @@ class Spool:
         """Make the empty core, report and entry.json, durable under their names, and return the core's descriptor."""
         core = files.create_file("core.zst", fd)
         fields = {
-            "version": 1,
+            "version": _VERSION,
             "dump": str(start.dump),
             "started_at": start.started_at,
             "store": str(start.store) if start.store else None,
@@ -344,21 +348,29 @@ def open_spool(path: str) -> Spool:
 def _start(dump: DumpId, data: bytes) -> EntryStart:
     fields = _decode(data)
     try:
-        frontier = Frontier.from_peaks(fields["first_frame"], [bytes.fromhex(peak) for peak in fields["peaks"]])
+        first_frame, started_at = fields["first_frame"], fields["started_at"]
+        is_ours = (fields["version"], fields["dump"]) == (_VERSION, str(dump))
+        if not is_ours or not _is_count(first_frame, limits.MAX_FRAMES) or not _is_count(started_at):
+            raise ValueError
+        frontier = Frontier.from_peaks(first_frame, [bytes.fromhex(peak) for peak in fields["peaks"]])
         store = StoreId.parse(fields["store"]) if fields["store"] else None
-        return EntryStart(DumpId.parse(fields["dump"]), int(fields["started_at"]), store, frontier)
+        return EntryStart(dump, started_at, store, frontier)
     except (KeyError, TypeError, ValueError, NameRefused) as error:
         raise BrokenError(f"spool entry {dump.short}: entry.json is malformed") from error
 
 
 def _end(dump: DumpId, data: bytes) -> EntryEnd:
     fields = _decode(data)
-    numbers = [fields.get("size"), fields.get("ended_at"), fields.get("predicted_size") or 0]
-    if set(fields) != set(EntryEnd._fields) or any(type(number) is not int for number in numbers):
-        raise BrokenError(f"spool entry {dump.short}: end.json is malformed")
-    if fields["outcome"] not in OUTCOMES:
+    numbers = [fields.get("size"), fields.get("ended_at")]
+    if fields.get("predicted_size") is not None:
+        numbers.append(fields["predicted_size"])
+    if set(fields) != set(EntryEnd._fields) or not all(map(_is_count, numbers)) or fields["outcome"] not in OUTCOMES:
         raise BrokenError(f"spool entry {dump.short}: end.json is malformed")
     return EntryEnd(**fields)
+
+
+def _is_count(value: Any, maximum: int = _COUNT_MAX) -> bool:
+    return type(value) is int and 0 <= value <= maximum
 
 
 def _is_dump_id(name: str) -> bool:

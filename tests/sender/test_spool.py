@@ -1,10 +1,12 @@
 """The spool: what is kept, what a killed handler leaves, who may look into it."""
 
+import json
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -112,9 +114,53 @@ def test_an_entry_that_lost_a_file_is_named_broken(spool: Spool, tmp_path: Path)
         spool.entry(start.dump)
 
 
+def changed(path: Path, **fields: Any) -> bytes:
+    """Return a file of an entry with fields replaced."""
+    return json.dumps(json.loads(path.read_bytes()) | fields).encode()
+
+
 @pytest.mark.parametrize(
-    "text", [b"", b"{}", b"[]", b"x", b'{"size":"1"}', b'{"size":1,"predicted_size":null,"outcome":"?","ended_at":1}']
+    "fields",
+    [
+        {"version": 2},
+        {"first_frame": 1.0, "peaks": ["00" * 32]},
+        {"first_frame": True, "peaks": ["00" * 32]},
+        {"first_frame": -1},
+        {"first_frame": limits.MAX_FRAMES + 1, "peaks": ["00" * 32] * 2},
+        {"first_frame": 1, "peaks": ["00" * 31]},
+        {"peaks": [1]},
+        {"peaks": None},
+        {"started_at": float("inf")},
+        {"started_at": "1"},
+        {"started_at": -1},
+        {"store": "00"},
+        {"store": 1},
+        {"dump": str(new_dump_id())},
+    ],
+    ids=str,
 )
+def test_a_malformed_start_is_broken_and_never_a_traceback(spool: Spool, tmp_path: Path, fields: dict[str, Any]) -> None:
+    """Whatever stands in entry.json, the flush gets an error that it can report; another dump's is not taken for this one's."""
+    start = start_of_new()
+    spool.begin(start, REPORT).close()
+    path = tmp_path / "spool/dumps" / str(start.dump) / "entry.json"
+    path.write_bytes(changed(path, **fields))
+
+    with pytest.raises(BrokenError, match="malformed"):
+        spool.entry(start.dump)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"", b"{}", b"[]", b"x", b'{"size":"1"}', b'{"size":1,"predicted_size":null,"outcome":"?","ended_at":1}',
+        b'{"size":-1,"predicted_size":null,"outcome":"cut","ended_at":1}',
+        b'{"size":1,"predicted_size":"","outcome":"cut","ended_at":1}',
+        b'{"size":1,"predicted_size":[],"outcome":"cut","ended_at":1}',
+        b'{"size":1,"predicted_size":false,"outcome":"cut","ended_at":1}',
+        b'{"size":9223372036854775808,"predicted_size":null,"outcome":"cut","ended_at":1}',
+    ],
+)  # fmt: skip
 def test_a_malformed_end_is_broken_and_never_a_traceback(spool: Spool, tmp_path: Path, text: bytes) -> None:
     """Whatever stands in end.json, the flush gets an error that it can report."""
     start = start_of_new()
