@@ -21,6 +21,8 @@ UNVERIFIED: Final = "unverified"
 ARGUMENTS: Final = "arguments"
 
 _CONTAINER_ID: Final = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+_NUMBER: Final = re.compile(r"[0-9]{1,19}")
+"""So few digits stay within the report's 64 bits; the kernel's own numbers here are shorter by far."""
 _UNIT: Final = re.compile(r"[^/]+\.(?:service|scope|slice|socket|mount|swap)")
 
 
@@ -123,22 +125,21 @@ def _status(text: str) -> dict[str, str]:
 
 
 def _number(text: str | None) -> int | None:
-    word = (text or "").split("\t")[0].strip()
-    return int(word) if word.isascii() and word.isdigit() else None
+    """Return the first word of a line as a number; None when it is none, or has more than 19 digits."""
+    word = (text or "").split("\t")[0]
+    return int(word) if _NUMBER.fullmatch(word) else None
 
 
 def _start_ticks(stat: str) -> int | None:
     """Return a process's start in ticks since boot: field 22 of stat, counted behind the *last* parenthesis (R15)."""
-    fields = stat.rpartition(")")[2].split()
-    return int(fields[19]) if len(fields) >= 20 and fields[19].isdigit() else None
+    fields = stat.rpartition(") ")[2].split(" ")
+    return _number(fields[19]) if len(fields) >= 20 else None
 
 
 def _started_at(start: int | None, machine_stat: str) -> int | None:
     """Return a process's start in Unix seconds."""
-    boot = next((line.split()[1] for line in machine_stat.split("\n") if line.startswith("btime ")), "")
-    if start is None or not boot.isdigit():
-        return None
-    return int(boot) + start // os.sysconf("SC_CLK_TCK")
+    boot = _number(next((line.removeprefix("btime ") for line in machine_stat.split("\n") if line.startswith("btime ")), None))
+    return None if boot is None or start is None else boot + start // os.sysconf("SC_CLK_TCK")
 
 
 def _cgroup(text: str) -> str | None:

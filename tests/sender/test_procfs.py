@@ -134,6 +134,20 @@ def test_a_name_cannot_forge_other_fields(proc: Proc, comm: str) -> None:
     assert fields["started_at"] == 1700000000 + 12345 // os.sysconf("SC_CLK_TCK")
 
 
+@pytest.mark.parametrize("number", ["9" * 5000, "9" * 21, str(1 << 64), "²", "٣", "1\x1c", "", "-1"], ids=lambda text: ascii(text[:9]))
+def test_a_number_that_is_none_costs_its_field_and_nothing_else(proc: Proc, number: str) -> None:
+    """Thousands of digits, digits that are not ASCII, more than 64 bits: the kernel writes none of them, and none is handed on."""
+    proc.write(
+        status=f"PPid:\t{number}\nUid:\t33\t33\t33\t33\nThreads:\t{number}\n",
+        stat=STAT.format(comm="nginx").replace("12345", number or "x"),
+    )
+
+    fields = proc.snapshot()
+
+    assert fields["metadata"] == VERIFIED
+    assert not {"parent_pid", "threads", "started_at"} & set(fields)
+
+
 @pytest.mark.parametrize("name", ["comm", "cmdline", "cgroup", "status", "stat"])
 def test_a_link_or_fifo_in_place_of_a_file_neither_blocks_nor_is_followed(proc: Proc, name: str, tmp_path: Path) -> None:
     """R15 and R16: nothing outside /proc/PID is read, and a FIFO does not hold the handler up."""

@@ -16,6 +16,7 @@ from securecore.errors import BrokenError, ConfigError, StorageError
 from securecore.merkle import Frontier, leaf_hash
 from securecore.sender.spool import EntryEnd, EntryStart, Spool, create_spool, open_spool
 from tests.support.disk import Disk
+from tests.support.dumps import dump_id
 from tests.support.receivers import new_dump_id
 
 REPORT = b'{"program":"crasher"}'
@@ -135,7 +136,7 @@ def changed(path: Path, **fields: Any) -> bytes:
         {"started_at": -1},
         {"store": "00"},
         {"store": 1},
-        {"dump": str(new_dump_id())},
+        {"dump": str(dump_id(1))},
     ],
     ids=str,
 )
