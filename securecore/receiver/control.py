@@ -189,8 +189,8 @@ def ask_for_core(store: Store, host: HostName, dump: DumpId) -> int | None:
     finally:
         connection.close()
     if not answer.get("ok") or not fds:
-        code: Any = answer.get("code")
-        kind = _KINDS.get(code, ConfigError)
+        code = answer.get("code")
+        kind = _KINDS.get(code, ConfigError) if isinstance(code, int) else ConfigError
         raise kind(f"the receiver on {store.path} refused: {answer.get('error', 'no descriptor')}")
     return fds[0]
 
