@@ -14,6 +14,7 @@ The directory of an entry is locked (flock) while a handler writes it or a flush
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
@@ -25,11 +26,10 @@ from securecore.errors import BrokenError, ConfigError, SecurecoreError, Storage
 from securecore.merkle import Frontier, leaf_hash
 from securecore.names import DumpId, NameRefused, StoreId
 
-_MAGIC: Final = "securecore-spool 1"
+_FORMAT: Final = re.compile(rb"securecore-spool 1\n[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\n")
 _VERSION: Final = 1
 _COUNT_MAX: Final = (1 << 63) - 1
 """Of bytes and milliseconds: what a manifest takes."""
-
 _ABANDONED_AFTER_S: Final = 3600.0
 """A handler names its entry within milliseconds of beginning it; an hour is beyond every pause of a machine that still works."""
 
@@ -313,7 +313,7 @@ def create_spool(path: str, randomness: bytes, owner: tuple[int, int] | None = N
                 raise StorageError(f"cannot make spool {path}: {strangers[0][:100]!a} is there", hint="name an empty directory")
             os.fchmod(fd, 0o700)
             os.close(files.enter_directory("dumps", fd))
-            files.write_new_file("FORMAT", fd, f"{_MAGIC}\n{StoreId.make(randomness)}\n".encode())
+            files.write_new_file("FORMAT", fd, f"securecore-spool 1\n{StoreId.make(randomness)}\n".encode())
         if owner is not None:
             os.close(files.enter_directory("dumps", fd))
             os.chown("dumps", *owner, dir_fd=fd, follow_symlinks=False)
@@ -327,7 +327,10 @@ def create_spool(path: str, randomness: bytes, owner: tuple[int, int] | None = N
 
 
 def open_spool(path: str) -> Spool:
-    """Return the spool at *path*; raises ConfigError when there is none of this version, or others may look into it."""
+    """Return the spool at *path*; raises ConfigError when there is none of this version, or others may look into it.
+
+    Raises StorageError when FORMAT cannot be read.
+    """
     try:
         fd = os.open(path, _DIRECTORY_FLAGS)
     except OSError as error:
@@ -335,7 +338,7 @@ def open_spool(path: str) -> Spool:
     try:
         text = files.read_file("FORMAT", fd, 200)
         mode = os.fstat(fd).st_mode
-        if text is None or text.split(b"\n")[0].decode("ascii", "replace") != _MAGIC:
+        if text is None or not _FORMAT.fullmatch(text):
             raise ConfigError(f"{path} is not a spool of this version")
         if mode & 0o077:
             raise ConfigError(f"spool {path}: mode is {mode & 0o777:04o}, others may look into it", hint=f"chmod 700 {path}")

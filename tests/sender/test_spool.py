@@ -225,6 +225,18 @@ def test_a_spool_that_others_may_enter_is_refused(tmp_path: Path) -> None:
         open_spool(str(tmp_path / "spool"))
 
 
+def test_a_spool_whose_format_is_not_whole_is_refused(spool: Spool, tmp_path: Path) -> None:
+    """Cut at every offset, with a byte behind, or of a later version: it says too little to be written into."""
+    path = tmp_path / "spool/FORMAT"
+    whole = path.read_bytes()
+    for other in [*(whole[:cut] for cut in range(len(whole))), whole + b"x", whole.replace(b" 1", b" 12")]:
+        path.write_bytes(other)
+        with pytest.raises(ConfigError, match="not a spool"):
+            open_spool(str(tmp_path / "spool"))
+    path.write_bytes(whole)
+    open_spool(str(tmp_path / "spool")).close()
+
+
 def test_receipts_are_appended_and_a_torn_last_line_is_left_out(spool: Spool, tmp_path: Path) -> None:
     """The receipt log is append-only; what a crash tore is not a receipt."""
     spool.keep_receipt({"dump": "a"})
