@@ -57,7 +57,8 @@ def _ask(fd: int, kind: str, command: Sequence[str] | None, deadline_s: float) -
     answer = _run([*program, str(fd), kind], fd, time.monotonic() + deadline_s)
     words = _fields(answer).get("error")
     if isinstance(words, str):
-        raise BrokenError("".join(character if character.isprintable() else "?" for character in words[: limits.MAX_WORDS]))
+        printable = "".join(character if character.isprintable() else "?" for character in words[: limits.MAX_WORDS])
+        raise BrokenError(printable or "the analyser gave no reason")
     return answer
 
 

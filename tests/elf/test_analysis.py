@@ -100,6 +100,7 @@ def test_a_pipe_is_not_analysed() -> None:
         ("import os; os.kill(os.getpid(), 9)", "signal 9"),
         ("import json; print(json.dumps({'error': 'a\\x1b[2J\\nb'}))", r"analysed: a\?\[2J\?b$"),
         ("import json; print(json.dumps({'error': 'a' * 60_000}))", f"analysed: a{{{limits.MAX_WORDS}}}$"),
+        ("import json; print(json.dumps({'error': ''}))", "analysed: the analyser gave no reason$"),
     ],
 )
 def test_an_analyser_that_misbehaves_is_one_clean_error(script: str, words: str, opened: OpenFile) -> None:
