@@ -229,7 +229,10 @@ def test_a_dead_receivers_socket_is_nobody(fleet: Fleet, tmp_path: Path) -> None
         assert control.ask_for_core(store, HOST, dump) is None
 
 
-@pytest.mark.parametrize("answer", [b"", b"garbage\n", b"[]\n", b'{"ok": true}\n', b'{"error": "no", "code": 99}\n', b'{"code": []}\n', b'{"error": {}}\n'])
+ANSWERS = [b"", b"garbage\n", b"[]\n", b'{"ok": true}\n', b'{"error": "no", "code": 99}\n', b'{"code": []}\n', b'{"error": {}}\n']
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
 def test_an_answer_that_is_none_is_one_clean_error(answer: bytes, fleet: Fleet, tmp_path: Path) -> None:
     """Whatever listens there, the command gets a descriptor or an error of ours."""
     (dump,) = fill_store(fleet, tmp_path / "store", [("web-1", CORE)])
