@@ -1,0 +1,35 @@
+"""All fuzz targets, by name."""
+
+from typing import Final
+
+from tests.fuzz.target import Target
+from tests.fuzz.targets import audit, certs, crash, dump, local, wire
+
+TARGETS: Final[dict[str, Target]] = {
+    "frame": dump.FRAME,
+    "container": dump.CONTAINER,
+    "manifest": dump.MANIFEST,
+    "message": wire.MESSAGE,
+    "connection": wire.CONNECTION,
+    "certificate": certs.CERTIFICATE,
+    "anchors": certs.ANCHORS,
+    "revocation": certs.REVOCATION,
+    "token": certs.TOKEN,
+    "entry": audit.ENTRY,
+    "checkpoint": audit.CHECKPOINT,
+    "proof": audit.PROOF,
+    "statement": audit.STATEMENT,
+    "report": crash.REPORT,
+    "summary": crash.SUMMARY,
+    "elf-size": crash.ELF_SIZE,
+    "core": crash.CORE,
+    "arguments": crash.ARGUMENTS,
+    "procfs": crash.PROCFS,
+    "settings": local.SETTINGS,
+    "configuration": local.CONFIGURATION,
+    "spool": local.SPOOL,
+    "ledger": local.LEDGER,
+    "pki-settings": local.PKI_SETTINGS,
+    "control-request": local.CONTROL_REQUEST,
+    "names": local.NAMES,
+}
