@@ -105,6 +105,15 @@ def find_received(entry: bytes) -> DumpId | None:
         return None
 
 
+def find_time(fields: Mapping[str, Value]) -> datetime | None:
+    """Return the moment that an entry gives, in UTC; None when that is none, or in no calendar, for an entry may say anything."""
+    try:
+        moment = datetime.fromisoformat(str(fields.get("time")))
+        return moment.astimezone(UTC) if moment.tzinfo is not None else None
+    except (ValueError, OverflowError):
+        return None
+
+
 def check_received(fields: Mapping[str, Value], manifest: Manifest, manifest_jws: bytes) -> None:
     """Check that a received entry speaks of the dump that *manifest* speaks of; raises BrokenError naming the first difference."""
     expected = {"event": RECEIVED, "dump": str(manifest.dump), "host": str(manifest.host), **_agreed(manifest, manifest_jws)}

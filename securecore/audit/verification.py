@@ -13,7 +13,7 @@ from securecore import limits
 from securecore.audit.checkpoint import origin_of
 from securecore.audit.checks import Check, Steps, read_needed
 from securecore.audit.damage import Damage, Progress, Survey, survey_core
-from securecore.audit.entry import check_received
+from securecore.audit.entry import check_received, find_time
 from securecore.audit.proof import Receipt, verify_receipt
 from securecore.audit.statement import LogKey
 from securecore.certs import judge, jws
@@ -188,12 +188,10 @@ class _DumpReading:
     def _moment(self) -> datetime:
         """When the host's certificate must have been valid."""
         if self.receipt is not None:
-            try:
-                received = datetime.fromisoformat(str(self.receipt.fields["time"]))
-            except ValueError as error:
-                raise BrokenError("the entry's time is malformed") from error
-            if received.tzinfo is not None:
-                return received
+            received = find_time(self.receipt.fields)
+            if received is None:
+                raise BrokenError("the entry's time is malformed")
+            return received
         try:
             return _EPOCH + timedelta(milliseconds=_known(self.manifest).ended_at)
         except OverflowError as error:

@@ -2,14 +2,13 @@
 
 import json
 import os
-from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from securecore.audit.checkpoint import origin_of, verifier_key
-from securecore.audit.entry import parse_entry
+from securecore.audit.entry import find_time, parse_entry
 from securecore.audit.log import ENTRIES, scan_lines
 from securecore.audit.log_verification import Holdings, LogVerification, verify_log
 from securecore.audit.statement import LogKey
@@ -27,6 +26,9 @@ Examples:
   securecore audit verify --root ca.pem
 Exit code 6: a log does not hold, or it and the store's dumps contradict each other. The dumps' bytes are for `securecore verify`.
 """
+
+_SIZE_END: Final = 1 << 63
+"""Above the size of any dump, as manifests bound it; an entry holds any number."""
 
 
 @click.group("audit", epilog=EPILOG)
@@ -145,22 +147,31 @@ def _entries(store: Store, host: HostName) -> list[dict[str, Any]]:
                 fields: dict[str, Any] = dict(parse_entry(line.data))
             except SecurecoreError as error:
                 fields = {"event": "unreadable", "problem": error.message}
-            rows.append({"entry": index, "host": str(host)} | fields)
+            rows.append(_row(index, host, fields))
     finally:
         os.close(entries)
     return rows
 
 
+def _row(index: int, host: HostName, fields: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry's fields, with its place and whose log it stands in; what the entry itself says of these does not count."""
+    place = {"entry": index, "host": str(host)}
+    return place | fields | place
+
+
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    time = terminal.when(datetime.fromisoformat(row["time"])) if row.get("time") else "-"
-    dump = terminal.short_id(str(row["dump"])) if row.get("dump") else "-"
+    moment = find_time(row)
+    dump = terminal.printable(terminal.short_id(str(row["dump"]))) if row.get("dump") else "-"
+    time = terminal.when(moment) if moment is not None else "-"
     return (str(row["entry"]), time, row["host"].split(".")[0], terminal.printable(row["event"], 16), dump, _what(row))
 
 
 def _what(row: dict[str, Any]) -> str:
     if row["event"] == "received":
-        what = f"{terminal.size(row.get('size'))} {row.get('state')}"
-        return f"{what}, {terminal.printable(row['program'], 24)}" if row.get("program") else what
+        size = row.get("size")
+        what = f"{terminal.size(size if type(size) is int and 0 <= size < _SIZE_END else None)} "
+        what += terminal.printable(str(row.get("state")), 16)
+        return f"{what}, {terminal.printable(str(row['program']), 24)}" if row.get("program") else what
     if row["event"] == "extracted":
         return f"by {terminal.printable(str(row.get('user') or row.get('uid')), 32)}"
     return terminal.printable(str(row.get("problem", "")), 80)

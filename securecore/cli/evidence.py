@@ -1,14 +1,13 @@
 """What vouches for a dump: manifest, certificate and receipt, checked as far as it goes without reading the core."""
 
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from securecore import limits
 from securecore.audit import statement
 from securecore.audit.checkpoint import origin_of
-from securecore.audit.entry import check_received
+from securecore.audit.entry import check_received, find_time
 from securecore.audit.proof import Receipt, verify_receipt
 from securecore.audit.statement import LogKey
 from securecore.certs import chain, jws
@@ -94,7 +93,7 @@ def check_papers(store: Store, files: DumpFiles, root_path: Path | None) -> Pape
 def _judge_signer(token: bytes, manifest: Manifest, receipt: Receipt | None, anchors: Anchors) -> Judgement:
     """Return the certificate that signed the manifest, judged at the time of the receipt: the host's own clock may be wrong."""
     parts = jws.parse(token, limits.MAX_MANIFEST_BYTES)
-    moment = datetime.fromisoformat(str(receipt.fields["time"])) if receipt else terminal.moment(manifest.ended_at / 1000)
+    moment = find_time(receipt.fields) if receipt else terminal.moment(manifest.ended_at / 1000)
     if moment is None:
         raise BrokenError("its time is in no calendar")
     judgement = judge(parts.chain_der[0], parts.chain_der[1:], anchors, Purpose.HOST, moment)

@@ -1,17 +1,20 @@
 """`verify` and `audit verify`: what they find wrong with a store, in words, in JSON and in their exit code."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from securecore.audit.checkpoint import LogSigner
 from securecore.audit.entry import extracted_entry
 from securecore.audit.log import HostLog
-from securecore.audit.proof import parse_proof
+from securecore.audit.proof import TlogProof, parse_proof
 from securecore.certs.identity_directory import load_log_key
+from securecore.merkle import leaf_hash
 from securecore.names import DumpId, HostName
 from securecore.receiver.server import utc_now
 from tests.support.certificates import DOMAIN, Fleet
@@ -314,6 +317,51 @@ def test_a_dump_damaged_under_incoming_is_verified_too(sample: Sample) -> None:
     flip(incoming / "core.zst", 100)
 
     assert sample.verify("--all").code == 6
+
+
+ODD_ENTRIES: dict[str, dict[str, Any]] = {
+    "no time": {"time": ""},
+    "a time in no calendar": {"time": "2026-13-01T00:00:00Z"},
+    "a time without a zone": {"time": "2026-11-22T09:14:22"},
+    "a time before the first year": {"time": "0001-01-01T00:00:00+23:59"},
+    "a size that is a text": {"size": "many"},
+    "a size beyond every unit": {"size": 10**400},
+    "a program that is a number": {"program": 7},
+    "a state that moves the cursor": {"state": "\x1b[2J"},
+    "a host that is a number": {"host": 1},
+    "another host": {"host": DB},
+    "a number of its own": {"entry": None},
+}
+
+
+@pytest.mark.parametrize("name", ODD_ENTRIES)
+def test_an_entry_that_no_receiver_wrote_is_shown_all_the_same(name: str, sample: Sample) -> None:
+    """`audit log` shows what stands in the log, one line each, and says nothing of its truth; whose log it is, the store knows."""
+    lines = [json.dumps(sample.entries()[0] | ODD_ENTRIES[name], sort_keys=True, separators=(",", ":")), ""]
+    (sample.log() / "entries.jsonl").write_text("\n".join(lines))
+
+    ran = sample("audit", "log", "--host", WEB)
+
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.replace("\n", "").isprintable()
+    (row,) = sample("audit", "log", "--host", WEB, "--json").document
+    assert (row["entry"], row["host"], row["event"]) == (0, WEB, "received")
+
+
+@pytest.mark.parametrize("time", ["", "x", "2026-11-22T09:14:22", "0001-01-01T00:00:00+23:59"])
+def test_a_receipt_whose_entry_has_no_moment_vouches_for_no_certificate(time: str, sample: Sample) -> None:
+    """The receiver's own key signed it, so it proves its entry; but when the certificate must have been valid nobody knows."""
+    key, _ = load_log_key(sample.fleet.receiver)
+    (fields, *_), name = sample.entries(), f"collector.{DOMAIN}/securecore"
+    line = json.dumps(fields | {"time": time}, sort_keys=True, separators=(",", ":")).encode()
+    proof = TlogProof(0, (), LogSigner(name, key).sign(f"{name}/{WEB}", 1, leaf_hash(line)), line)
+    (sample.first / "receipt").write_bytes(proof.encode())
+
+    shown, verified = sample("show", sample.dumps[0]), sample.verify(sample.dumps[0])
+
+    assert (shown.code, verified.code) == (0, 6)
+    assert "time" in shown.out
+    assert "Traceback" not in shown.err + verified.err
 
 
 def test_an_empty_store_has_nothing_to_verify(fleet: Fleet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
