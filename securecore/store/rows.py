@@ -74,7 +74,8 @@ def row_of(files: DumpFiles) -> DumpRow:
 
 def format_time(moment: datetime) -> str:
     """Return an aware moment as RFC 3339 in UTC with milliseconds: always 24 characters, so that text order is time order."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+    # Not strftime: its %Y does not fill years before 1000 up with zeroes (glibc).
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
 def _find_report(files: DumpFiles) -> CrashReport:
@@ -102,7 +103,7 @@ def _find_received_at(files: DumpFiles) -> str | None:
             if line.startswith(b"extra "):
                 moment = datetime.fromisoformat(json.loads(base64.b64decode(line[6:]))["time"])
                 return format_time(moment) if moment.tzinfo is not None else None
-    except (SecurecoreError, ValueError, TypeError, KeyError, RecursionError):
+    except (SecurecoreError, ValueError, OverflowError, TypeError, KeyError, RecursionError):
         return None
     return None
 

@@ -1,10 +1,12 @@
 """The catalogue: what it lists is what the directories hold, whatever happened behind its back."""
 
+import json
 import os
 import shutil
 import sqlite3
 import stat
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -125,6 +127,23 @@ def test_damaged_files_are_listed(
     assert [(row.id, row.state) for row in catalogue.rows()] == [
         (str(dump_id(1)), "incomplete" if name == "manifest.jws" else "complete")
     ]
+
+
+@pytest.mark.parametrize("time", ["", "x", "2026-11-22T09:14:22", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"])
+def test_a_receipt_without_a_moment_leaves_the_directorys(time: str, store: Store, logs: HostLogs, signer: Signer) -> None:
+    """An entry may give any text for its time; what is no moment of a calendar is not listed, and costs no row."""
+    store_dump(store, logs, signer, dump_id(1), CORE)
+    path = dump_path(store, dump_id(1))
+    (path / "receipt").write_bytes(b"extra " + b64encode(json.dumps({"time": time}).encode()))
+    os.utime(path, (0, 0))
+    with store.open_dump(WEB, dump_id(1)) as files:
+        assert row_of(files).received_at == "1970-01-01T00:00:00.000Z"
+
+
+@pytest.mark.parametrize("year", [1, 999, 1970, 9999])
+def test_times_are_of_one_length_in_every_year(year: int) -> None:
+    """So that the order of the texts is that of the times."""
+    assert format_time(datetime(year, 2, 3, 4, 5, 6, 789_999, UTC)) == f"{year:04d}-02-03T04:05:06.789Z"
 
 
 def test_dumps_that_are_coming_in_are_listed_as_incomplete(store: Store, catalogue: Catalogue) -> None:
