@@ -6,6 +6,12 @@ from typing import Any, Final
 from tests.support.dumps import dump_id
 
 
+def _entry(**fields: Any) -> bytes:
+    """Return an entry of an audit log."""
+    entry = {"event": "received", "time": "2026-11-22T09:14:22.123Z", "size": 1, "state": "complete", "program": "a"}
+    return json.dumps(entry | fields, sort_keys=True, separators=(",", ":")).encode()
+
+
 def _start(**fields: Any) -> bytes:
     """Return an entry.json of the spool target's dump."""
     start = {"version": 1, "dump": str(dump_id(1)), "started_at": 1, "store": None, "first_frame": 0, "peaks": []}
@@ -34,6 +40,13 @@ REPRODUCERS: Final[dict[str, list[bytes]]] = {
     "configuration": [b"version = " + b"1" * 5000],
     # RecursionError.
     "pki-settings": [b"\0version = " + b"[" * 4000],
+    # Times in no calendar, or of a year with three digits.
+    "row": [b'\3{"time":"0001-01-01T00:00:00+23:59"}', b'\3{"time":"0900-01-01T00:00:00Z"}'],
+    # A time, a size and a program that are none; another host's; a control character.
+    "log-row": [
+        _entry(time="x"), _entry(time="0001-01-01T00:00:00+23:59"), _entry(size="x"), _entry(size=10**400), _entry(program=7),
+        _entry(host=1), _entry(state="\x1b[2J"), _entry(dump="\x1b[2J"),
+    ],
     # An error without words.
     "summary": [b'{"error": ""}'],
     # Taken, though no system call takes them, or though the list of receivers is none.

@@ -3,7 +3,7 @@
 from typing import Final
 
 from tests.fuzz.target import Target
-from tests.fuzz.targets import audit, certs, crash, dump, local, wire
+from tests.fuzz.targets import audit, certs, crash, dump, local, shown, wire
 
 TARGETS: Final[dict[str, Target]] = {
     "frame": dump.FRAME,
@@ -30,6 +30,9 @@ TARGETS: Final[dict[str, Target]] = {
     "spool": local.SPOOL,
     "ledger": local.LEDGER,
     "pki-settings": local.PKI_SETTINGS,
+    "row": shown.ROW,
+    "log-row": shown.LOG_ROW,
+    "inspection": shown.INSPECTION,
     "control-request": local.CONTROL_REQUEST,
     "names": local.NAMES,
 }
