@@ -39,8 +39,8 @@ def load_pem_certificates(data: bytes, maximum: int = limits.MAX_CHAIN, *, what:
     """Return the certificates of a PEM text, in order, at least one.
 
     *what* names the file in messages. Raises ConfigError when there is none, more than *maximum*, one larger than
-    MAX_CERTIFICATE_BYTES, or one that does not parse. Text between the blocks is ignored (RFC 7468 section 2). Not checked:
-    signatures, dates, order.
+    MAX_CERTIFICATE_BYTES, or one that is not whole or does not parse. Text between the blocks is ignored (RFC 7468 section 2). Not
+    checked: signatures, dates, order.
     """
     count = data.count(b"-----BEGIN CERTIFICATE-----")
     if not 1 <= count <= maximum or len(data) > 2 * maximum * limits.MAX_CERTIFICATE_BYTES:
@@ -50,6 +50,9 @@ def load_pem_certificates(data: bytes, maximum: int = limits.MAX_CHAIN, *, what:
         sizes = [len(certificate.public_bytes(Encoding.DER)) for certificate in certificates]
     except PARSE_ERRORS as error:
         raise ConfigError(f"{what}: not a readable PEM certificate: {one_line(error)}") from error
+    if len(certificates) != count:
+        # The library passes over what has no END line.
+        raise ConfigError(f"{what}: {count} PEM certificates begin, {len(certificates)} are whole: the file is cut off or damaged")
     if max(sizes) > limits.MAX_CERTIFICATE_BYTES:
         raise ConfigError(f"{what}: a certificate of {max(sizes)} bytes, at most {limits.MAX_CERTIFICATE_BYTES} are read")
     return certificates

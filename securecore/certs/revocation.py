@@ -26,6 +26,7 @@ from securecore.errors import ConfigError
 MAX_LISTS: Final = 2 * chain.MAX_ANCHORS
 """CRLs in one file: one for each CA, twice while old and new lie side by side."""
 
+_BEGIN: Final = b"-----BEGIN X509 CRL-----"
 _BLOCK: Final = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
 _EXTENSIONS: Final = {ExtensionOID.CRL_NUMBER, ExtensionOID.AUTHORITY_KEY_IDENTIFIER}
 _HINT: Final = "run `securecore pki crl` where the CA is, and copy the file that it names over the receiver's crl.pem"
@@ -64,12 +65,14 @@ class RevocationLists:
         """Return the lists of a PEM text, each signed by a CA among the anchors.
 
         Raises ConfigError when the text is larger than MAX_CRL_BYTES, holds no CRL or more than MAX_LISTS, or when one of them is
-        malformed, of a kind that we don't make (delta, indirect, partial), or not signed by a CA of *anchors*. Of several lists of
-        one CA the highest CRLNumber wins, then the newest thisUpdate. Not checked: dates; check() does that.
+        cut off, malformed, of a kind that we don't make (delta, indirect, partial), or not signed by a CA of *anchors*. Of several
+        lists of one CA the highest CRLNumber wins, then the newest thisUpdate. Not checked: dates; check() does that.
         """
         if len(crl_pem) > limits.MAX_CRL_BYTES:
             raise ConfigError(f"crl.pem: {len(crl_pem)} bytes, at most {limits.MAX_CRL_BYTES} are read")
         blocks = _BLOCK.findall(crl_pem)
+        if (begun := crl_pem.count(_BEGIN)) != len(blocks):
+            raise ConfigError(f"crl.pem: {begun} PEM revocation lists begin, {len(blocks)} are whole: it is cut off", hint=_HINT)
         if not 1 <= len(blocks) <= MAX_LISTS:
             raise ConfigError(f"crl.pem: expected 1 to {MAX_LISTS} PEM revocation lists, found {len(blocks)}", hint=_HINT)
         best: dict[bytes, _List] = {}

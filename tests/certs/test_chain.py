@@ -55,6 +55,23 @@ def test_truncated_pem_is_refused_at_every_length(hierarchy: Hierarchy) -> None:
             load_pem_certificates(pem[:length])
 
 
+def test_anchors_cut_at_every_offset_are_refused_or_whole(hierarchy: Hierarchy) -> None:
+    """Of a file of three certificates, each beginning is refused, or has only whole ones and nothing of the next."""
+    pems = [made.pem for made in (hierarchy.root, hierarchy.hosts, hierarchy.receivers)]
+    data = b"".join(pems)
+    taken = []
+    for cut in range(len(data) + 1):
+        try:
+            anchors = load_anchors(data[:cut])
+        except ConfigError:
+            continue
+        taken.append(cut)
+        assert len(anchors.roots + anchors.intermediates) == data[:cut].count(b"-----END CERTIFICATE-----")
+    ends = [sum(map(len, pems[:count])) for count in (1, 2, 3)]
+    # Behind each certificate: without its newline, with it, and with the part of a BEGIN line that is not yet one.
+    assert set(ends) <= set(taken) <= {cut for end in ends for cut in range(end - 1, end + len(BEGIN))}
+
+
 def test_oversized_certificate_is_refused(hierarchy: Hierarchy) -> None:
     """The bound on a certificate's DER holds for files as well."""
     big = mint(HOST, issuer=hierarchy.hosts, dns=["a" * 60 + ".example"] * 300)

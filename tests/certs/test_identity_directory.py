@@ -66,6 +66,20 @@ def test_missing_or_garbled_file_is_named(name: str, own_fleet: Fleet) -> None:
         load_identity(own_fleet.host)
 
 
+@pytest.mark.slow
+def test_a_key_cut_at_every_offset_is_refused(own_fleet: Fleet) -> None:
+    """No beginning of key.pem or log-key.pem is a key, but for the newline at its end."""
+    for name, load in (("key.pem", load_identity), ("log-key.pem", load_receiver_parts)):
+        path = own_fleet.receiver / name
+        whole = path.read_bytes()
+        for cut in range(len(whole) - 1):
+            path.write_bytes(whole[:cut])
+            with pytest.raises(ConfigError, match=name):
+                load(own_fleet.receiver)
+        path.write_bytes(whole)
+        load(own_fleet.receiver)
+
+
 def test_other_key_types_are_refused(own_fleet: Fleet) -> None:
     """Only P-256 identifies a machine, only Ed25519 signs checkpoints."""
     other = mint(HOST, key=make_key("p384"))

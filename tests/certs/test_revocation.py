@@ -198,6 +198,18 @@ def test_text_that_is_no_list_is_refused(text: bytes, hierarchy: Hierarchy) -> N
         RevocationLists.parse(text, hierarchy.anchors)
 
 
+def test_lists_cut_at_every_offset_are_refused(hierarchy: Hierarchy) -> None:
+    """A file of several lists that lost its end is refused as a whole: a list that is gone in silence would be a fleet shut out."""
+    pem = make_crl(hierarchy.root, now=NOW) + make_crl(hierarchy.hosts, now=NOW)
+    first = pem.index(b"-----END X509 CRL-----\n") + len(b"-----END X509 CRL-----\n")
+    for cut in range(len(pem) - 1):
+        if first - 1 <= cut <= first + len(b"-----BEGIN X509 CRL----"):
+            continue  # One whole list, and nothing yet that would be a second.
+        with pytest.raises(ConfigError):
+            RevocationLists.parse(pem[:cut], hierarchy.anchors)
+    assert len(RevocationLists.parse(pem[:-1] + b"more text\n", hierarchy.anchors)._lists) == 2
+
+
 def test_number_and_size_of_lists_are_bounded(hierarchy: Hierarchy) -> None:
     """A crl.pem can't take our memory or our time."""
     crl = make_crl(hierarchy.hosts, now=NOW)
