@@ -112,6 +112,16 @@ def test_other_forms_are_refused(entry: bytes) -> None:
     assert find_received(entry) is None
 
 
+def test_an_entry_cut_at_every_offset_is_none() -> None:
+    """No beginning of an entry is one, and none with a byte behind."""
+    whole = make(program="nginx", signal=11)
+    for other in [*(whole[:cut] for cut in range(len(whole))), whole + b" ", whole + b"\n", whole + whole]:
+        with pytest.raises(BrokenError, match="audit entry"):
+            parse_entry(other)
+        assert find_received(other) is None
+    assert find_received(whole) == dump_id(1)
+
+
 def test_unknown_events_and_fields_are_let_through() -> None:
     """A later version's entries are read."""
     assert parse_entry(b'{"event":"x","new":null,"time":"y"}') == {"event": "x", "new": None, "time": "y"}

@@ -105,6 +105,26 @@ def test_a_container_that_was_cut_is_broken(written: Written, cut: int) -> None:
         open_container(written(CONTAINER[:cut]))
 
 
+@pytest.mark.slow
+def test_a_container_cut_at_every_offset_gives_its_whole_frames_and_no_other(written: Written) -> None:
+    """Without the last byte of its seek table it is no container; what is whole of it is read all the same."""
+    pieces = [b"a" * WHOLE, bytes(WHOLE), b"the end"]
+    frames = [COMPRESSOR.frame(piece) for piece in pieces]
+    entries = [FrameEntry(len(frame), len(piece)) for frame, piece in zip(frames, pieces, strict=True)]
+    container = b"".join(frames) + seek_table(entries)
+    ends = [sum(map(len, frames[:count])) for count in range(len(frames) + 1)]
+    for cut in range(len(container)):
+        fd = written(container[:cut])
+        with pytest.raises(BrokenError):
+            open_container(fd)
+        partial, end = open_frames(fd)
+        assert end == max(whole for whole in ends if whole <= cut)
+        assert partial.entries == entries[: ends.index(end)]
+    assert open_container(written(container)).entries == entries
+    with pytest.raises(BrokenError):
+        open_container(written(container + b"x"))
+
+
 def test_a_table_that_is_longer_than_its_container_is_broken(written: Written) -> None:
     """A footer that promises sixteen million frames costs neither memory nor an offset before the beginning."""
     footer = limits.MAX_FRAMES.to_bytes(4, "little") + b"\0" + 0x8F92EAB1.to_bytes(4, "little")

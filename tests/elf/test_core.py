@@ -141,6 +141,15 @@ def test_a_core_cut_anywhere_tells_the_truth_or_nothing() -> None:
     assert summarise_bytes(core) == TRUTH
 
 
+@pytest.mark.slow
+def test_an_executable_cut_anywhere_has_its_build_id_or_none() -> None:
+    """Where the kernel dumped only a part of the executable's first page, the build-id is the true one or missing."""
+    image = Crash()._image()
+    found = [summarise_bytes(Crash(image=image[:cut]).write()).build_id for cut in range(len(image) + 1)]
+    assert set(found) == {None, BUILD_ID.hex()}
+    assert (found[0], found[-1]) == (None, BUILD_ID.hex())
+
+
 def test_a_damaged_stretch_costs_only_what_stands_in_it() -> None:
     """Where reading fails in the memory behind the notes, the notes still tell; where the header fails, the core is refused."""
     core = Crash().write()

@@ -142,6 +142,19 @@ def test_pki_of_another_form_is_refused(name: str, text: str, tmp_path: Path) ->
         open_pki(pki.path)
 
 
+@pytest.mark.parametrize("name", ["FORMAT", "pki.toml"])
+def test_a_file_of_a_pki_cut_at_every_offset_is_refused(name: str, tmp_path: Path) -> None:
+    """But for the newline at the end of pki.toml, no beginning is taken for the whole; half a domain is never one."""
+    pki = create_pki(tmp_path / "pki", "Test", DOMAIN, None, NOW)
+    whole = (pki.path / name).read_bytes()
+    for other in [*(whole[:cut] for cut in range(len(whole) - (name == "pki.toml"))), whole + b"x"]:
+        (pki.path / name).write_bytes(other)
+        with pytest.raises(ConfigError, match=name):
+            open_pki(pki.path)
+    (pki.path / name).write_bytes(whole)
+    assert open_pki(pki.path).domain == DOMAIN
+
+
 def test_place_without_a_pki_is_not_found(tmp_path: Path) -> None:
     """The hint says how to name one."""
     with pytest.raises(NotFoundError, match="no PKI there") as caught:

@@ -87,6 +87,15 @@ def test_unknown_file_is_refused(data: bytes) -> None:
         describe(data, "some.file")
 
 
+def test_a_file_cut_at_every_offset_is_refused(fleet: Fleet, hierarchy: Hierarchy) -> None:
+    """No beginning of a certificate or of a statement is described as the whole."""
+    for whole, shortest in ((hierarchy.hosts.der, 1), (hierarchy.hosts.pem, 2), ((fleet.receiver / "log-key.jws").read_bytes(), 1)):
+        for cut in range(len(whole.rstrip()) + 1 - shortest):
+            with pytest.raises(PkiError):
+                describe(whole[:cut], "x")
+        assert describe(whole, "x")
+
+
 @given(st.binary(max_size=400))
 def test_any_bytes_are_described_or_refused(data: bytes) -> None:
     """Nothing but PkiError comes of any bytes."""

@@ -194,6 +194,16 @@ def test_a_malformed_request_gets_an_error_and_the_server_goes_on(data: bytes, s
     assert len(extractions(store)) == 1
 
 
+@pytest.mark.slow
+def test_a_request_cut_at_every_offset_gets_an_error(store: Store, dump: DumpId) -> None:
+    """But for the newline at its end, no beginning of a request is one, nor is it with another behind."""
+    whole = request_for(dump).encode()
+    for other in [*(whole[:cut] for cut in range(len(whole))), whole + b"x\n", whole + whole + b"\n"]:
+        assert answer_to(store, other)["code"] == 12
+    assert extractions(store) == []
+    assert answer_to(store, whole) == {"ok": True}
+
+
 def test_who_leaves_or_stalls_is_dropped_and_the_server_goes_on(
     store: Store, dump: DumpId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +256,21 @@ def test_an_answer_that_is_none_is_one_clean_error(answer: bytes, fleet: Fleet, 
             control.ask_for_core(store, HOST, dump)
 
         thread.join()
+
+
+def test_an_answer_cut_at_every_offset_is_one_clean_error(fleet: Fleet, tmp_path: Path) -> None:
+    """A receiver that dies within its answer has not answered; what it met is said only when it said all of it."""
+    (dump,) = fill_store(fleet, tmp_path / "store", [("web-1", CORE)])
+    whole = json.dumps({"error": "no such dump", "code": NotFoundError.exit_code}).encode()
+    with open_store(str(tmp_path / "store")) as store, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(f"/proc/self/fd/{store.fd}/{control.SOCKET}")
+        listener.listen()
+        for cut in range(len(whole) + 1):
+            thread = threading.Thread(target=_answer_once, args=(listener, whole[:cut]))
+            thread.start()
+            with pytest.raises(NotFoundError if cut == len(whole) else StorageError):
+                control.ask_for_core(store, HOST, dump)
+            thread.join()
 
 
 def _answer_once(listener: socket.socket, answer: bytes) -> None:

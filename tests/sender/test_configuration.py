@@ -6,7 +6,13 @@ from hypothesis import strategies as st
 
 from securecore.errors import ConfigError, SecurecoreError
 from securecore.names import Address
-from securecore.sender.configuration import LocalConfiguration, SenderConfiguration, parse_configuration
+from securecore.sender.configuration import (
+    DEFAULT_SPOOL,
+    DEFAULT_USER,
+    LocalConfiguration,
+    SenderConfiguration,
+    parse_configuration,
+)
 from securecore.sender.local_mode import KEEP_MAX, LocalMode, is_plain_path
 
 GOOD = 'version = 1\nreceivers = ["collector.example:4455"]\nidentity = "/etc/securecore/identity"\n'
@@ -28,6 +34,20 @@ def test_written_configuration_reads_back(identity: str, spool: str, user: str) 
 def test_any_bytes_are_understood_or_refused(data: bytes) -> None:
     """Whatever the file holds, the answer is a configuration or a SecurecoreError that names the file."""
     assert refusal(data).partition(":")[0] in ("", "sender.toml")
+
+
+def test_configuration_cut_at_every_offset_is_refused_or_lacks_only_what_may_be_left_out() -> None:
+    """A beginning of TOML may be TOML: then it says nothing that the whole does not say, and a path or name is never half one."""
+    whole = SenderConfiguration((Address("collector.example:4455"),), "/etc/securecore/identity", "/data/spool", "990:991")
+    data = whole.encode()
+    found = set()
+    for cut in range(len(data)):
+        if refusal(data[:cut]) == "":
+            cut_short = parse_configuration(data[:cut], "sender.toml")
+            assert (cut_short.receivers, cut_short.identity) == (whole.receivers, whole.identity)
+            found.add((cut_short.spool, cut_short.user))
+    assert found == {(DEFAULT_SPOOL, DEFAULT_USER), (whole.spool, DEFAULT_USER), (whole.spool, whole.user)}
+    assert refusal(data + b"x") != ""
 
 
 def refusal(data: bytes) -> str:

@@ -29,6 +29,16 @@ def test_other_arguments_are_refused(arguments: list[str]) -> None:
         parse_arguments(arguments)
 
 
+def test_arguments_cut_after_every_one_are_refused_or_lack_the_pidfd() -> None:
+    """Eight or nine, and each is there; what an argument lost of its digits nobody can see."""
+    for count in range(len(FULL) - 1):
+        with pytest.raises(ConfigError, match="core_pattern"):
+            parse_arguments(FULL[:count])
+    for index in range(len(FULL)):
+        with pytest.raises(ConfigError, match="core_pattern"):
+            parse_arguments([*FULL[:index], "", *FULL[index + 1 :]])
+
+
 def test_the_pattern_passes_no_text_of_the_process_and_fits_the_kernel() -> None:
     """R27 and R1: numbers only, no %e, %E, %f or %h; with a usual path it stays under the kernel's bound."""
     specifiers = SPECIFIERS.split()

@@ -174,6 +174,34 @@ def test_hostile_text_survives_as_a_report(proc: Proc) -> None:
     assert report.command_line.startswith("\\xff\\xfe\x1b[2J AAA")
 
 
+@pytest.mark.parametrize("name", ["comm", "cmdline", "cgroup", "status", "stat"])
+def test_a_file_cut_at_every_offset_costs_fields_and_never_the_core(proc: Proc, name: str) -> None:
+    """Texts are at most shorter, other files' fields are all there, and without the uid nothing is believed."""
+    whole, path = proc.snapshot(), proc.process / name
+    data = path.read_bytes()
+    texts = {"comm", "command_line", "cgroup"}
+    seen = set()
+    for cut in range(len(data)):
+        path.write_bytes(data[:cut])
+        fields = proc.snapshot()
+        seen.add(fields["metadata"])
+        if fields["metadata"] == VERIFIED:
+            lost = {key for key in whole if fields.get(key) != whole[key]}
+            assert lost <= FIELDS_OF[name]
+            assert all(whole[key].startswith(fields[key]) for key in lost & texts & set(fields))
+        CrashReport(**fields).encode()
+    assert seen == ({VERIFIED, ARGUMENTS} if name == "status" else {VERIFIED})
+
+
+FIELDS_OF = {
+    "comm": {"comm"},
+    "cmdline": {"command_line"},
+    "cgroup": {"cgroup", "unit"},
+    "status": {"parent_pid", "threads"},
+    "stat": {"started_at"},
+}
+
+
 def test_a_container_is_told_by_its_namespaces_and_its_id(proc: Proc) -> None:
     """R5: other namespaces make a container, whatever the process calls itself; the id comes from the cgroup."""
     identifier = "ab" * 32

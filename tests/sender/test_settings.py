@@ -64,6 +64,15 @@ def test_anything_else_is_refused_with_what_to_do(name: str, tmp_path: Path) -> 
     assert "setup sender" in (caught.value.hint or "")
 
 
+def test_settings_cut_at_every_offset_are_refused(tmp_path: Path) -> None:
+    """But for the newline at the end, no beginning of settings is settings, and no more follows them."""
+    whole = GOOD.encode()
+    for other in [*(whole[:cut] for cut in range(len(whole) - 1)), whole + b"x", whole + whole]:
+        with pytest.raises(ConfigError):
+            load_settings(write(tmp_path / "s", other))
+    assert load_settings(write(tmp_path / "s", whole[:-1])) == GOOD
+
+
 def test_settings_that_others_can_write_are_refused(tmp_path: Path) -> None:
     """They say as which user root's process goes on, and whom it trusts."""
     with pytest.raises(ConfigError, match="only root can write"):

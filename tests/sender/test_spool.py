@@ -14,6 +14,7 @@ from securecore import limits
 from securecore.dump.compression import Compressor
 from securecore.errors import BrokenError, ConfigError, StorageError
 from securecore.merkle import Frontier, leaf_hash
+from securecore.names import DumpId
 from securecore.sender.spool import EntryEnd, EntryStart, Spool, create_spool, open_spool
 from tests.support.disk import Disk
 from tests.support.dumps import dump_id
@@ -175,6 +176,33 @@ def test_a_malformed_end_is_broken_and_never_a_traceback(spool: Spool, tmp_path:
     entry.close()
 
 
+@pytest.mark.parametrize("name", ["entry.json", "end.json"])
+def test_a_file_of_an_entry_cut_at_every_offset_is_broken(name: str, spool: Spool, tmp_path: Path) -> None:
+    """No beginning of it is taken for the whole, nor is the whole with more behind it."""
+    start = start_of_new()
+    entry = spool.begin(start, REPORT)
+    entry.finish(END)
+    entry.close()
+    path = tmp_path / "spool/dumps" / str(start.dump) / name
+    whole = path.read_bytes()
+    for other in [*(whole[:cut] for cut in range(len(whole))), whole + b"x", whole + whole]:
+        path.write_bytes(other)
+        with pytest.raises(BrokenError):
+            read_whole(spool, start.dump)
+    path.write_bytes(whole)
+    assert read_whole(spool, start.dump) == END
+
+
+def read_whole(spool: Spool, dump: DumpId) -> EntryEnd | None:
+    """Return how an entry ended, having read all that says what it is."""
+    entry = spool.entry(dump)
+    assert entry is not None
+    try:
+        return entry.end()
+    finally:
+        entry.close()
+
+
 def test_removal_takes_leftovers_along(spool: Spool, tmp_path: Path) -> None:
     """A file that a crash left beside the entry does not keep it in the spool for ever."""
     start = start_of_new()
@@ -245,6 +273,17 @@ def test_receipts_are_appended_and_a_torn_last_line_is_left_out(spool: Spool, tm
         log.write(b'{"dump":"c"')
 
     assert [receipt["dump"] for receipt in spool.receipts()] == ["a", "b"]
+
+
+def test_receipts_cut_at_every_offset_are_the_whole_lines(spool: Spool, tmp_path: Path) -> None:
+    """A line counts with its newline, and no other line is lost with a torn one."""
+    for name in "abc":
+        spool.keep_receipt({"dump": name})
+    path = tmp_path / "spool/receipts.jsonl"
+    whole = path.read_bytes()
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        assert [receipt["dump"] for receipt in spool.receipts()] == list("abc")[: whole[:cut].count(b"\n")]
 
 
 def test_a_lister_beside_a_crash_never_costs_the_core(spool: Spool) -> None:

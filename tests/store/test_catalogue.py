@@ -129,6 +129,28 @@ def test_damaged_files_are_listed(
     ]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["report.json", "manifest.jws", "receipt"])
+def test_a_file_cut_at_every_offset_costs_its_own_fields(name: str, store: Store, logs: HostLogs, signer: Signer) -> None:
+    """The row is there, with the fields of the other files, and never complete by half a manifest."""
+    store_dump(store, logs, signer, dump_id(1), CORE)
+    path = dump_path(store, dump_id(1)) / name
+    whole = path.read_bytes()
+    fields = {"report.json": {"signal", "program", "pid", "build_id", "executable", "crashed_at"}, "receipt": {"received_at"}}
+    with store.open_dump(WEB, dump_id(1)) as files:
+        good = row_of(files)
+        for cut in range(len(whole)):
+            path.write_bytes(whole[:cut])
+            row = row_of(files)
+            lost = {field for field in good._fields if getattr(row, field) != getattr(good, field)}
+            if name in fields:
+                assert lost <= fields[name]
+            else:
+                # Of the JWS the payload is read alone: its signature is the business of `verify`.
+                assert lost in ({"state", "outcome", "size_bytes", "frames"}, set())
+                assert lost or whole[:cut].count(b".") == 2
+
+
 @pytest.mark.parametrize("time", ["", "x", "2026-11-22T09:14:22", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"])
 def test_a_receipt_without_a_moment_leaves_the_directorys(time: str, store: Store, logs: HostLogs, signer: Signer) -> None:
     """An entry may give any text for its time; what is no moment of a calendar is not listed, and costs no row."""

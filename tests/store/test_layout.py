@@ -113,6 +113,18 @@ def test_a_strange_format_is_refused(text: bytes, words: str, store: Store) -> N
         open_store(store.path)
 
 
+def test_a_format_cut_at_every_offset_is_refused(store: Store) -> None:
+    """No beginning of FORMAT is one, nor is it with a byte behind."""
+    path = Path(store.path) / "FORMAT"
+    whole = path.read_bytes()
+    for other in [*(whole[:cut] for cut in range(len(whole))), whole + b"x", whole + b"\n"]:
+        path.write_bytes(other)
+        with pytest.raises(BrokenError):
+            open_store(store.path)
+    path.write_bytes(whole)
+    open_store(store.path).close()
+
+
 def test_no_store(tmp_path: Path) -> None:
     """A missing directory and one without FORMAT are not found."""
     tmp_path.chmod(0o700)
