@@ -3,7 +3,7 @@
 from typing import Final
 
 from tests.fuzz.target import Target
-from tests.fuzz.targets import audit, certs, crash, dump, local, shown, wire
+from tests.fuzz.targets import audit, certs, crash, dump, local, shown, store, wire
 
 TARGETS: Final[dict[str, Target]] = {
     "frame": dump.FRAME,
@@ -19,6 +19,8 @@ TARGETS: Final[dict[str, Target]] = {
     "checkpoint": audit.CHECKPOINT,
     "proof": audit.PROOF,
     "statement": audit.STATEMENT,
+    "log": store.LOG,
+    "resume": store.RESUME,
     "report": crash.REPORT,
     "summary": crash.SUMMARY,
     "elf-size": crash.ELF_SIZE,
