@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from securecore.cli.machine.plan import state_path
+from securecore.cli.machine import plan
 from securecore.cli.machine.root import Root
-from securecore.errors import StorageError
+from securecore.errors import ConfigError, StorageError
 from securecore.sender import installation
 from securecore.sender.configuration import DEFAULT_SPOOL
 from securecore.sender.settings import load_settings
@@ -211,13 +211,35 @@ def test_undo_without_set_up_is_refused(root: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(
-    "content", [b"{}", b"[", b'{"version": 1, "records": [{"kind": "file"}]}', b'{"version": 2, "records": []}']
-)
+    "content",
+    [
+        b"{}", b"[", b"[]", b"null", b"[" * 5000, b'{"version": 2, "records": []}', b'{"version": 1, "records": {"a": 1}}',
+        b'{"version": 1, "records": [{"kind": "file"}]}',
+        b'{"version": 1, "records": [{"kind": ["file"]}]}',
+        b'{"version": 1, "records": [{"kind": "file", "path": 1, "before": null, "written": ""}]}',
+        b'{"version": 1, "records": [{"kind": "file", "path": ["/a"], "before": null, "written": ""}]}',
+        b'{"version": 1, "records": [{"kind": "file", "path": "/a\\u0000", "before": null, "written": ""}]}',
+        b'{"version": 1, "records": [{"kind": "file", "path": "/a", "before": [], "written": ""}]}',
+        b'{"version": 1, "records": [{"kind": "file", "path": "/a", "before": {"content": "", "mode": 1e999, "owner": [0, 0]}}]}',
+        b'{"version": 1, "records": [{"kind": "directory", "path": 1, "before": null}]}',
+    ],
+)  # fmt: skip
 def test_damaged_record_is_refused(root: Path, content: bytes) -> None:
     """A record that we have not written is a configuration error, not a crash."""
     (root / "var/lib/securecore").mkdir(parents=True)
     (root / "var/lib/securecore/setup-sender.json").write_bytes(content)
     assert setup(root, "sender", "--undo") == 3
+
+
+def test_record_cut_at_every_offset_is_refused(root: Path) -> None:
+    """But for the newline at its end, no beginning of the record is taken for the whole, so that no change is forgotten."""
+    assert setup(root, "sender", *SENDER) == 0
+    path, opened = root / "var/lib/securecore/setup-sender.json", Root(root)
+    whole = path.read_bytes()
+    for other in [*(whole[:cut] for cut in range(len(whole) - 1)), whole + b"x"]:
+        path.write_bytes(other)
+        with pytest.raises(ConfigError, match="not a record"):
+            plan.load_records("sender", opened)
 
 
 @pytest.mark.parametrize(("role", "options"), [("sender", SENDER), ("receiver", RECEIVER)])
@@ -254,7 +276,7 @@ def test_unknown_key_names_file_and_line(root: Path, capsys: pytest.CaptureFixtu
     "target",
     [
         installation.HANDLER, installation.SETTINGS, installation.SYSCTL, installation.CONFIGURATION, installation.SERVICE,
-        installation.TIMER, installation.TIMER_LINK, DEFAULT_SPOOL, state_path("sender"),
+        installation.TIMER, installation.TIMER_LINK, DEFAULT_SPOOL, plan.state_path("sender"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["link", "dangling", "fifo", "directory"])

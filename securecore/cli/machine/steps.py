@@ -250,7 +250,7 @@ def undo_record(record: Mapping[str, Any], root: Root) -> tuple[str, str] | None
     """
     try:
         return _UNDO[record["kind"]](record, root)
-    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, binascii.Error) as error:
         raise ConfigError("the record of what set-up changed is damaged", hint="take the changes back by hand") from error
 
 
