@@ -164,13 +164,13 @@ def _parse_list(block: bytes, anchors: Anchors) -> _List:
         crl = x509.load_pem_x509_crl(block)
         issuer = _find_issuer(crl, anchors)
         number = _check_form(crl, issuer)
-        next_update = crl.next_update_utc
+        this_update, next_update = crl.last_update_utc, crl.next_update_utc
         serials = frozenset(entry.serial_number for entry in crl)
     except chain.PARSE_ERRORS as error:
         raise ConfigError(f"crl.pem: a revocation list can't be read: {chain.one_line(error)}") from error
     if next_update is None:
         raise ConfigError("crl.pem: a revocation list does not say when the next one is due (RFC 5280 section 5.1.2.5)")
-    return _List(_authority(issuer), issuer, number, crl.last_update_utc, next_update, serials, crl)
+    return _List(_authority(issuer), issuer, number, this_update, next_update, serials, crl)
 
 
 def _find_issuer(crl: x509.CertificateRevocationList, anchors: Anchors) -> x509.Certificate:
@@ -206,7 +206,11 @@ def _check_form(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -
 def _revoked(certificate: x509.Certificate, found: _List, what: str) -> Refusal:
     """Return the refusal of a certificate that is on a list, with the date and reason that the list gives."""
     entry = found.crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
-    date = entry.revocation_date_utc if entry is not None else found.this_update
+    try:
+        date = entry.revocation_date_utc if entry is not None else found.this_update
+    except chain.PARSE_ERRORS:
+        # A date in no calendar: ASN.1 has a year 0.
+        date = found.this_update
     try:
         reason = entry.extensions.get_extension_for_class(x509.CRLReason).value.reason.value if entry is not None else "unspecified"
     except (x509.ExtensionNotFound, *chain.PARSE_ERRORS):

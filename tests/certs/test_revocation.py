@@ -1,5 +1,6 @@
 """Revocation: which list counts, what it says, and what happens when it is old or missing."""
 
+from base64 import b64decode
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -13,7 +14,8 @@ from securecore.certs.judge import Judgement, Purpose, Reason, Refusal, judge
 from securecore.certs.profiles import HOST, HOSTS_CA, RECEIVER
 from securecore.certs.revocation import MAX_LISTS, RevocationLists
 from securecore.errors import ConfigError
-from tests.support.certificates import Hierarchy, Made, make_crl, make_hierarchy, make_key, mint
+from tests.support.certificates import Hierarchy, Made, make_crl, make_hierarchy, make_key, mint, tlv
+from tests.support.der import elements, paths, pem, replaced, signed
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 DATE = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -113,6 +115,35 @@ def test_list_that_says_it_never_ends_is_taken(hierarchy: Hierarchy) -> None:
     found.check(judgement, NOW)
     found.check(judgement, NOW + timedelta(days=300))
     assert found.warnings(NOW) == []
+
+
+YEAR_0 = tlv(0x18, b"00000101000000Z")
+
+
+def with_dates(crl_pem: bytes, issuer: Made, dates: dict[int, bytes]) -> bytes:
+    """Return a list with other dates, by their number within it (thisUpdate is 0), signed again by its CA."""
+    body = elements(elements(b64decode(b"".join(crl_pem.split(b"\n")[1:-2])))[0].content)[0]
+    ways = [path for path, element in paths(body) if element.tag == 0x17]
+    for number, new in dates.items():
+        body = elements(replaced(body, ways[number], new))[0]
+    return pem("X509 CRL", signed(body.whole, issuer.key))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_list_with_a_date_in_no_calendar_is_refused(number: int, hierarchy: Hierarchy) -> None:
+    """ASN.1 has a year 0, and Python's calendar has none."""
+    crl = with_dates(make_crl(hierarchy.hosts, now=NOW), hierarchy.hosts, {number: YEAR_0})
+    with pytest.raises(ConfigError, match="can't be read"):
+        RevocationLists.parse(crl, hierarchy.anchors)
+
+
+def test_revocation_with_a_date_in_no_calendar_counts(hierarchy: Hierarchy) -> None:
+    """A certificate on a list is revoked, whatever the list says of when; the list's own date is told instead."""
+    judgement = judged(hierarchy)
+    crl = make_crl(hierarchy.hosts, now=NOW, revoked={judgement.serial: (DATE, "keyCompromise")})
+    refusal = refusal_of(lists(hierarchy, with_dates(crl, hierarchy.hosts, {2: YEAR_0})), judgement)
+    assert refusal.reason is Reason.REVOKED
+    assert refusal.message == f"this host's certificate was revoked on {NOW:%Y-%m-%d} (keyCompromise)"
 
 
 def test_expired_root_list_is_refused_after_the_grace(hierarchy: Hierarchy) -> None:

@@ -1,6 +1,5 @@
 """The PKI that the targets judge by: the same keys, names and times in every process, so that a finding stays one."""
 
-import base64
 from datetime import timedelta
 from functools import cache
 from typing import Final, NamedTuple
@@ -57,12 +56,6 @@ def log_key() -> Ed25519PrivateKey:
 def log_signer() -> LogSigner:
     """Return what signs the receiver's logs."""
     return LogSigner(LOG_NAME, log_key())
-
-
-def pem(kind: str, der: bytes) -> bytes:
-    """Return DER as PEM, as RFC 7468 writes it."""
-    text = base64.encodebytes(der).decode("ascii")
-    return f"-----BEGIN {kind}-----\n{text}-----END {kind}-----\n".encode()
 
 
 def chain_of(made: Made) -> list[bytes]:

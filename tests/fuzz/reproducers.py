@@ -35,7 +35,8 @@ def _proc(*, uid: bytes = b"33", threads: bytes = b"7", ticks: bytes = b"1", boo
 
 REPRODUCERS: Final[dict[str, list[bytes]]] = {
     # A list that never ends: OverflowError, where the grace was added to its nextUpdate.
-    "revocation": [b"\x0a\x18\x0f99991231235959Z"],
+    # ValueError where thisUpdate was first looked at: ASN.1 has a year 0.
+    "revocation": [b"\x0a\x18\x0f99991231235959Z", b"\x09\x18\x0f00000101000000Z"],
     # A number of thousands of digits: ValueError, which is no TOMLDecodeError.
     "configuration": [b"version = " + b"1" * 5000],
     # RecursionError.

@@ -1,5 +1,6 @@
 """DER as a tree: certificates and CRLs with one element replaced, lengths mended around it, and signed again."""
 
+import base64
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -57,3 +58,9 @@ def signed(body: bytes, key: ec.EllipticCurvePrivateKey) -> bytes:
     """Return a certificate or CRL over a body, signed with ECDSA and SHA-256; the same bytes for the same body (RFC 6979)."""
     signature = key.sign(body, ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
     return tlv(0x30, body + _ECDSA_WITH_SHA256 + tlv(0x03, b"\x00" + signature))
+
+
+def pem(kind: str, der: bytes) -> bytes:
+    """Return DER as PEM, as RFC 7468 writes it."""
+    text = base64.encodebytes(der).decode("ascii")
+    return f"-----BEGIN {kind}-----\n{text}-----END {kind}-----\n".encode()

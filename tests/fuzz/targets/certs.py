@@ -23,10 +23,10 @@ from securecore.certs.judge import Judgement, Purpose, Reason, Refusal, judge
 from securecore.certs.revocation import RevocationLists
 from securecore.errors import BrokenError, ConfigError
 from securecore.names import HostName
-from tests.fuzz.fleet import chain_of, fleet, key, pem
+from tests.fuzz.fleet import chain_of, fleet, key
 from tests.fuzz.target import Target, check_words
 from tests.support.certificates import general_names, make_crl, tlv
-from tests.support.der import Element, elements, paths, replaced, signed
+from tests.support.der import Element, elements, paths, pem, replaced, signed
 from tests.support.dumps import NOW
 
 _AS_IT_IS: Final = 0x7F
