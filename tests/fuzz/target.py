@@ -1,5 +1,6 @@
 """What a fuzz target is: a check that takes any bytes, and good inputs to begin with."""
 
+import importlib
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -31,3 +32,17 @@ def check_words(error: SecurecoreError) -> None:
 def check_begins(error: SecurecoreError, what: str) -> None:
     """Hold an error to naming what it is about."""
     assert error.message.startswith(what)
+
+
+def find_parser(name: str) -> object:
+    """Return what ``module.function`` or ``module.Class.method`` names within the package."""
+    parts = name.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        try:
+            found: object = importlib.import_module(".".join(["securecore", *parts[:length]]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[length:]:
+            found = getattr(found, part)
+        return found
+    raise LookupError(name)

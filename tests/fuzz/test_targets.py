@@ -1,6 +1,5 @@
 """The fuzz targets without a fuzzer: what they begin with, what they have found, and plain changes to it. Runs everywhere."""
 
-import importlib
 from random import Random
 
 import pytest
@@ -9,6 +8,7 @@ from tests.fuzz.fleet import fleet
 from tests.fuzz.mutation import mutate_bytes, mutate_json
 from tests.fuzz.reproducers import REPRODUCERS
 from tests.fuzz.table import TARGETS
+from tests.fuzz.target import find_parser
 from tests.support.der import elements, paths, replaced
 
 CHANGES = 300
@@ -50,20 +50,6 @@ def test_a_target_drives_parsers_that_exist(name: str) -> None:
     """Each parser that a target names is in the package, so that docs/reliability.md can name it too."""
     for parser in TARGETS[name].parsers:
         assert callable(find_parser(parser)), parser
-
-
-def find_parser(name: str) -> object:
-    """Return what ``module.function`` or ``module.Class.method`` names within the package."""
-    parts = name.split(".")
-    for length in range(len(parts) - 1, 0, -1):
-        try:
-            found: object = importlib.import_module(".".join(["securecore", *parts[:length]]))
-        except ModuleNotFoundError:
-            continue
-        for part in parts[length:]:
-            found = getattr(found, part)
-        return found
-    raise LookupError(name)
 
 
 def test_an_element_is_replaced_and_nothing_else() -> None:

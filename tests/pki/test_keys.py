@@ -89,6 +89,17 @@ def test_garbled_key_is_refused() -> None:
         keys.load_ca_key(b"nonsense", no_passphrase, what="key.pem")
 
 
+@pytest.mark.slow
+def test_a_key_cut_at_every_offset_is_refused() -> None:
+    """Locked or not, no beginning of a key is one, but for the newline at its end; a locked one is refused before it costs time."""
+    key = keys.make_key()
+    for pem, ask in ((keys.private_pem(key), no_passphrase), (keys.private_pem(key, PASSPHRASE), lambda: PASSPHRASE)):
+        for cut in range(len(pem) - 1):
+            with pytest.raises((ConfigError, PkiError), match=r"^key\.pem: "):
+                keys.load_ca_key(pem[:cut], ask, what="key.pem")
+        assert keys.load_ca_key(pem, ask, what="key.pem").public_key() == key.public_key()
+
+
 def test_short_passphrase_is_refused() -> None:
     """Seven bytes are too few, eight are the least."""
     keys.check_passphrase(b"12345678")
