@@ -26,6 +26,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Final
 
+from securecore.certs.chain import one_line
 from securecore.errors import BrokenError, NotFoundError
 from securecore.pki.staging import disk_errors, open_own
 
@@ -138,7 +139,7 @@ class Ledger:
                 state.apply(fields["event"], parse_time(fields["time"]), fields)
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 hint = "somebody edited it, or the disk lost a part; restore it from a backup and compare"
-                raise BrokenError(f"{self.path}: line {number} is not what was written: {error}", hint=hint) from error
+                raise BrokenError(f"{self.path}: line {number} is not what was written: {one_line(error)}", hint=hint) from error
             previous = _digest(line)
         return state
 

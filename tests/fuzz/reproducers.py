@@ -41,6 +41,8 @@ REPRODUCERS: Final[dict[str, list[bytes]]] = {
     "configuration": [b"version = " + b"1" * 5000],
     # RecursionError.
     "pki-settings": [b"\0version = " + b"[" * 4000],
+    # A control character in the words of an error.
+    "ledger": [b'{"event":"x","time":"2026-11-22T09:14:22Z\\u0000"}\n'],
     # Times in no calendar, or of a year with three digits.
     "row": [b'\3{"time":"0001-01-01T00:00:00+23:59"}', b'\3{"time":"0900-01-01T00:00:00Z"}'],
     # A time, a size and a program that are none; another host's; a control character.

@@ -105,6 +105,17 @@ def test_lines_of_another_form_are_broken(line: bytes, tmp_path: Path) -> None:
         ledger.read()
 
 
+def test_a_line_cannot_move_the_cursor(tmp_path: Path) -> None:
+    """What is wrong with a line is told in printable characters, and not at any length."""
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    line = {"seq": 1, "prev": "0" * 64, "event": "x", "time": "2026-11-22T09:14:22Z\x1b[2J" + "x" * 5000}
+    ledger.path.write_text(json.dumps(line) + "\n")
+    with pytest.raises(BrokenError, match="line 1") as caught:
+        ledger.read()
+    assert caught.value.message.isprintable()
+    assert len(caught.value.message) < 1000
+
+
 def test_lines_are_canonical_json(tmp_path: Path) -> None:
     """One encoding, so that the chain is over something that a person can reproduce; nobody else may read the file."""
     ledger = filled(tmp_path)
