@@ -13,12 +13,14 @@ from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
 from random import Random
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import atheris
 
 from tests.fuzz.mutation import mutate_json
-from tests.fuzz.target import Target
+
+if TYPE_CHECKING:  # A target knows the product, which must not be loaded before it is instrumented.
+    from tests.fuzz.target import Target
 
 INSTRUMENTED: Final = ["securecore", "elftools", "tomllib"]
 _LIMITS: Final = ["-rss_limit_mb=768", "-timeout=60"]
@@ -40,7 +42,7 @@ def main(table: str, directory: Path, names: list[str], arguments: list[str]) ->
         print(name, os.waitstatus_to_exitcode(status), flush=True)
 
 
-def _fuzz(target: Target, place: Path, arguments: list[str]) -> NoReturn:
+def _fuzz(target: "Target", place: Path, arguments: list[str]) -> NoReturn:
     """Fuzz until libFuzzer has had enough."""
     log = os.open(place / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     for descriptor in (1, 2):
