@@ -1,0 +1,79 @@
+"""docs/reliability.md says what the fuzz targets and the truncation tests are: its tables are held against the code, both ways."""
+
+import ast
+import re
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.fuzz.table import TARGETS
+from tests.fuzz.target import find_parser
+from tests.test_documents import functions_in
+
+ROOT: Final = Path(__file__).parents[2]
+TEXT: Final = (ROOT / "docs/reliability.md").read_text("utf-8")
+
+
+def table_under(heading: str) -> list[list[str]]:
+    """Return the cells of the first table behind a heading, without its head."""
+    section = TEXT.partition(f"{heading}\n")[2]
+    lines = re.search(r"^\|.*\n\|[ -|]*\n((?:\|.*\n)+)", section, re.MULTILINE)
+    assert lines is not None
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[1].splitlines()]
+
+
+FIGURES: Final = table_under("### Figures")
+PARSERS: Final = table_under("## Truncation")
+
+
+def test_every_target_has_its_figures() -> None:
+    """Each with its property in the words of the target itself, and figures of a run that took place."""
+    stated = {name: (words, *map(int, (count.replace(",", "") for count in counts))) for name, words, *counts in FIGURES}
+    assert {name: row[0] for name, row in stated.items()} == {
+        name: (target.check.__doc__ or "").splitlines()[0] for name, target in TARGETS.items()
+    }
+    assert all(min(row[1:]) > 0 for row in stated.values())
+
+
+def test_every_parser_of_a_target_is_in_the_table_with_it() -> None:
+    """And no other target is claimed for a parser."""
+    driven = {(parser, name) for name, target in TARGETS.items() for parser in target.parsers}
+    stated = {(row[0].strip("`"), row[3].strip()) for row in PARSERS if row[3].strip() != "–"}
+    assert stated <= driven
+    assert {parser for parser, _ in stated} == {parser for parser, _ in driven}
+
+
+@pytest.mark.parametrize("row", PARSERS, ids=lambda row: row[0].strip("`"))
+def test_a_parser_and_its_tests_exist(row: list[str]) -> None:
+    """Each row names a function of the package, and at least one test."""
+    assert callable(find_parser(row[0].strip("`")))
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row[2])
+    assert named
+    assert [f"{path}::{function}" for path, function in named if function not in functions_in(ROOT / path)] == []
+
+
+def test_every_parser_of_bytes_has_a_row() -> None:
+    """Whatever in the package is called parse or decode, is not private, and takes bytes."""
+    named = {row[0].strip("`") for row in PARSERS}
+    found = {name for path in sorted((ROOT / "securecore").rglob("*.py")) for name in parsers_in(path)}
+    assert len(found) >= 12
+    assert found - named == set()
+
+
+def parsers_in(path: Path) -> set[str]:
+    """Return the public functions and methods of a module that are called parse or decode and take bytes first."""
+    module = ".".join(path.relative_to(ROOT / "securecore").with_suffix("").parts)
+    tree = ast.parse(path.read_text("utf-8"))
+    scopes = [(module, tree.body), *((f"{module}.{node.name}", node.body) for node in tree.body if isinstance(node, ast.ClassDef))]
+    return {
+        f"{scope}.{node.name}"
+        for scope, body in scopes
+        for node in body
+        if isinstance(node, ast.FunctionDef) and re.match(r"(?:parse|decode)(?:_|\Z)", node.name) and takes_bytes(node)
+    }
+
+
+def takes_bytes(function: ast.FunctionDef) -> bool:
+    """Return whether a parameter of a function is bytes."""
+    return any("bytes" in ast.unparse(argument.annotation) for argument in function.args.args if argument.annotation is not None)
