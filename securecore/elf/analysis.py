@@ -39,7 +39,7 @@ def analyse(core: int, kind: CoreKind, command: Sequence[str] | None = None, dea
     it cannot start, dies, hangs, says too much or no sense, or cannot make anything of the core.
     """
     try:
-        return parse_summary(_ask(core, kind.value, command, deadline_s))
+        return _parse_answer(_ask(core, kind.value, command, deadline_s))
     except BrokenError as error:
         raise BrokenError(f"the core could not be analysed: {error.message}") from error
 
@@ -52,14 +52,9 @@ def identify_program(program: int) -> ProgramIds:
 
 
 def _ask(fd: int, kind: str, command: Sequence[str] | None, deadline_s: float) -> bytes:
-    """Return the analyser's answer, a JSON object; raises BrokenError with the analyser's own words when it has refused."""
+    """Return what the analyser answers."""
     program = command or [sys.executable, "-I", "-m", "securecore.elf.analyser"]
-    answer = _run([*program, str(fd), kind], fd, time.monotonic() + deadline_s)
-    words = _fields(answer).get("error")
-    if isinstance(words, str):
-        printable = "".join(character if character.isprintable() else "?" for character in words[: limits.MAX_WORDS])
-        raise BrokenError(printable or "the analyser gave no reason")
-    return answer
+    return _run([*program, str(fd), kind], fd, time.monotonic() + deadline_s)
 
 
 def _run(command: list[str], core: int, deadline: float) -> bytes:
@@ -106,11 +101,21 @@ def _read(pipe: IO[bytes], deadline: float) -> bytes:
             raise BrokenError(f"the analyser's answer is longer than {MAX_SUMMARY_BYTES} bytes")
 
 
+def _parse_answer(answer: bytes) -> CoreSummary:
+    _fields(answer)
+    return parse_summary(answer)
+
+
 def _fields(answer: bytes) -> dict[str, Any]:
+    """Return the fields of an answer; raises BrokenError with the analyser's own words when it has refused, else ours."""
     try:
         fields = json.loads(answer)
     except (ValueError, RecursionError) as error:
         raise BrokenError("the analyser's answer is not JSON") from error
     if not isinstance(fields, dict):
         raise BrokenError("the analyser's answer is not a JSON object")
+    words = fields.get("error")
+    if isinstance(words, str):
+        printable = "".join(character if character.isprintable() else "?" for character in words[: limits.MAX_WORDS])
+        raise BrokenError(printable or "the analyser gave no reason")
     return fields

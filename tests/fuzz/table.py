@@ -3,11 +3,12 @@
 from typing import Final
 
 from tests.fuzz.target import Target
-from tests.fuzz.targets import audit, certs, crash, dump, local, shown, store, wire
+from tests.fuzz.targets import audit, certs, crash, dump, local, programs, shown, store, wire
 
 TARGETS: Final[dict[str, Target]] = {
     "frame": dump.FRAME,
     "container": dump.CONTAINER,
+    "unpacking": programs.UNPACKING,
     "manifest": dump.MANIFEST,
     "message": wire.MESSAGE,
     "connection": wire.CONNECTION,
@@ -25,7 +26,9 @@ TARGETS: Final[dict[str, Target]] = {
     "summary": crash.SUMMARY,
     "elf-size": crash.ELF_SIZE,
     "core": crash.CORE,
+    "program": programs.PROGRAM,
     "arguments": crash.ARGUMENTS,
+    "local-options": programs.LOCAL_OPTIONS,
     "procfs": crash.PROCFS,
     "settings": local.SETTINGS,
     "configuration": local.CONFIGURATION,

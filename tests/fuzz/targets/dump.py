@@ -153,6 +153,7 @@ CONTAINER = Target(
     check_container_bytes,
     container_seeds,
     ("dump.container.footer_frames", "dump.container.parse_seek_table", "dump.reader.open_container", "dump.reader.open_frames",
+     "dump.reader.DumpReader.decode",
      "dump.reader.scan_frames", "dump.reader.DumpReader.read_at"),
 )  # fmt: skip
 MANIFEST = Target(check_manifest, manifest_seeds, ("dump.manifest.parse_manifest",), is_json=True)

@@ -1,7 +1,9 @@
-"""docs/reliability.md says what the fuzz targets and the truncation tests are: its tables are held against the code, both ways."""
+"""docs/reliability.md says what is tried to break this: its tables are held against the tests, the fuzzers and the parsers."""
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -11,7 +13,7 @@ from tests.fuzz.table import TARGETS
 from tests.fuzz.target import find_parser
 from tests.test_documents import functions_in
 
-ROOT: Final = Path(__file__).parents[2]
+ROOT: Final = Path(__file__).parents[1]
 TEXT: Final = (ROOT / "docs/reliability.md").read_text("utf-8")
 
 
@@ -23,8 +25,19 @@ def table_under(heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[1].splitlines()]
 
 
+HOSTILE: Final = table_under("## Hostile peers, files and processes")
 FIGURES: Final = table_under("### Figures")
 PARSERS: Final = table_under("## Truncation")
+
+
+@pytest.mark.slow
+def test_every_matrix_has_as_many_cases_as_it_says() -> None:
+    """As pytest itself counts them."""
+    stated = {row[2].strip("`"): int(row[3]) for row in HOSTILE}
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-qq", "-p", "no:cacheprovider", *stated]
+    collected = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert len(stated) > 20
+    assert {path: int(count) for path, count in re.findall(r"^(tests/\S+\.py): (\d+)$", collected, re.MULTILINE)} == stated
 
 
 def test_every_target_has_its_figures() -> None:
