@@ -13,7 +13,7 @@ from securecore.names import Address
 from securecore.receiver.listeners import bound_address, listen, written
 from tests.support.certificates import Fleet, make_fleet
 from tests.support.crash_cores import Crash
-from tests.support.processes import SECURECORE, Seclusion, receiving, secluded, send_file
+from tests.support.processes import PATIENCE_S, SECURECORE, Seclusion, receiving, secluded, send_file
 
 NAME = "both.example"
 NAMES = f"127.0.0.1 {NAME}\n::1 {NAME}\n127.0.0.1 {NAME}\n"

@@ -91,7 +91,7 @@ class Seclusion:
 
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
         self.popen = popen
-        self.within: Final = ("nsenter", f"--target={popen.pid}", "--net", "--mount", "--")
+        self.within: Final = ("nsenter", f"--target={popen.pid}", "--net", "--mount", f"--wd={_ROOT}", "--")
         """What comes before a command, so that it runs there."""
 
 
