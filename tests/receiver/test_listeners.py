@@ -137,7 +137,8 @@ def test_one_address_of_a_name_that_cannot_be_had_means_none(fleet: Fleet, tmp_p
             "--identity",
             str(fleet.receiver),
         ]
-        ran = subprocess.run([*network.within, *SECURECORE, *arguments], capture_output=True, text=True, check=False)
+        command = [*network.within, *SECURECORE, "receive", *places]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
 
     assert (ran.returncode, ran.stdout) == (3, "")
     assert ran.stderr.splitlines()[0] == (
