@@ -128,15 +128,7 @@ def test_both_families_may_have_the_same_port(fleet: Fleet, tmp_path: Path) -> N
 def test_one_address_of_a_name_that_cannot_be_had_means_none(fleet: Fleet, tmp_path: Path) -> None:
     """A receiver that would be deaf on one of its addresses says on which, and does not start: senders might dial just that one."""
     with secluded(tmp_path, "127.0.0.1 far.example\n192.0.2.77 far.example\n") as network:
-        arguments = [
-            "receive",
-            "--listen",
-            "far.example:4455",
-            "--store",
-            str(tmp_path / "store"),
-            "--identity",
-            str(fleet.receiver),
-        ]
+        places = ["--listen", "far.example:4455", "--store", str(tmp_path / "store"), "--identity", str(fleet.receiver)]
         command = [*network.within, *SECURECORE, "receive", *places]
         ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
 
