@@ -141,7 +141,7 @@ NO_NUMBERS = ["9" * 5000, "9" * 21, str(1 << 64), "²", "٣", "1\x1c", "", "-1"]
 def test_a_number_that_is_none_costs_its_field_and_nothing_else(proc: Proc, number: str) -> None:
     """Thousands of digits, digits that are not ASCII, more than 64 bits: the kernel writes none of them, and none is handed on."""
     proc.write(
-        status=f"PPid:\t{number}\nUid:\t33\t33\t33\t33\nThreads:\t{number}\n",
+        status=f"PPid:\t{number}\nUid:\t33\t33\t33\t33\nGid:\t34\t34\t34\t34\nThreads:\t{number}\n",
         stat=STAT.format(comm="nginx").replace("12345", number or "x"),
     )
 

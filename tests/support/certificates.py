@@ -30,6 +30,10 @@ ORGANISATION: Final = "Test"
 HOST_NAME: Final = f"web-1.{DOMAIN}"
 RECEIVER_NAME: Final = f"collector.{DOMAIN}"
 
+STARTED: Final = datetime.now(UTC)
+"""The moment of every certificate and list that is minted without another one: the tests that judge them hold on to it too, so
+that a long run does not judge by an earlier clock than it mints by."""
+
 Key = Any
 """A private key of any type; the hostile ones are of types that the product does not know."""
 
@@ -163,7 +167,7 @@ def mint(
     *dns* are the dNSNames, any bytes; *san_der* is the whole extension value instead. *critical* and *omit* name extensions as the
     profile does. *serial_der* are the content octets of the serial number, two at most, for those that no builder takes.
     """
-    moment = (now or datetime.now(UTC)).replace(microsecond=0)
+    moment = (now or STARTED).replace(microsecond=0)
     own_key = key or make_key(key_type)
     signer = own_key if issuer is None else issuer.key
     default = HOST_NAME if profile is HOST else RECEIVER_NAME if profile is RECEIVER else profile.name
@@ -245,7 +249,7 @@ def make_crl(
     extra: Sequence[tuple[x509.ExtensionType, bool]] = (),
 ) -> bytes:
     """Return a CRL as PEM: *revoked* maps serial numbers to date and RFC 5280 reason; *key* signs instead of the issuer's."""
-    moment = (now or datetime.now(UTC)).replace(microsecond=0)
+    moment = (now or STARTED).replace(microsecond=0)
     signer = key or issuer.key
     builder = (
         x509.CertificateRevocationListBuilder()

@@ -4,7 +4,7 @@
 them in real handshakes, and tests/pki holds them against pki/refusals.md.
 """
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, Final, NamedTuple
 
 from cryptography import x509
@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from securecore.certs.judge import Reason
-from tests.support.certificates import DOMAIN, HOST_NAME, RECEIVER_NAME, tlv
+from tests.support.certificates import DOMAIN, HOST_NAME, RECEIVER_NAME, STARTED, tlv
 
-NOW: Final = datetime.now(UTC)
+NOW: Final = STARTED
 CLIENT: Final = ExtendedKeyUsageOID.CLIENT_AUTH
 SERVER: Final = ExtendedKeyUsageOID.SERVER_AUTH
 ANY: Final = ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE
@@ -83,7 +83,7 @@ HOSTS: Final = {
         "this host's certificate expired on",
     ),
     "not-yet-valid": Hostile(
-        {"not_before": NOW + timedelta(hours=1), "not_after": NOW + timedelta(days=90)},
+        {"not_before": NOW + timedelta(days=1), "not_after": NOW + timedelta(days=90)},
         Reason.NOT_YET_VALID,
         "is not valid before",
     ),
@@ -153,7 +153,7 @@ RECEIVERS: Final = {
         "this receiver's certificate expired on",
     ),
     "not-yet-valid": Hostile(
-        {"not_before": NOW + timedelta(hours=1), "not_after": NOW + timedelta(days=90)},
+        {"not_before": NOW + timedelta(days=1), "not_after": NOW + timedelta(days=90)},
         Reason.NOT_YET_VALID,
         "is not valid before",
     ),
