@@ -293,39 +293,62 @@ def test_7_keep_bounds_what_a_crash_loop_leaves(handler: LocalHandler) -> None:
 
 # --- 8: a name that is a path ---------------------------------------------------------------------------------------------
 
-_NAMED = """
-import sys
-with open("/proc/self/comm", "w") as comm:
-    comm.write({name!r})
-print("ready", flush=True)
-sys.stdin.read()
-"""
+NAMES = {
+    "..x": "__x", "..%2f..%2fetc%2fevil": "___2f.._2fetc_2fevil", "a\nb\x1b[2Jc": "a_b__2Jc", "-rf": "_rf", "%s%n": "_s_n", " ": "_",
+    "$(id);`id`": "__id___id_", "\u202ecod.exe": "_cod.exe", "x\\..\\y": "x_.._y", "...": "___", "n" * 255: "n" * 64,
+}  # fmt: skip
+"""Hostile names of programs, and what a core's name makes of them: written down by hand, not by the rule that is tested."""
 
 
-@pytest.mark.parametrize("name", ["../../etc/evil", "/etc/evil", "..", "a\nb\x1b[2Jc", "-rf", "%s%n", " "])
+def middle_of_the_only_name(handler: LocalHandler, pid: int) -> str:
+    """Return what stands between time and pid in the name of the one core that is there, once its report has the same."""
+    (kept,), (report,) = handler.kept(), handler.kept("json")
+    assert report.stem == kept.stem
+    moment, _, rest = kept.stem.partition("-")
+    middle, _, number = rest.rpartition("-")
+    assert (len(moment), number) == (len("20261124T065359Z"), str(pid))
+    return middle
+
+
+def crash_of(pid: int) -> list[str]:
+    """Return what the kernel would tell a handler of that process's crash."""
+    return [str(pid), str(pid), *kernel_arguments()[2:]]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_8_a_program_s_name_is_no_path(name: str, handler: LocalHandler, tmp_path: Path) -> None:
-    """Whatever a process calls itself, its core lies in the directory, under one printable name without slashes.
+    """Whatever a program's file is called, its core lies in the directory, and its name has harmless characters in that place.
 
     gzCoredump put %e, the process's own choice, into a path that root then wrote.
     """
+    program = tmp_path / "bin" / name
+    program.parent.mkdir()
+    shutil.copy(shutil.which("cat") or "/bin/cat", program)
     before = {path for path in tmp_path.rglob("*") if path.parent != handler.cores}
-    with subprocess.Popen(
-        [sys.executable, "-c", _NAMED.format(name=name)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:  # fmt: skip
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        pid = str(process.pid)
-        code = handler.run(CORE, arguments=[pid, pid, *kernel_arguments()[2:]])
+    # A cat waits for input that does not come.
+    with subprocess.Popen(["cat"], executable=program, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        code = handler.run(CORE, arguments=crash_of(process.pid))
         process.kill()
-    kept = handler.kept()
 
     assert code == 0
+    assert middle_of_the_only_name(handler, process.pid) == NAMES[name]
     assert {path for path in tmp_path.rglob("*") if path.parent != handler.cores} == before
-    assert len(kept) == 1
-    assert kept[0].name.isascii()
-    assert kept[0].name.isprintable()
-    assert kept[0].name.endswith(f"-{pid}.zst")
-    assert not set(kept[0].name) & set(" %/\\\"'`$")
+
+
+@pytest.mark.parametrize(("name", "middle"), [("../../etc/evil", "___.._etc_evil"), ("/etc/evil", "_etc_evil"), ("..", "__")])
+def test_8_nor_is_what_a_process_calls_itself(name: str, middle: str, handler: LocalHandler, tmp_path: Path) -> None:
+    """Slashes, which no file's name has, are in the names of processes: these count where the kernel says of no file any more."""
+    renamed = f"open('/proc/self/comm', 'w').write({name!r})"
+    before = {path for path in tmp_path.rglob("*") if path.parent != handler.cores}
+    process = subprocess.Popen([sys.executable, "-c", renamed])
+    # It has ended, and nobody has taken its exit code: its name is there to the last, its executable is not.
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    code = handler.run(CORE, arguments=crash_of(process.pid))
+    process.wait()
+
+    assert code == 0
+    assert middle_of_the_only_name(handler, process.pid) == middle
+    assert {path for path in tmp_path.rglob("*") if path.parent != handler.cores} == before
 
 
 # --- 9: level 9 -----------------------------------------------------------------------------------------------------------
