@@ -80,14 +80,24 @@ HOSTILE: Final = {
 }
 
 
-def crash_as(hostile: Hostile, program: Path, place: Path) -> int:
-    """Have a copy of *program* crash under hostile names, in *place*; return its pid."""
+def copy_as(hostile: Hostile, program: Path, place: Path) -> bytes:
+    """Put a copy of *program* under a hostile name into *place*; return its path."""
     own = os.fsencode(place) + b"/" + hostile.file
     shutil.copyfile(program, own)
     os.chmod(own, 0o755)
+    return own
+
+
+def crash_copy(own: bytes, hostile: Hostile, place: Path) -> int:
+    """Have the copy crash under its other hostile names, in *place*; return its pid."""
     crash = start_crash([own, hostile.comm, *hostile.arguments], place)
     assert crash.wait() == -signal.SIGSEGV
     return crash.pid
+
+
+def crash_as(hostile: Hostile, program: Path, place: Path) -> int:
+    """Have a copy of *program* crash under hostile names, in *place*; return its pid."""
+    return crash_copy(copy_as(hostile, program, place), hostile, place)
 
 
 def below(place: Path) -> dict[bytes, tuple[int, int, int]]:
@@ -112,15 +122,16 @@ def test_hostile_names_are_data_from_the_crash_to_the_last_command(
     program = build_crasher(CRASHERS / "renamed.c", programs)
     pids: dict[str, int] = {}
     places: dict[str, Path] = {}
-    before: dict[str, set[bytes]] = {}
+    before: dict[str, dict[bytes, tuple[int, int, int]]] = {}
     with crashing_into(host.handler):
         for name, hostile in HOSTILE.items():
             places[name] = tmp_path / "places" / name
             places[name].mkdir(parents=True)
             places[name].chmod(0o2777)
             os.chown(places[name], 1, 2)
-            pids[name] = crash_as(hostile, program, places[name])
-            before[name] = set(below(places[name]))
+            own = copy_as(hostile, program, places[name])
+            before[name] = below(places[name])
+            pids[name] = crash_copy(own, hostile, places[name])
         receipts = host.wait_for_receipts(len(HOSTILE))
     directories = {path.name: json.loads((path / "report.json").read_bytes()) for path in commands.dump("x").parent.iterdir()}
     reports = {report["pid"]: report for report in directories.values()}
@@ -138,8 +149,8 @@ def test_hostile_names_are_data_from_the_crash_to_the_last_command(
         assert (name, report.get("comm", "")) == (name, expected_comm)
         assert report["program"] == hostile.file.decode("utf-8", "backslashreplace")
         assert (report["metadata"], report["uid"], report["parent_pid"]) == (PROOF, 0, os.getpid())
-        assert set(below(places[name])) == before[name]
-        assert below(places[name])[os.fsencode(places[name])] == (0o42777, 1, 2)
+        assert below(places[name]) == before[name]
+        assert before[name][os.fsencode(places[name])] == (0o42777, 1, 2)
     assert sorted(row["pid"] for row in rows) == sorted(pids.values())
     assert [(entry["event"], entry["host"]) for entry in entries] == [("received", f"web-1.{DOMAIN}")] * len(HOSTILE)
     assert [ran.code for ran in told] == [0] * len(told)
