@@ -2,7 +2,9 @@
 
 import os
 import random
+import sys
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,14 +18,17 @@ from securecore.errors import StorageError
 from securecore.merkle import leaf_hash
 from securecore.sender.pump import Frame, Pump
 from tests.support.elf import write_core
+from tests.support.kernel import wait_until
 
 PIECES_AHEAD = 8
-"""Frames that wait to be taken; with the buffers that are being filled, all that a pump holds."""
+"""Frames that wait to be taken; with the buffers, all that a pump holds."""
+BUFFERS = 4
+"""Pieces that are being filled or compressed: two for the two workers, and two that are read meanwhile."""
 
 
 @contextmanager
-def pumping(pump: Pump, chunks: list[bytes]) -> Iterator[None]:
-    """Feed *chunks* through a pipe, one write each, to a pump that reads in a thread."""
+def pumping(pump: Pump, chunks: list[bytes]) -> Iterator[threading.Thread]:
+    """Feed *chunks* through a pipe, one write each, to a pump that reads in a thread; yield that thread."""
     reading, writing = os.pipe()
 
     def write() -> None:
@@ -45,7 +50,7 @@ def pumping(pump: Pump, chunks: list[bytes]) -> Iterator[None]:
     threads = [threading.Thread(target=write), threading.Thread(target=read)]
     for thread in threads:
         thread.start()
-    yield
+    yield threads[1]
     for thread in threads:
         thread.join()
 
@@ -81,24 +86,36 @@ def test_frames_hold_every_byte_in_order_however_it_arrives(chunks: list[bytes])
     assert (pump.end.size, pump.end.failure) == (len(whole), None)
 
 
+def is_held(thread: threading.Thread) -> bool:
+    """Return whether a thread has found no place in a semaphore and waits for somebody to make one."""
+    calls, frame = [], sys._current_frames().get(thread.ident or 0)
+    while frame is not None:
+        calls.append(frame.f_code)
+        frame = frame.f_back
+    return {threading.Semaphore.acquire.__code__, threading.Condition.wait.__code__} <= set(calls)
+
+
 def test_a_slow_consumer_stops_the_reading_not_the_memory() -> None:
-    """With nobody to take frames the pump reads a bounded part of its source and waits."""
-    read_so_far: list[int] = []
-    settled = threading.Event()
+    """With nobody to take frames the pump reads a bounded part of its source, holds a dozen pieces, and waits."""
+    taken: list[int] = []
+    source = [os.urandom(limits.PIECE_BYTES)] * 40
+    pump = Pump(Compressor, on_piece=lambda piece: taken.append(len(piece)))
+    tracemalloc.start()
+    try:
+        with pumping(pump, source) as reader:
+            # Only who takes a frame makes a place: so it has settled for good, or has read all that there is.
+            wait_until(lambda: True if is_held(reader) or not reader.is_alive() else None)
+            ahead = list(taken)
+            _, peak = tracemalloc.get_traced_memory()
+            frames = list(pump.frames())
+    finally:
+        tracemalloc.stop()
 
-    def note(size: int) -> None:
-        read_so_far.append(size)
-        if len(read_so_far) == PIECES_AHEAD:
-            settled.set()
-
-    pump = Pump(Compressor, note)
-    with pumping(pump, [os.urandom(limits.MIB)] * 40):
-        assert settled.wait(10)
-        ahead = len(read_so_far)
-        frames = list(pump.frames())
-
-    assert len(frames) == 40
-    assert ahead <= PIECES_AHEAD + 1
+    assert len(frames) == len(source)
+    # The last was read, and finds no place for what would become of it.
+    assert ahead == [limits.PIECE_BYTES] * (PIECES_AHEAD + 1)
+    # And what two workers need while they make two of the frames.
+    assert peak < (PIECES_AHEAD + BUFFERS + 2) * limits.PIECE_BYTES
 
 
 def test_an_abandoned_pump_lets_its_source_go() -> None:
