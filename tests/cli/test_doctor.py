@@ -446,6 +446,7 @@ def test_another_log_key_is_found(machine: Machine, tmp_path: Path) -> None:
     """The store keeps the statement of the key that signs; another identity's is not that one."""
     machine.set_up_receiver()
     other = make_fleet(tmp_path / "other").receiver
+    other.parent.chmod(0o711)  # whatever the umask is of whoever runs this: a receiver's user walks through it
     for path in (other, *other.iterdir()):
         os.chown(path, *map(int, USER.split(":")))
     with receiver_running(other, machine.file(STORE)):
