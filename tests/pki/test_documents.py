@@ -81,6 +81,34 @@ def test_every_stranger_is_in_refusals(heading: str, table: Mapping[str, object]
     assert re.findall(r"^\| `([\w-]+)` \|", section, re.MULTILINE) == list(table)
 
 
+IN_OTHER_TABLES = {
+    "test_a_hostile_certificate_does_not_get_in",
+    "test_a_certificate_that_openssl_cannot_read_is_the_senders_own_fault",
+    "test_a_host_below_another_hosts_ca_does_not_get_in",
+    "test_a_stranger_does_not_get_in",
+    "test_a_hostile_receiver_certificate_gets_no_byte",
+    "test_a_stranger_gets_no_byte",
+    "test_what_only_the_judge_refuses_makes_no_receiver_of_ours",
+}
+"""Tests in handshakes whose cases are rows of the document."""
+
+
+def test_the_other_cases_of_handshakes_are_in_refusals() -> None:
+    """By name and in order, for every test that has cases, whatever programs it has besides."""
+    section = REFUSALS.partition("### Cases without a table of their own\n")[2].partition("\n### ")[0]
+    documented = {test: names.split("; ") for test, names in re.findall(r"^\| `(\S+)` \| (.*) \|$", section, re.MULTILINE)}
+    found = {}
+    for module in HANDSHAKES:
+        for name, function in vars(module).items():
+            if name.startswith("test_") and name not in LET_IN | IN_OTHER_TABLES:
+                for mark in getattr(function, "pytestmark", []):
+                    if mark.name == "parametrize" and mark.args[0] != "program":
+                        test = f"{module.__name__.rpartition('.')[2]}.py::{name}"
+                        found[test] = list(mark.kwargs.get("ids") or mark.args[1])
+
+    assert documented == found
+
+
 def test_who_refuses_a_stranger_is_said_truly() -> None:
     """TLS in the handshake, or the judge after it."""
     section = REFUSALS.partition("### Strangers at the receiver's door\n")[2].partition("\n### ")[0]
