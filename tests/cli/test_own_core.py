@@ -17,6 +17,7 @@ from tests.support.receivers import papers_of, send_bytes
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason="only root can be in any group that it likes")]
 
+OURS = ("-m", "securecore.cli.main")
 STRANGER = 61234
 """A group that nobody is in: /proc shows it as the owner of a process that may be dumped, and root as that of one that may not
 (proc(5))."""
@@ -30,10 +31,11 @@ def silent() -> Iterator[socket.socket]:
         yield listener
 
 
-def owner_while_connected(silent: socket.socket, *arguments: str) -> int:
-    """Return the group that owns a command's /proc while it waits for a receiver's first word."""
-    command = [sys.executable, "-m", "securecore.cli.main", *arguments]
-    sender = subprocess.Popen(command, group=STRANGER, extra_groups=[], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def owner_while_connected(silent: socket.socket, *words: str) -> int:
+    """Return the group that owns an interpreter's /proc, started with *words*, while it waits for a receiver's first word."""
+    sender = subprocess.Popen(
+        [sys.executable, *words], group=STRANGER, extra_groups=[], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         connection, _ = silent.accept()
         with connection:
@@ -43,12 +45,19 @@ def owner_while_connected(silent: socket.socket, *arguments: str) -> int:
         sender.wait()
 
 
+def test_another_program_is_dumped(silent: socket.socket) -> None:
+    """The control: who has done nothing against it may be dumped, and is seen as such here."""
+    waiting = f"import socket; socket.create_connection(('127.0.0.1', {silent.getsockname()[1]})).recv(1)"
+
+    assert owner_while_connected(silent, "-c", waiting) == STRANGER
+
+
 def test_send_is_not_dumped(silent: socket.socket, fleet: Fleet, tmp_path: Path) -> None:
     """Sending a core by hand, as root."""
     (tmp_path / "core").write_bytes(b"core")
     there = f"127.0.0.1:{silent.getsockname()[1]}"
 
-    assert owner_while_connected(silent, "send", str(tmp_path / "core"), "--to", there, "--identity", str(fleet.host)) == 0
+    assert owner_while_connected(silent, *OURS, "send", str(tmp_path / "core"), "--to", there, "--identity", str(fleet.host)) == 0
 
 
 @pytest.mark.parametrize("owner", [(0, STRANGER), (65534, STRANGER)])
@@ -61,4 +70,4 @@ def test_flush_is_not_dumped(owner: tuple[int, int], silent: socket.socket, flee
         os.chown(path, *owner)
 
     arguments = ["--spool", str(installed.spool), "--identity", str(fleet.host), "--to", f"127.0.0.1:{silent.getsockname()[1]}"]
-    assert owner_while_connected(silent, "spool", "flush", *arguments) == 0
+    assert owner_while_connected(silent, *OURS, "spool", "flush", *arguments) == 0
