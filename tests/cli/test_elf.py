@@ -18,6 +18,7 @@ from securecore.dump.compression import Compressor
 from securecore.report import CrashReport
 from tests.support.certificates import Fleet
 from tests.support.crash_cores import BUILD_ID, Crash
+from tests.support.processes import SECURECORE
 from tests.support.programs import Section, build_id_note, compile_program, needed, write_program
 from tests.support.receivers import papers_of, running_receiver, send_bytes
 
@@ -279,3 +280,17 @@ def test_show_prints_the_stamp_and_says_when_report_and_core_disagree(stored: An
     assert f"build-id {BUILD_ID.hex()}\n" in text
     assert "  .uuid       build-77\n" in text
     assert "  analysis    the report gives build-id 00ff\n" in text
+
+
+@pytest.mark.parametrize("words", ["id FIFO", "stamp FIFO", "match FIFO app", "match core FIFO"])
+def test_a_fifo_keeps_nobody_waiting(words: str, tmp_path: Path) -> None:
+    """Where a core or a program should be lies a FIFO that nobody writes to: exit code 6, at once."""
+    os.mkfifo(tmp_path / "FIFO")
+    (tmp_path / "core").write_bytes(Crash().write())
+    program(tmp_path, "app")
+    verb, *files = words.split()
+    command = [*SECURECORE, "elf", verb, *(str(tmp_path / file) for file in files)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert (ran.returncode, ran.stdout) == (6, "")
+    assert ran.stderr.startswith(f"securecore: {tmp_path / 'FIFO'}: not a ")
