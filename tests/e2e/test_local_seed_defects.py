@@ -15,26 +15,15 @@ import subprocess
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from securecore import limits
-from securecore.cli import core_pattern
-from securecore.sender.installation import handler_script
-from securecore.sender.kernel_arguments import SPECIFIERS
 from tests.support.crash_cores import Crash
-from tests.support.kernel import (
-    NOBODY,
-    build_crasher,
-    kernel_arguments,
-    needs_kernel,
-    start_crash,
-    wait_until,
-    write_script,
-)
+from tests.support.kernel import build_crasher, crashing_into, kernel_arguments, needs_kernel, start_crash, wait_until
+from tests.support.local_files import small_disk
+from tests.support.local_handlers import LocalHost
 from tests.support.processes import SECURECORE
 
 pytestmark = pytest.mark.slow
@@ -52,47 +41,10 @@ def securecore(*arguments: object, output: int = subprocess.PIPE) -> "subprocess
     )  # fmt: skip
 
 
-class LocalHandler:
-    """A handler that keeps cores in a directory, which belongs to the user that it becomes."""
-
-    def __init__(self, home: Path, cores: Path) -> None:
-        self.path = home / "handler"
-        self.cores = cores
-        cores.mkdir(mode=0o700, exist_ok=True)
-        if os.geteuid() == 0:
-            os.chown(cores, NOBODY, NOBODY)
-        write_script(self.path, handler_script(sys.executable, str(home / "no-settings")).decode())
-
-    def run(self, core: bytes, *options: str, arguments: list[str] | None = None) -> int:
-        """Run it for one crash, 1 and 2 closed and the umask as loose as it gets, and return its exit code."""
-        ran = subprocess.run(
-            [str(self.path), "--local", str(self.cores), *options, *(arguments or kernel_arguments())],
-            input=core, env={}, cwd="/", umask=0, preexec_fn=lambda: os.closerange(1, 3), check=False, timeout=60,
-        )  # fmt: skip
-        return ran.returncode
-
-    def kept(self, ending: str = "zst") -> list[Path]:
-        """Return the cores that are there under their names."""
-        return sorted(self.cores.glob(f"*.{ending}"))
-
-
 @pytest.fixture
-def handler(tmp_path: Path) -> LocalHandler:
+def handler(tmp_path: Path) -> LocalHost:
     """A handler with an empty directory."""
-    return LocalHandler(tmp_path, tmp_path / "cores")
-
-
-@contextmanager
-def small_disk(place: Path) -> Iterator[Path]:
-    """Mount a file system of 256 KiB while the block runs; skips the test where this machine does not let us."""
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a tmpfs: {mounted.stderr.decode(errors='replace').strip()}")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
+    return LocalHost(tmp_path)
 
 
 def plaintext(path: Path) -> bytes:
@@ -109,13 +61,13 @@ def plaintext(path: Path) -> bytes:
 # --- 1: two crashes in one second -----------------------------------------------------------------------------------------
 
 
-def test_1_two_crashes_with_one_name_are_two_cores(handler: LocalHandler) -> None:
+def test_1_two_crashes_with_one_name_are_two_cores(handler: LocalHost) -> None:
     """The same program, pid and second, which is all that there is in a name: both cores are there, each with its report.
 
     gzCoredump's names had a second's resolution and it wrote over what was there: one file was left, and both exited with 0.
     """
-    arguments = kernel_arguments()
-    codes = [handler.run(core, arguments=arguments) for core in (CORE, CORE[:-1])]
+    crash = dict(enumerate(kernel_arguments()))
+    codes = [handler.run(core, changes=crash) for core in (CORE, CORE[:-1])]
 
     assert codes == [0, 0]
     assert sorted(plaintext(path) for path in handler.kept()) == sorted([CORE, CORE[:-1]])
@@ -128,9 +80,9 @@ def test_1_two_real_crashes_in_one_second_are_two_cores(tmp_path_factory: pytest
     """The kernel starts two handlers at once: two cores and two reports, each with its own pid."""
     home = Path(tempfile.mkdtemp(prefix="sc-"))  # a short path: core_pattern has 127 characters
     try:
-        local = LocalHandler(home, home / "c")
+        local = LocalHost(home)
         program = build_crasher(CRASHERS / "large-heap.c", tmp_path_factory.mktemp("crashers"))
-        with core_pattern.borrowed(f"|{local.path} --local {local.cores} {SPECIFIERS}", patience_s=120):
+        with crashing_into(local.handler, *local.words()):
             crashes = [start_crash([str(program), "2"], home) for _ in range(2)]
             for crash in crashes:
                 crash.wait()
@@ -154,8 +106,8 @@ def test_2_a_full_disk_is_an_error_and_leaves_nothing_that_looks_whole(kind: str
 
     gzCoredump left a truncated .gz on a full disk, and exited with 0.
     """
-    with small_disk(tmp_path / "small") as small:
-        local = LocalHandler(tmp_path, small / "cores")
+    with small_disk(tmp_path / "small", "256k") as small:
+        local = LocalHost(small)
         code = local.run(CORE, "--format", kind)
         left = local.kept(kind)
 
@@ -169,7 +121,7 @@ def test_2_compressing_and_decompressing_onto_a_full_disk_leave_no_file(kind: st
     core, packed = tmp_path / "core", tmp_path / f"packed.{kind}"
     core.write_bytes(CORE)
     assert securecore("compress", core, "--format", kind, "-o", packed).returncode == 0
-    with small_disk(tmp_path / "small") as small:
+    with small_disk(tmp_path / "small", "256k") as small:
         there = securecore("compress", core, "--format", kind, "-o", small / f"core.{kind}")
         back = securecore("decompress", packed, "-o", small / "core")
         left = list(small.iterdir())
@@ -224,20 +176,20 @@ def test_4_what_could_not_be_written_out_is_an_error(command: str, tmp_path: Pat
 # --- 5: links -------------------------------------------------------------------------------------------------------------
 
 
-def test_5_a_planted_link_is_not_followed(handler: LocalHandler, tmp_path: Path) -> None:
+def test_5_a_planted_link_is_not_followed(handler: LocalHost, tmp_path: Path) -> None:
     """Where a core would go stands a link: what it points to stays as it was, and the core is kept under another name.
 
     gzCoredump followed it, as root.
     """
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
-    arguments = kernel_arguments()
-    handler.run(CORE, arguments=arguments)
+    crash = dict(enumerate(kernel_arguments()))
+    handler.run(CORE, changes=crash)
     names = [path.name for ending in ("zst", "json") for path in handler.kept(ending)]
     for name in names:
         (handler.cores / name).unlink()
         (handler.cores / name).symlink_to(victim)
-    code = handler.run(CORE, arguments=arguments)
+    code = handler.run(CORE, changes=crash)
     kept = [path for path in handler.kept() if not path.is_symlink()]
 
     assert code == 0
@@ -265,7 +217,7 @@ def test_5_no_command_writes_through_a_link(command: str, tmp_path: Path) -> Non
 # --- 6: who may read ------------------------------------------------------------------------------------------------------
 
 
-def test_6_cores_are_their_owner_s_alone(handler: LocalHandler, tmp_path: Path) -> None:
+def test_6_cores_are_their_owner_s_alone(handler: LocalHost, tmp_path: Path) -> None:
     """0600 under the loosest umask, kept, compressed or decompressed. gzCoredump's were 0644."""
     core = tmp_path / "core"
     core.write_bytes(CORE)
@@ -281,7 +233,7 @@ def test_6_cores_are_their_owner_s_alone(handler: LocalHandler, tmp_path: Path) 
 # --- 7: no bound ----------------------------------------------------------------------------------------------------------
 
 
-def test_7_keep_bounds_what_a_crash_loop_leaves(handler: LocalHandler) -> None:
+def test_7_keep_bounds_what_a_crash_loop_leaves(handler: LocalHost) -> None:
     """With --keep 2 the fifth crash leaves the two newest cores with their reports. gzCoredump had one or no end."""
     for number in range(5):
         assert handler.run(CORE[: -1 - number], "--keep", "2") == 0
@@ -300,7 +252,7 @@ NAMES = {
 """Hostile names of programs, and what a core's name makes of them: written down by hand, not by the rule that is tested."""
 
 
-def middle_of_the_only_name(handler: LocalHandler, pid: int) -> str:
+def middle_of_the_only_name(handler: LocalHost, pid: int) -> str:
     """Return what stands between time and pid in the name of the one core that is there, once its report has the same."""
     (kept,), (report,) = handler.kept(), handler.kept("json")
     assert report.stem == kept.stem
@@ -310,13 +262,13 @@ def middle_of_the_only_name(handler: LocalHandler, pid: int) -> str:
     return middle
 
 
-def crash_of(pid: int) -> list[str]:
-    """Return what the kernel would tell a handler of that process's crash."""
-    return [str(pid), str(pid), *kernel_arguments()[2:]]
+def of_process(pid: int) -> dict[int, str]:
+    """Return what a handler is told of who crashed, by the place of the argument."""
+    return {0: str(pid), 1: str(pid)}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_8_a_program_s_name_is_no_path(name: str, handler: LocalHandler, tmp_path: Path) -> None:
+def test_8_a_program_s_name_is_no_path(name: str, handler: LocalHost, tmp_path: Path) -> None:
     """Whatever a program's file is called, its core lies in the directory, and its name has harmless characters in that place.
 
     gzCoredump put %e, the process's own choice, into a path that root then wrote.
@@ -327,7 +279,7 @@ def test_8_a_program_s_name_is_no_path(name: str, handler: LocalHandler, tmp_pat
     before = {path for path in tmp_path.rglob("*") if path.parent != handler.cores}
     # A cat waits for input that does not come.
     with subprocess.Popen(["cat"], executable=program, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
-        code = handler.run(CORE, arguments=crash_of(process.pid))
+        code = handler.run(CORE, changes=of_process(process.pid))
         process.kill()
 
     assert code == 0
@@ -336,14 +288,14 @@ def test_8_a_program_s_name_is_no_path(name: str, handler: LocalHandler, tmp_pat
 
 
 @pytest.mark.parametrize(("name", "middle"), [("../../etc/evil", "___.._etc_evil"), ("/etc/evil", "_etc_evil"), ("..", "__")])
-def test_8_nor_is_what_a_process_calls_itself(name: str, middle: str, handler: LocalHandler, tmp_path: Path) -> None:
+def test_8_nor_is_what_a_process_calls_itself(name: str, middle: str, handler: LocalHost, tmp_path: Path) -> None:
     """Slashes, which no file's name has, are in the names of processes: these count where the kernel says of no file any more."""
     renamed = f"open('/proc/self/comm', 'w').write({name!r})"
     before = {path for path in tmp_path.rglob("*") if path.parent != handler.cores}
     process = subprocess.Popen([sys.executable, "-c", renamed])
     # It has ended, and nobody has taken its exit code: its name is there to the last, its executable is not.
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    code = handler.run(CORE, arguments=crash_of(process.pid))
+    code = handler.run(CORE, changes=of_process(process.pid))
     process.wait()
 
     assert code == 0
@@ -354,7 +306,7 @@ def test_8_nor_is_what_a_process_calls_itself(name: str, middle: str, handler: L
 # --- 9: level 9 -----------------------------------------------------------------------------------------------------------
 
 
-def test_9_the_slowest_level_is_nobody_s_default(handler: LocalHandler) -> None:
+def test_9_the_slowest_level_is_nobody_s_default(handler: LocalHost) -> None:
     """A crashed process is held while its core is compressed, so the default is the fastest; who wants level 9 says so.
 
     gzCoredump always took gzip's level 9, some 6 MB/s. A level is told by the bytes that it makes.
@@ -380,7 +332,7 @@ def test_9_the_slowest_level_is_nobody_s_default(handler: LocalHandler) -> None:
 # --- 10: rotation that takes what is not its own ----------------------------------------------------------------------------
 
 
-def test_10_rotation_takes_nothing_of_others(handler: LocalHandler) -> None:
+def test_10_rotation_takes_nothing_of_others(handler: LocalHost) -> None:
     """Files that no handler has written stay, whatever they are called and however old they are.
 
     gzCoredump removed everything in /home/Coredump, whatever it was, and whatever directory it then wrote to.
@@ -400,7 +352,7 @@ def test_10_rotation_takes_nothing_of_others(handler: LocalHandler) -> None:
     assert len(own(handler)) == 1
 
 
-def own(handler: LocalHandler) -> list[Path]:
+def own(handler: LocalHost) -> list[Path]:
     """Return the reports of a handler whose directory has reports of strangers too."""
     return [path for path in handler.kept("json") if path.name != "report.json"]
 

@@ -25,14 +25,13 @@ from securecore import limits
 from securecore.errors import ConfigError, UnreachableError
 from securecore.names import Address
 from securecore.receiver.server import Receiver
-from tests.receiver.test_cut_wire import published
 from tests.support.certificates import Fleet
 from tests.support.crash_cores import Crash
 from tests.support.kernel import NOBODY, Installed, kernel_arguments, wait_until, write_script
 from tests.support.processes import SECURECORE, receiving, send_file
 from tests.support.proxies import NEVER, cutting
 from tests.support.receivers import papers_of, running_receiver, send_bytes
-from tests.support.stores import Commands
+from tests.support.stores import Commands, published
 from tests.test_documents import DOCUMENTS, text_of
 
 pytestmark = pytest.mark.slow

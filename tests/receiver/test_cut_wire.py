@@ -6,14 +6,13 @@ from pathlib import Path
 import pytest
 
 from securecore import limits
-from securecore.dump.reader import open_container
 from securecore.receiver.server import Receiver
 from securecore.sender.flush import flush
 from securecore.sender.spool import Spool
-from securecore.store.layout import open_store
 from tests.support.certificates import Fleet
 from tests.support.proxies import Cut, cutting
 from tests.support.receivers import papers_of, send_bytes
+from tests.support.stores import published
 
 pytestmark = pytest.mark.slow
 
@@ -23,18 +22,6 @@ CORE = random.Random(7).randbytes(24 * limits.MIB) + bytes(3 * limits.MIB) + b"t
 # the receiver's: about 4 KiB of handshake, READY and ACCEPT, an ACK for each 8 MiB, 5 KiB of RECEIPT.
 FROM_SENDER = [1, 300, 2_000, 3_000, 3_600, 5_000, 100_000, 5_000_000, 9_000_000, 17_000_000, 25_100_000, 25_170_000, 25_180_000]
 FROM_RECEIVER = [1, 500, 2_000, 2_600, 2_900, 3_000, 3_100, 3_150, 3_300, 4_000, 6_000]
-
-
-def published(store_path: Path) -> list[bytes]:
-    """Return the plaintext of every published dump."""
-    found = []
-    with open_store(str(store_path)) as store:
-        for host in store.host_names():
-            for dump in store.dump_ids(host):
-                with store.open_dump(host, dump) as files:
-                    found.append(b"".join(open_container(files.open_core()).pieces()))
-    return found
-
 
 CUTS = [
     *(Cut(after, True) for after in FROM_SENDER),

@@ -11,10 +11,10 @@ import pytest
 
 from securecore import limits
 from securecore.errors import ConfigError
-from tests.receiver.test_cut_wire import published
 from tests.support.certificates import Fleet
 from tests.support.kernel import Installed, kernel_arguments, write_script
 from tests.support.receivers import running_receiver
+from tests.support.stores import published
 
 CORE = os.urandom(3 * limits.MIB) + b"the end"
 

@@ -31,13 +31,16 @@ class LocalHost:
         return ["--local", str(self.cores), *options]
 
     def start(self, *options: str, changes: dict[int, str] | None = None) -> "subprocess.Popen[bytes]":
-        """Start the handler as the kernel does, with a pipe for its core; *changes* are arguments by their place."""
+        """Start the handler as the kernel does, with a pipe for its core, and the umask as loose as it gets.
+
+        *changes* are arguments by their place.
+        """
         numbers = kernel_arguments()
         for place, text in (changes or {}).items():
             numbers[place] = text
         return subprocess.Popen(
             [str(self.handler), *self.words(*options), *numbers],
-            stdin=subprocess.PIPE, env={}, cwd="/", preexec_fn=lambda: os.closerange(1, 3),
+            stdin=subprocess.PIPE, env={}, cwd="/", umask=0, preexec_fn=lambda: os.closerange(1, 3),
         )  # fmt: skip
 
     def run(self, core: bytes, *options: str, changes: dict[int, str] | None = None) -> int:
@@ -57,6 +60,10 @@ class LocalHost:
     def cores_kept(self) -> list[str]:
         """Return the names of cores."""
         return [name for name in self.names() if not name.endswith(".json")]
+
+    def kept(self, ending: str = "zst") -> list[Path]:
+        """Return the files of that ending, those of others too."""
+        return sorted(self.cores.glob(f"*.{ending}"))
 
     def reports(self) -> dict[str, dict[str, Any]]:
         """Return each report by its stem."""

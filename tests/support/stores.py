@@ -101,6 +101,11 @@ def stored_cores(store_path: Path) -> dict[str, bytes]:
     return cores
 
 
+def published(store_path: Path) -> list[bytes]:
+    """Return every published core's plaintext, for tests that know of no ids."""
+    return list(stored_cores(store_path).values())
+
+
 def flip(path: Path, at: int) -> None:
     """Change one bit of a file."""
     data = bytearray(path.read_bytes())
