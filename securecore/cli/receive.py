@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,16 +51,22 @@ def command(listen: tuple[Address, ...], store_path: str, identity: Path, verbos
         words = f"ok: {identity} is {name}'s, and {store_path} is a store or can become one"
         click.echo(json.dumps({"receiver": str(name), "store": store_path}) if as_json else words)
         return
-    _start_log(verbose)
-    run(settings, lambda receiver: _announce(receiver, store_path, as_json))
+    with closing(_start_log(verbose)):
+        run(settings, lambda receiver: _announce(receiver, store_path, as_json))
 
 
-def _start_log(verbose: bool) -> None:
+def _start_log(verbose: bool) -> logging.Handler:
+    """Send the log to standard error, and return what to close so that the last lines are there when the process ends."""
+    from securecore.receiver.log_writer import LogWriter
+
+    # Python has no stderr when the process was started without one; the descriptor may then be any file.
+    handler = LogWriter(sys.stderr.fileno()) if sys.stderr is not None else logging.NullHandler()
     # Padded for a person who watches; without -v each line is what programs have been reading so far.
     level = "%(levelname)-7s" if verbose else "%(levelname)s"
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=f"%(asctime)s {level} %(message)s")
+    logging.basicConfig(handlers=[handler], level=logging.INFO, format=f"%(asctime)s {level} %(message)s")
     if verbose:
         logging.getLogger("securecore.receiver").setLevel(logging.DEBUG)
+    return handler
 
 
 def _announce(receiver: "Receiver", store_path: str, as_json: bool) -> None:
