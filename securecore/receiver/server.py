@@ -204,6 +204,7 @@ class Receiver:
             log.warning("failed host=- peer=%s error=%s", peer, quoted(words))
             plain.close()
         finally:
+            observer.closed()
             with self._sessions_lock:
                 del self._sessions[thread]
 

@@ -109,7 +109,6 @@ class Session:
         finally:
             self._wakeup.close()
             self._socket.close()
-            self._observer.closed()
 
     def _serve(self, judgement: Judgement) -> None:
         while (message := self._receive()) is not None:
@@ -126,6 +125,7 @@ class Session:
             dump = open_incoming(self._service.store, host, opening.dump, opening.report)
         except AlreadyStored as stored:
             self._conclude(opening.dump, stored.receipt)
+            log.info("complete host=%s dump=%s already=yes", host, opening.dump)
             return
         try:
             if dump.has_manifest:

@@ -3,7 +3,9 @@
 import logging
 import random
 import re
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -153,6 +155,39 @@ def test_without_v_nothing_of_it_is_said_or_made(fleet: Fleet, tmp_path: Path, c
     said = [record.getMessage().split()[0] for record in caplog.records]
 
     assert [word for word in said if not word.startswith("stop")] == ["started", "complete"]
+
+
+def test_a_dump_that_is_sent_again_has_an_end_in_the_log(fleet: Fleet, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A sender that lost its receipt asks again: the second `started` has a `complete` as well, which says that it was here."""
+    dump = new_dump_id()
+    with running_receiver(fleet.receiver, tmp_path / "store") as running:
+        for _ in range(2):
+            with closing(Hand(fleet.host, running.addresses)) as hand:
+                if isinstance(hand.open(dump), Accept):
+                    hand.send(b"a core")
+                    hand.delivery.end(hand.manifest(dump))
+            wait_until_idle(running)
+    said = [record.getMessage() for record in caplog.records if str(dump) in record.getMessage()]
+
+    assert [line.split()[0] for line in said] == ["started", "complete"] * 2
+    assert said[-1] == f"complete host={fleet.host.name}.{DOMAIN} dump={dump} already=yes"
+
+
+def test_who_fails_in_its_handshake_is_seen_to_go(fleet: Fleet, tmp_path: Path, told: Told) -> None:
+    """Each `connected` has its `closed`, also that of a stranger who was never let in."""
+    with running_receiver(fleet.receiver, tmp_path / "store", level=logging.DEBUG) as running:
+        (address,) = running.addresses
+        with socket.create_connection((address.host, address.port)) as stranger, suppress(ConnectionResetError):
+            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            while stranger.recv(4096):
+                pass
+        # A stop that comes before the handshake has failed would be the reason that it fails.
+        wait_until_idle(running)
+    words = [line.split(maxsplit=2)[2] for line in told()]
+
+    assert words[0] == "connected"
+    assert re.fullmatch(r"closed after \d+\.\d s: 0 receipts, 0 B as 0 B", words[1])
+    assert len(words) == 2
 
 
 def test_no_progress_is_shown_after_end(fleet: Fleet, tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
