@@ -68,7 +68,7 @@ class Receiver:
         self._wakeup.setblocking(False)
         self._waker.setblocking(False)
         self._is_stopping = self._is_hurried = False
-        self._is_reloading = False
+        self._is_reloading = self._is_signalled = False
         self.addresses = [bound_address(listener) for listener in listeners]
         """Where it listens, with the ports that the kernel chose."""
 
@@ -131,7 +131,7 @@ class Receiver:
         self._wake()
 
     def handle_signals(self) -> None:
-        """Stop on SIGTERM and SIGINT, at once when they come again, reload on SIGHUP; only in the main thread."""
+        """Stop on SIGTERM and SIGINT, at once the second time, reload on SIGHUP; for the main thread, where ``serve`` runs then."""
 
         def handler(number: int, frame: FrameType | None) -> None:
             if number == signal.SIGHUP:
@@ -141,6 +141,10 @@ class Receiver:
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, handler)
+        # The handler runs between two steps of the main thread. One that comes just before it waits, or on another thread, does not
+        # end that wait by itself.
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        self._is_signalled = True
 
     def _wake(self) -> None:
         try:
@@ -218,6 +222,8 @@ class Receiver:
         self._logs.close()
         self._lock.close()
         self._store.close()
+        if self._is_signalled:
+            signal.set_wakeup_fd(-1)
         self._wakeup.close()
         self._waker.close()
         log.info("stopped")

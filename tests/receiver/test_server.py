@@ -4,7 +4,9 @@ import os
 import re
 import shutil
 import signal
+import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,8 +15,9 @@ import pytest
 
 from securecore import limits
 from securecore.errors import BusyError, RefusedError, UnreachableError
-from securecore.names import HostName
+from securecore.names import Address, HostName
 from securecore.pki.revocation import revoke_name
+from securecore.receiver.server import ReceiverSettings, open_receiver
 from securecore.sender import evidence
 from securecore.sender.delivery import connect
 from securecore.store.layout import create_store, open_store
@@ -39,12 +42,12 @@ def send_all_but_the_end(hand: Hand) -> None:
     hand.wait_until_acknowledged()
 
 
-def wait_for_size(path: Path, size: int) -> None:
-    """Wait until a file has that many bytes."""
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Wait until something is so; fails when it takes too long."""
     deadline = time.monotonic() + PATIENCE_S
-    while path.stat().st_size < size and time.monotonic() < deadline:
+    while not is_so() and time.monotonic() < deadline:
         time.sleep(0.005)
-    assert path.stat().st_size == size
+    assert is_so()
 
 
 @pytest.mark.slow
@@ -88,7 +91,7 @@ def test_a_stalled_transfer_does_not_keep_a_receiver_from_ending(
         hand = Hand(fleet.host, running.addresses)
         hand.open(dump)
         send_all_but_the_end(hand)
-        wait_for_size(path / core, hand.stored_bytes)
+        wait_until(lambda: (path / core).stat().st_size == hand.stored_bytes)
         began = time.monotonic()
     took_s = time.monotonic() - began
 
@@ -102,6 +105,34 @@ def test_a_stalled_transfer_does_not_keep_a_receiver_from_ending(
         answer = again.open(dump)
     assert isinstance(answer, Accept)
     assert answer.held == 9
+
+
+def test_a_signal_is_heard_on_whichever_thread_it_comes(fleet: Fleet, tmp_path: Path) -> None:
+    """The main thread waits for connections, and a signal that does not interrupt that wait ends it all the same."""
+    receiver = open_receiver(ReceiverSettings((Address("127.0.0.1:0"),), tmp_path / "store", fleet.receiver))
+    main, has_ended, in_time = Path(f"/proc/self/task/{threading.main_thread().native_id}/stat"), threading.Event(), []
+
+    def signal_from_beside() -> None:
+        wait_until(lambda: ") S " in main.read_text())
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        in_time.append(has_ended.wait(PATIENCE_S))
+        receiver.stop()
+
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    receiver.handle_signals()
+    try:
+        other = threading.Thread(target=signal_from_beside)
+        other.start()
+        receiver.serve()
+        has_ended.set()
+        other.join()
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+    assert in_time == [True]
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 @pytest.mark.slow
