@@ -62,7 +62,8 @@ class Receiver:
         self._service = Service(store, material, committer, utc_now)
         self._control = ControlServer(store, self._logs, utc_now)
         self._listeners = listeners
-        self._sessions: dict[threading.Thread, Session | None] = {}
+        self._sessions: dict[threading.Thread, Session | socket.socket | None] = {}
+        """By its thread each connection: its socket in the handshake, its session afterwards, nothing in the moments between."""
         self._sessions_lock = threading.Lock()
         self._wakeup, self._waker = socket.socketpair()
         self._wakeup.setblocking(False)
@@ -198,13 +199,14 @@ class Receiver:
         observer = observer_of(peer)
         observer.accepted()
         try:
-            secured = tls.secure(self._service.material.context, plain, deadline_s=limits.HANDSHAKE_DEADLINE_S)
+            secured = self._shake_hands(thread, plain)
             session = Session(secured, peer, self._service, observer)
             with self._sessions_lock:
                 self._sessions[thread] = session
             session.run()
         except (OSError, SecurecoreError) as error:
             words = error.message if isinstance(error, SecurecoreError) else _handshake_words(error)
+            words = "the receiver is being stopped" if self._is_stopping else words
             log.warning("failed host=- peer=%s error=%s", peer, quoted(words))
             plain.close()
         finally:
@@ -212,12 +214,28 @@ class Receiver:
             with self._sessions_lock:
                 del self._sessions[thread]
 
+    def _shake_hands(self, thread: threading.Thread, plain: socket.socket) -> ssl.SSLSocket:
+        """Return the connection after its handshake, which another thread may end meanwhile; raises as tls.secure does."""
+        # TLS takes the descriptor away from *plain*, so that others need one of their own.
+        with plain.dup() as handle:
+            with self._sessions_lock:
+                self._sessions[thread] = handle
+            try:
+                return tls.secure(self._service.material.context, plain, deadline_s=limits.HANDSHAKE_DEADLINE_S)
+            finally:
+                with self._sessions_lock:
+                    self._sessions[thread] = None
+
     def _close(self) -> None:
         for listener in self._listeners:
             listener.close()
         count = self.session_count
         log.info("stopping, %d connections%s", count, "; a second signal does not wait for them" if count else "")
-        self._end_sessions()
+        if left := self._end_sessions():
+            # A session that the disk does not let go may still write, and append to a log. So the store stays locked, and
+            # everything open, until the end of the process has ended that thread too.
+            log.error("stopped, %d connections still wait for the disk and end with the process", left)
+            return
         self._control.close()
         self._logs.close()
         self._lock.close()
@@ -228,22 +246,24 @@ class Receiver:
         self._waker.close()
         log.info("stopped")
 
-    def _end_sessions(self) -> None:
-        """Interrupt idle sessions at once, the others when the bound is over; what they had made durable stays."""
+    def _end_sessions(self) -> int:
+        """Interrupt who has no dump under way at once, the others when the bound is over; return how many are left all the same.
+
+        What they had made durable stays.
+        """
         deadline = time.monotonic() + limits.SHUTDOWN_DEADLINE_S
         while True:
-            is_hurried = self._is_hurried
             with self._sessions_lock:
-                # Who is still in its handshake has no dump under way; in a hurry it is ended with the process.
-                sessions = {thread: one for thread, one in self._sessions.items() if one is not None or not is_hurried}
-            if not sessions:
-                return
-            is_over = is_hurried or time.monotonic() > deadline
-            for session in sessions.values():
-                if session is not None and (session.is_idle or is_over):
-                    session.interrupt(Refusal.SHUTTING_DOWN, "the receiver is being stopped")
-            if time.monotonic() > deadline + limits.PROGRESS_DEADLINE_S:
-                return  # What is stuck in a disk's queue is ended with the process.
+                sessions = dict(self._sessions)
+                for one in sessions.values():
+                    if isinstance(one, socket.socket):
+                        _hang_up(one)
+            is_over = self._is_hurried or time.monotonic() > deadline
+            for one in sessions.values():
+                if isinstance(one, Session) and (one.is_idle or is_over):
+                    one.interrupt(Refusal.SHUTTING_DOWN, "the receiver is being stopped")
+            if not sessions or time.monotonic() > deadline + limits.PROGRESS_DEADLINE_S:
+                return len(sessions)
             next(iter(sessions)).join(timeout=0.2)
 
 
@@ -288,6 +308,14 @@ def run(settings: ReceiverSettings, announce: Callable[[Receiver], None]) -> Non
     receiver.handle_signals()
     announce(receiver)
     receiver.serve()
+
+
+def _hang_up(plain: socket.socket) -> None:
+    """End a connection below TLS, and so wake the thread that waits for its peer."""
+    try:
+        plain.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # The peer was faster.
 
 
 def _drain(wakeup: socket.socket) -> None:

@@ -14,14 +14,15 @@ from pathlib import Path
 import pytest
 
 from securecore import limits
-from securecore.errors import BusyError, RefusedError, UnreachableError
+from securecore.errors import BusyError, RefusedError, StorageError, UnreachableError
 from securecore.names import Address, HostName
 from securecore.pki.revocation import revoke_name
 from securecore.receiver.server import ReceiverSettings, open_receiver
 from securecore.sender import evidence
 from securecore.sender.delivery import connect
 from securecore.store.layout import create_store, open_store
-from securecore.wire.messages import Accept
+from securecore.store.writer import IncomingDump
+from securecore.wire.messages import Accept, End, Receipt, encode
 from tests.support.certificates import DOMAIN, Fleet, no_passphrase
 from tests.support.disk import Disk
 from tests.support.hands import Hand
@@ -105,6 +106,38 @@ def test_a_stalled_transfer_does_not_keep_a_receiver_from_ending(
         answer = again.open(dump)
     assert isinstance(answer, Accept)
     assert answer.held == 9
+
+
+@pytest.mark.slow
+def test_a_session_that_the_disk_holds_keeps_the_store_locked(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stop does not wait for ever, and closes nothing under a thread that may still append: only the process's end does."""
+    monkeypatch.setattr(limits, "SHUTDOWN_DEADLINE_S", 0.05)
+    monkeypatch.setattr(limits, "PROGRESS_DEADLINE_S", 0.05)
+    is_held, may_go, publish = threading.Event(), threading.Event(), IncomingDump.finish
+
+    def stuck(dump: IncomingDump, manifest: bytes) -> None:
+        is_held.set()
+        may_go.wait(PATIENCE_S)
+        publish(dump, manifest)
+
+    monkeypatch.setattr(IncomingDump, "finish", stuck)
+    dump = new_dump_id()
+    with running_receiver(fleet.receiver, tmp_path / "store") as running, closing(Hand(fleet.host, running.addresses)) as hand:
+        hand.open(dump)
+        hand.send(b"a core")
+        hand.put(encode(End(hand.manifest(dump))))
+        assert is_held.wait(PATIENCE_S)
+        running.stop()
+        wait_until(lambda: "stopped, 1 connections still wait for the disk and end with the process" in caplog.messages)
+        with open_store(str(tmp_path / "store")) as store, pytest.raises(StorageError, match="another receiver"):
+            store.lock()
+        may_go.set()
+        assert isinstance(hand.answer(), Receipt)
+        hand.close()
+        wait_until(lambda: running.session_count == 0)
+        running._close()
 
 
 def test_a_signal_is_heard_on_whichever_thread_it_comes(fleet: Fleet, tmp_path: Path) -> None:
