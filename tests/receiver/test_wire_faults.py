@@ -37,7 +37,9 @@ _TLS_BYTES: Final = 16 * limits.KIB
 DATA: Final = -(-len(encode(Data(Compressor().frame(NOISE)))) // _TLS_BYTES)
 """Records of the first DATA."""
 
-SHORT_DEADLINE_S: Final = 0.5
+SHORT_DEADLINE_S: Final = 1.0
+COMMIT_DEADLINE_S: Final = 2.0
+"""Where the fault comes behind what a receiver writes to its disk first, for which a sender waits that long."""
 
 
 class Point(NamedTuple):
@@ -81,6 +83,8 @@ AFTER_END: Final = {
 """Where END may have passed, or will: the dump is published whole, or not."""
 
 POINTS: Final = BEFORE_END | AFTER_END
+DARK: Final = (Action.STALL, Action.DRIP)
+"""Where neither end hears that the other one is gone."""
 HARMLESS: Final = [("after END", action) for action in (Action.HALF_CLOSE, Action.STALL, Action.DRIP)]
 """The sender has nothing more to say, and hears the receipt all the same."""
 FAULTS: Final = [fault for fault in product(POINTS, Action) if fault not in HARMLESS]
@@ -118,6 +122,19 @@ def fault_at(point: Point, action: Action, handshake: tuple[int, int]) -> Fault:
     return Fault(point.from_sender, max(record, 0), point.offset, action)
 
 
+def shorten_deadlines(patch: pytest.MonkeyPatch, point: Point, *, is_flush: bool = False) -> None:
+    """Shorten what runs out where a connection goes dark at *point*: the one deadline of each end, and no other.
+
+    The others would only make it more likely, on a slow machine, that the connection is over before the fault is reached.
+    """
+    is_before_accept = point.record < (1 if point.from_sender else 2)
+    patch.setattr(limits, f"{'HANDSHAKE' if point.record < 0 else 'IDLE'}_DEADLINE_S", SHORT_DEADLINE_S)
+    if is_before_accept and not is_flush:
+        patch.setattr(limits, "CONNECT_DEADLINE_S", SHORT_DEADLINE_S)
+    else:
+        patch.setattr(limits, "RECEIPT_DEADLINE_S", SHORT_DEADLINE_S if point.from_sender else COMMIT_DEADLINE_S)
+
+
 def published(store_path: Path) -> list[bytes]:
     """Return the plaintext of every published dump."""
     with open_store(str(store_path)) as store:
@@ -144,21 +161,19 @@ def test_a_fault_costs_nothing(
 ) -> None:
     """At the receiver a prefix or the whole, never more, and the session is over; at the sender the rest; a flush makes it whole.
 
-    Stall and drip run into the deadlines of both ends, which are short here. They may strike before the fault is reached, on a slow
-    machine; what must be true is the same then.
+    Stall and drip run into a deadline of each end, which is short here.
     """
     dump, papers = new_dump_id(), papers_of(fleet.host)
     with pytest.MonkeyPatch.context() as patch:
-        if action in (Action.STALL, Action.DRIP):
-            for deadline in ("CONNECT", "HANDSHAKE", "PROGRESS", "RECEIPT", "IDLE"):
-                patch.setattr(limits, f"{deadline}_DEADLINE_S", SHORT_DEADLINE_S)
+        if action in DARK:
+            shorten_deadlines(patch, POINTS[name])
         with faulty(stage.receiver.addresses[0], fault_at(POINTS[name], action, handshake)) as proxy:
             outcome = send_bytes(CORE, papers, [proxy.address], spool=spool, dump=dump)
             stage.wait_until(lambda: stage.receiver.session_count == 0)
     first, tail = kept(spool, dump)
     stored, held = published(tmp_path / "store"), incoming(tmp_path / "store")
 
-    assert proxy.was_reached or action in (Action.STALL, Action.DRIP)
+    assert proxy.was_reached
     assert (outcome.receipt, outcome.spooled, outcome.spool_failure) == (None, True, None)
     assert type(outcome.failure) is UnreachableError
     assert outcome.failure.message.isprintable()
@@ -167,7 +182,7 @@ def test_a_fault_costs_nothing(
     assert CORE.startswith(held)
     assert stored or len(held) >= first * limits.PIECE_BYTES
     assert len(stage.log_lines()) <= 1
-    if name in UNDER_WAY and proxy.was_reached:
+    if name in UNDER_WAY:
         (line,) = stage.log_lines()
         assert str(dump) in line
         assert line.isprintable()
@@ -210,3 +225,58 @@ def test_a_reset_behind_the_receipt_costs_nothing(
     assert [(result.failure, result.sent_frames) for result in flushed] == [(None, 0)] * outcome.spooled
     assert published(tmp_path / "store") == [CORE]
     assert len(list(spool.receipts())) == 1
+
+
+CUT_CORE: Final = random.Random(14).randbytes(2 * limits.PIECE_BYTES) + CORE[limits.PIECE_BYTES :]
+"""One piece more than CORE: when the first is here, the rest makes the same conversation."""
+CUT_FRAMES: Final = 4
+
+RESUMED: Final = (
+    "in OPEN", "in ACCEPT", "after ACCEPT", "in a record of DATA", "after DATA", "in ACK", "in END", "in RECEIPT",
+)  # fmt: skip
+
+
+def frames_of(plain: bytes) -> int:
+    """Return how many frames stand for so much of a core's beginning."""
+    return -(-len(plain) // limits.PIECE_BYTES)
+
+
+@pytest.mark.parametrize(("name", "action"), list(product(RESUMED, Action)), ids=in_name)
+def test_a_fault_while_a_dump_goes_on_costs_nothing(
+    name: str, action: Action, handshake: tuple[int, int], fleet: Fleet, spool: Spool, stage: Stage, tmp_path: Path
+) -> None:
+    """A flush that fails takes nothing from the spool; the next sends what the receiver has not, and the core is whole, once."""
+    dump, papers, store = new_dump_id(), papers_of(fleet.host), tmp_path / "store"
+    # The receiver has the first frame whole and hears that nothing more comes. Whether the sender hears of the frame is a race.
+    first_cut = fault_at(POINTS["after DATA"], Action.HALF_CLOSE, handshake)
+    with faulty(stage.receiver.addresses[0], first_cut) as proxy:
+        send_bytes(CUT_CORE, papers, [proxy.address], spool=spool, dump=dump)
+        stage.wait_until(lambda: stage.receiver.session_count == 0)
+    spooled = first, tail = kept(spool, dump)
+    assert tail == CUT_CORE[first * limits.PIECE_BYTES :]
+    assert incoming(store) == CUT_CORE[: limits.PIECE_BYTES]
+
+    with pytest.MonkeyPatch.context() as patch:
+        if action in DARK:
+            shorten_deadlines(patch, POINTS[name], is_flush=True)
+        with faulty(stage.receiver.addresses[0], fault_at(POINTS[name], action, handshake)) as proxy:
+            (failed,) = flush(spool, [proxy.address], papers)
+            stage.wait_until(lambda: stage.receiver.session_count == 0)
+    stored, held = published(store), incoming(store)
+
+    assert proxy.was_reached
+    assert (failed.receipt, type(failed.failure)) == (None, UnreachableError)
+    assert failed.sent_frames < CUT_FRAMES
+    assert kept(spool, dump) == spooled
+    assert stored == [] or (name in AFTER_END and stored == [CUT_CORE])
+    assert CUT_CORE.startswith(held)
+    # A reset takes with it what lies unread at the receiver, but for that nothing that has passed is lost.
+    has_passed = action is not Action.RST and POINTS[name].record > (DATA if POINTS[name].from_sender else 2)
+    assert stored or frames_of(held) >= 1 + has_passed
+
+    (flushed,) = flush(spool, stage.receiver.addresses, papers)
+    assert flushed.failure is None
+    assert flushed.sent_frames == (0 if stored else CUT_FRAMES - frames_of(held))
+    assert published(store) == [CUT_CORE]
+    assert incoming(store) == b""
+    assert (spool.dump_ids(), len(list(spool.receipts()))) == ([], 1)
