@@ -30,6 +30,10 @@ Place = tuple[socket.AddressFamily, Any]
 """One of the addresses that a name stands for, as the socket module takes it."""
 
 
+class OtherStoreError(BusyError):
+    """A receiver would take a dump, but not the rest of one whose beginning another store holds."""
+
+
 class Delivery:
     """A connection whose receiver has said READY."""
 
@@ -158,7 +162,8 @@ def refusal(message: Refuse, address: Address) -> SecurecoreError:
 def connect(receivers: Sequence[Address], context: ssl.SSLContext, store: StoreId | None = None) -> Delivery:
     """Return a Delivery to the first of *receivers*, tried in order, that says READY, with *store* if that is given.
 
-    Raises the error of the last one that could be reached at all, else of the last: a refusal tells more than a dead address.
+    Raises OtherStoreError when one of them said READY with another store, else the error of the last one that could be reached at
+    all, else of the last: a refusal tells more than a dead address.
     """
     failures: list[SecurecoreError] = []
     for address in receivers:
@@ -170,9 +175,15 @@ def connect(receivers: Sequence[Address], context: ssl.SSLContext, store: StoreI
         if store is None or delivery.store == store:
             return delivery
         delivery.close()
-        failures.append(BusyError(f"{address} has another store than the one that holds the beginning, {store}"))
+        failures.append(OtherStoreError(f"{address} has another store than the one that holds the beginning, {store}"))
+    raise _most_telling(failures)
+
+
+def _most_telling(failures: Sequence[SecurecoreError]) -> SecurecoreError:
+    """Return the one failure that is told of many, of which there is one at least: what somebody said before a silence."""
+    elsewhere = [error for error in failures if isinstance(error, OtherStoreError)]
     spoken = [error for error in failures if not isinstance(error, UnreachableError)]
-    raise (spoken or failures)[-1]
+    return (elsewhere or spoken or failures)[-1]
 
 
 def _connect_one(address: Address, context: ssl.SSLContext, deadline_s: float) -> Delivery:

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from securecore import limits
 from securecore.dump import manifest
-from securecore.errors import BrokenError, BusyError, ClockError, SecurecoreError, StorageError, UnreachableError
+from securecore.errors import BrokenError, ClockError, SecurecoreError, StorageError
 from securecore.merkle import Frontier, leaf_hash
 from securecore.names import Address, DumpId
-from securecore.sender.delivery import Delivery, connect
+from securecore.sender.delivery import Delivery, OtherStoreError, connect
 from securecore.sender.spool import EntryEnd, Spool, SpoolEntry
 from securecore.sender.transfer import Papers, Parcel, answered_already, keep_receipt, settle
 from securecore.wire.messages import Accept, Open
@@ -31,8 +31,9 @@ def flush(
 ) -> Iterator[Flushed]:
     """Deliver each dump of the spool that no other process has locked, and yield what became of it.
 
-    A dump is removed once its receipt is checked and kept, also that of a dump that was deleted there. After the network has
-    failed, or while a clock is wrong, the rest is left for the next time: the exception of the last Flushed says why.
+    A dump is removed once its receipt is checked and kept, also that of a dump that was deleted there. What is wrong with one dump
+    keeps no other one back. While no receiver can be had, or a clock is wrong, the rest is left for the next time: the exception of
+    the last Flushed says why.
     """
     spool.sweep(clock())
     for dump in spool.dump_ids():
@@ -51,7 +52,7 @@ def flush(
         except SecurecoreError as error:
             entry.close()
             yield Flushed(dump, None, error, attempt.sent_frames if attempt else 0)
-            if isinstance(error, (BusyError, ClockError, UnreachableError)):
+            if isinstance(error, ClockError) or (attempt is not None and attempt.has_found_nobody):
                 return
             continue
         yield Flushed(dump, receipt, None, attempt.sent_frames)
@@ -64,10 +65,16 @@ class _Attempt:
         self._spool, self._entry, self._papers, self._clock = spool, entry, papers, clock
         self._reader = entry.reader()
         self.sent_frames = 0
+        self.has_found_nobody = False
+        """No receiver would take any dump: what one says before OPEN is not about this one."""
 
     def deliver(self, receivers: Sequence[Address]) -> dict[str, Any]:
         """Return the receipt's facts; raises SecurecoreError."""
-        delivery = connect(receivers, self._papers.context, self._entry.start.store)
+        try:
+            delivery = connect(receivers, self._papers.context, self._entry.start.store)
+        except SecurecoreError as error:
+            self.has_found_nobody = not isinstance(error, OtherStoreError)
+            raise
         try:
             return self._deliver(delivery)
         finally:
