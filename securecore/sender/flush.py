@@ -105,7 +105,7 @@ class _Attempt:
         if tree is None:
             raise StorageError(
                 f"{delivery.address} holds {answer.held} frames of {name}, the spool those from {first} on",
-                hint=f"frames 0 to {first} went to store {self._entry.start.store}, which has lost them",
+                hint=f"frames 0 to {first - 1} went to store {self._entry.start.store}, which has lost them",
             )
         if answer.root != tree.root():
             raise BrokenError(f"{delivery.address} holds other frames of {self._entry.start.dump.short} than were sent")

@@ -12,8 +12,9 @@ from securecore.receiver.server import Receiver
 from securecore.sender.flush import flush
 from securecore.sender.spool import EntryEnd, EntryStart, Spool
 from securecore.wire.messages import Accept, Message, Open, Ready, Refusal, Refuse
+from securecore.wire.states import State
 from tests.support.certificates import Fleet
-from tests.support.custody import CORE
+from tests.support.custody import CORE, held_open
 from tests.support.receivers import new_dump_id, papers_of, send_bytes
 from tests.support.scripted import STORE, Peer, Script, forge_receipt, scripted_receiver
 
@@ -28,11 +29,11 @@ def wait_in(spool: Spool, fleet: Fleet) -> DumpId:
     return dump
 
 
-def begin_elsewhere(spool: Spool) -> DumpId:
-    """Put the tail of a dump into the spool, whose first two frames went to a store that nobody here has."""
+def begin_elsewhere(spool: Spool, store: StoreId = LOST) -> DumpId:
+    """Put the tail of a dump into the spool, whose first two frames went to *store*: one that nobody here has."""
     before = Frontier()
     before.extend(leaf_hash(frame) for frame in (b"one", b"two"))
-    entry = spool.begin(EntryStart(new_dump_id(), 1, LOST, before), b"{}")
+    entry = spool.begin(EntryStart(new_dump_id(), 1, store, before), b"{}")
     entry.finish(EntryEnd(2 << 20, None, "complete", 5))
     entry.close()
     return entry.start.dump
@@ -119,3 +120,13 @@ def test_what_holds_for_every_dump_is_asked_once(name: str, fleet: Fleet, spool:
     assert [(result.dump, type(result.failure)) for result in results] == [(oldest, kind)]
     assert connections == 1
     assert spool.dump_ids() == [oldest, newest]
+
+
+def test_a_store_that_lost_the_beginning_is_told_which_frames(fleet: Fleet, spool: Spool) -> None:
+    """The tail begins with frame 2: frames 0 to 1 went to the store that says now that it has none."""
+    begin_elsewhere(spool, STORE)
+    with scripted_receiver(fleet.receiver, held_open(State.OPENING, Accept(0, EMPTY_ROOT))) as scripted:
+        (flushed,) = flush(spool, [scripted.address], papers_of(fleet.host))
+
+    assert flushed.failure is not None
+    assert flushed.failure.hint == f"frames 0 to 1 went to store {STORE}, which has lost them"
