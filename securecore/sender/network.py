@@ -44,7 +44,8 @@ def find_spool(path: str) -> Spool | None:
 
 def conclude(dump: DumpId, outcome: Outcome) -> int:
     """Say how it ended and return the exit code."""
-    facts = {"dump": str(dump), "size": outcome.size, "stored": outcome.stored_bytes, "frames": outcome.frames}
+    sizes = {"size": outcome.size, "stored": outcome.stored_bytes, "frames": outcome.frames}
+    facts = {"dump": str(dump), **sizes, "cut": outcome.source_failure}
     if outcome.receipt is not None:
         told = {"receiver": outcome.receipt.get("receiver"), "entry": outcome.receipt.get("index")}
         log("delivered", **facts, **told, receipt_not_kept=outcome.receipt.get("not_kept"))

@@ -9,13 +9,13 @@ import os
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Event, Thread
 from typing import Any, NamedTuple
 
 from securecore import limits
 from securecore.dump.compression import Compressor
-from securecore.errors import Bug, ConfigError, PeerError, SecurecoreError, UnreachableError
+from securecore.errors import Bug, ConfigError, PeerError, SecurecoreError, StorageError, UnreachableError
 from securecore.merkle import Frontier
 from securecore.names import Address, DumpId, StoreId
 from securecore.sender.credentials import Credentials
@@ -56,7 +56,7 @@ class Outcome(NamedTuple):
     stored_bytes: int
     frames: int
     source_failure: str | None
-    """Why the source could not be read to its end."""
+    """Why the dump ends before its source did: it could not be read, or not be compressed, from there on."""
 
 
 class Custody:
@@ -105,6 +105,9 @@ class Transfer:
         self._failure: SecurecoreError | None = None
         self._spool_failure: SecurecoreError | None = None
         self._receipt: dict[str, Any] | None = None
+        self._piece_failure: SecurecoreError | None = None
+        self._size = 0
+        """Plaintext bytes that the frames so far stand for."""
         self._stored_bytes = 0
         self._finished = False
         self.source_closed = Event()
@@ -129,7 +132,7 @@ class Transfer:
             end.size if end else 0,
             self._stored_bytes,
             self._custody.all.size,
-            end.failure if end else None,
+            self._piece_failure.message if self._piece_failure else end.failure if end else None,
         )
 
     def _run(self) -> None:
@@ -151,10 +154,19 @@ class Transfer:
                 self._entry.close()
 
     def _take_frames(self) -> None:
-        for frame in self._pump.frames():
+        for frame in self._whole_frames():
+            self._size += frame.plain
             self._stored_bytes += len(frame.stored)
             self._pass_on(frame)
         self.source_closed.wait()
+
+    def _whole_frames(self) -> Iterator[Frame]:
+        """Yield the pump's frames up to the first piece that could not become one: a dump has no holes, so it ends there."""
+        try:
+            yield from self._pump.frames()
+        except StorageError as error:
+            self._piece_failure = error
+            self._drain()
 
     def _rescue(self) -> None:
         """An error that nobody foresaw is on its way out: it must not cost the core while there is a spool."""
@@ -258,8 +270,8 @@ class Transfer:
         source = self._pump.end
         if source is None:
             raise Bug("the source has not ended")
-        outcome = source.outcome(is_part_lost=self._spool_failure is not None)
-        return EntryEnd(source.size, source.predicted_size, outcome, int(self._clock() * 1000))
+        outcome = source.outcome(is_part_lost=self._spool_failure is not None or self._piece_failure is not None)
+        return EntryEnd(self._size, source.predicted_size, outcome, int(self._clock() * 1000))
 
     def _conclude(self) -> None:
         """Say END and hear the receipt; if that fails, the spool keeps what the receiver has not."""

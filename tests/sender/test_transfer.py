@@ -13,13 +13,14 @@ from securecore.dump.manifest import parse_manifest
 from securecore.errors import Bug, UnreachableError
 from securecore.names import Address
 from securecore.receiver.server import Receiver
-from securecore.sender import evidence
+from securecore.sender import evidence, network, transfer
 from securecore.sender.flush import flush
 from securecore.sender.pump import Pump
 from securecore.sender.spool import Spool
-from securecore.sender.transfer import Parcel, Transfer
+from securecore.sender.transfer import Outcome, Parcel, Transfer
 from securecore.store.layout import open_store
 from tests.support.certificates import Fleet
+from tests.support.custody import kept
 from tests.support.elf import write_core
 from tests.support.receivers import new_dump_id, papers_of, running_receiver, send_bytes
 
@@ -77,16 +78,91 @@ def test_an_exception_while_reading_is_never_a_complete_dump(fleet: Fleet, recei
     writer = threading.Thread(target=lambda: (os.write(writing, b"x" * 1000), os.close(writing)))
     writer.start()
     pump = InterruptedPump(Compressor)
-    transfer = Transfer(Parcel(new_dump_id(), b"{}", 1), pump, receiver.addresses, papers_of(fleet.host), None)
-    transfer.start()
+    running = Transfer(Parcel(new_dump_id(), b"{}", 1), pump, receiver.addresses, papers_of(fleet.host), None)
+    running.start()
     with pytest.raises(MemoryError):
         pump.read(reading)
     os.close(reading)
-    transfer.source_closed.set()
-    transfer.wait()
+    running.source_closed.set()
+    running.wait()
     writer.join()
 
     assert outcomes(tmp_path / "store") == ["cut"]
+
+
+UNLUCKY = b"no memory for it"
+
+
+class PoorCompressor(Compressor):
+    """A compressor on a machine that has no memory for pieces which begin with UNLUCKY."""
+
+    __slots__ = ()
+
+    def frame(self, piece: bytes | bytearray | memoryview) -> bytes:
+        """Return the frame, where there is memory for it."""
+        if bytes(piece[: len(UNLUCKY)]) == UNLUCKY:
+            raise MemoryError
+        return super().frame(piece)
+
+
+def unlucky_at(number: int) -> bytes:
+    """Return twenty pieces, more than are ever under way at once, of which *number* cannot be compressed."""
+    pieces = [os.urandom(limits.PIECE_BYTES) for _ in range(20)]
+    pieces[number] = UNLUCKY + pieces[number][len(UNLUCKY) :]
+    return b"".join(pieces)
+
+
+@pytest.mark.parametrize("number", [0, 1, 3, 19])
+def test_a_piece_without_memory_ends_a_dump_that_is_delivered(
+    number: int, fleet: Fleet, receiver: Receiver, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A receiver is there: it has what came before the piece, signed for as cut, and the cause is told."""
+    monkeypatch.setattr(transfer, "Compressor", PoorCompressor)
+
+    outcome = send_bytes(unlucky_at(number), papers_of(fleet.host), receiver.addresses, spool=spool)
+
+    assert (outcome.failure, outcome.frames) == (None, number)
+    assert outcome.receipt is not None
+    assert outcome.source_failure == "a piece could not be compressed: out of memory"
+    assert outcomes(tmp_path / "store") == ["cut"]
+    assert spool.dump_ids() == []
+
+
+@pytest.mark.parametrize("number", [0, 1, 3, 19])
+def test_a_piece_without_memory_ends_a_dump_that_is_spooled(
+    number: int, fleet: Fleet, receiver: Receiver, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No receiver is there: the spool has what came before the piece and says that it is cut, and so does who gets it later."""
+    monkeypatch.setattr(transfer, "Compressor", PoorCompressor)
+    core, papers, dump = unlucky_at(number), papers_of(fleet.host), new_dump_id()
+
+    outcome = send_bytes(core, papers, [NOWHERE], spool=spool, dump=dump)
+
+    assert isinstance(outcome.failure, UnreachableError)
+    assert (outcome.spooled, outcome.spool_failure) == (True, None)
+    assert outcome.source_failure == "a piece could not be compressed: out of memory"
+    assert kept(spool, dump) == (0, core[: number * limits.PIECE_BYTES])
+    entry = spool.entry(dump)
+    assert entry is not None
+    end = entry.end()
+    entry.close()
+    assert end is not None
+    assert (end.size, end.outcome) == (number * limits.PIECE_BYTES, "cut")
+    assert [flushed.failure for flushed in flush(spool, receiver.addresses, papers)] == [None]
+    assert outcomes(tmp_path / "store") == ["cut"]
+
+
+def test_the_log_tells_why_a_dump_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Delivered or spooled, the line names what became of the rest."""
+    lines: list[tuple[str, object]] = []
+    monkeypatch.setattr(network, "log", lambda event, **facts: lines.append((event, facts["cut"])))
+    whole = Outcome({}, None, False, None, 5, 5, 1, None)
+
+    network.conclude(new_dump_id(), whole)
+    network.conclude(new_dump_id(), whole._replace(source_failure="out of memory"))
+    network.conclude(new_dump_id(), Outcome(None, UnreachableError("gone"), True, None, 5, 5, 1, "out of memory"))
+
+    assert lines == [("delivered", None), ("delivered", "out of memory"), ("spooled", "out of memory")]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -136,7 +212,7 @@ def test_a_flush_finds_the_receiver_that_holds_the_beginning(
         both = list(flush(spool, [*other.addresses, *receiver.addresses], papers))
 
     assert outcome.spooled
-    assert [type(result.failure).__name__ for result in alone] == ["BusyError"]
+    assert [type(result.failure).__name__ for result in alone] == ["OtherStoreError"]
     assert [result.failure for result in both] == [None]
     assert outcomes(tmp_path / "store") == ["complete"]
     assert outcomes(tmp_path / "other") == []
