@@ -179,12 +179,14 @@ class Pump:
         return frame
 
     def _compress(self) -> None:
-        encoder = self._make_encoder()
+        encoder: PieceEncoder | None = None
         while (slot := self._work.get()) is not None:
             buffer = slot.buffer
             if buffer is None:
                 continue
             try:
+                # Made here, not before: a thread that dies for want of memory would leave its pieces waiting for ever.
+                encoder = encoder or self._make_encoder()
                 slot.frame = _frame(encoder, memoryview(buffer)[: slot.length])
             except MemoryError:
                 slot.failure = StorageError("a piece could not be compressed: out of memory")

@@ -176,3 +176,17 @@ def test_a_machine_without_memory_does_not_hold_the_process(error: Exception) ->
 
     assert pump.end is not None
     assert pump.end.size < 30 * limits.MIB
+
+
+def test_a_machine_without_memory_for_a_compressor_does_not_hold_the_process() -> None:
+    """Not even the encoders can be made: that is told as any piece is which cannot be compressed."""
+
+    def exhausted() -> Compressor:
+        raise MemoryError
+
+    pump = Pump(exhausted)
+    with pumping(pump, [os.urandom(limits.MIB)] * 30):
+        with pytest.raises(StorageError, match="out of memory"):
+            list(pump.frames())
+        pump.abandon()
+        assert list(pump.frames()) == []
