@@ -63,7 +63,7 @@ CRL_GRACE_S: Final = 7 * 24 * 3600
 
 # --- connections ----------------------------------------------------------------------------------------------------------------
 CONNECT_DEADLINE_S: Final = 5.0
-"""TCP, TLS and READY together: three round trips on a 600 ms satellite link take 1.8 s."""
+"""TCP, TLS and READY together: three round trips on a 600 ms satellite link take 1.8 s. A handler shares it among its receivers."""
 
 HANDSHAKE_DEADLINE_S: Final = 10.0
 """The receiver's patience with a peer that has not yet shown a certificate."""
@@ -77,6 +77,10 @@ RECEIPT_DEADLINE_S: Final = 120.0
 
 PROGRESS_DEADLINE_S: Final = 10.0
 """How long one frame may take to leave before the sender calls the wire stalled: 1 MiB in 10 s is 0.8 Mbit/s."""
+
+HOLD_BUDGET_S: Final = 10.0
+"""How long a crashed process may stand still for the network in all, while there is a spool: as long as one frame may take to
+leave, so that a receiver which takes each frame just in time gains nothing. On a wire that keeps up it never stands still."""
 
 RING_BYTES: Final = 16 * MIB
 """Frames sent but not yet acknowledged that the sender keeps in memory: a quarter of the handler's 64 MiB."""

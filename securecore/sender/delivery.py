@@ -55,22 +55,24 @@ class Delivery:
         CONNECT_DEADLINE_S of a new dump.
         """
         self._on_ack = on_ack
-        self._send(self._connection.send(message), limits.PROGRESS_DEADLINE_S)
-        answer = self._receive(limits.CONNECT_DEADLINE_S if deadline_s is None else deadline_s)
+        patience_s = limits.CONNECT_DEADLINE_S if deadline_s is None else deadline_s
+        self._send(self._connection.send(message), min(patience_s, limits.PROGRESS_DEADLINE_S))
+        answer = self._receive(patience_s)
         if not isinstance(answer, (Accept, Receipt, Gone)):
             raise PeerError(f"{self.address} answered OPEN with {type(answer).__name__}")
         return answer
 
-    def send_frame(self, frame: bytes) -> None:
-        """Send one frame, and read the acknowledgements that have come in meanwhile.
+    def send_frame(self, frame: bytes, deadline_s: float | None = None) -> None:
+        """Send one frame, and read the acknowledgements that have come in meanwhile, within PROGRESS_DEADLINE_S or *deadline_s*.
 
         Raises RefusedError when the receiver has said that it takes no dump of so many frames.
         """
         if self._connection.frames >= self._connection.max_frames:
             raise RefusedError(f"{self.address} takes at most {self._connection.max_frames} frames of a dump")
-        deadline = time.monotonic() + limits.PROGRESS_DEADLINE_S
+        patience_s = limits.PROGRESS_DEADLINE_S if deadline_s is None else deadline_s
+        deadline = time.monotonic() + patience_s
         message = Zero(1) if frame == ZERO_PIECE_FRAME else Data(frame)
-        self._send(self._connection.send(message), limits.PROGRESS_DEADLINE_S)
+        self._send(self._connection.send(message), patience_s)
         while self._is_readable():
             self._take_ack(deadline - time.monotonic())
 
@@ -159,8 +161,12 @@ def refusal(message: Refuse, address: Address) -> SecurecoreError:
     return BusyError(text, hint=f"come again in {wait} s" if wait else "come again later")
 
 
-def connect(receivers: Sequence[Address], context: ssl.SSLContext, store: StoreId | None = None) -> Delivery:
+def connect(
+    receivers: Sequence[Address], context: ssl.SSLContext, store: StoreId | None = None, deadline_s: float | None = None
+) -> Delivery:
     """Return a Delivery to the first of *receivers*, tried in order, that says READY, with *store* if that is given.
+
+    Each has CONNECT_DEADLINE_S or *deadline_s*.
 
     Raises OtherStoreError when one of them said READY with another store, else the error of the last one that could be reached at
     all, else of the last: a refusal tells more than a dead address.
@@ -168,7 +174,7 @@ def connect(receivers: Sequence[Address], context: ssl.SSLContext, store: StoreI
     failures: list[SecurecoreError] = []
     for address in receivers:
         try:
-            delivery = _connect_one(address, context, limits.CONNECT_DEADLINE_S)
+            delivery = _connect_one(address, context, limits.CONNECT_DEADLINE_S if deadline_s is None else deadline_s)
         except SecurecoreError as error:
             failures.append(error)
             continue

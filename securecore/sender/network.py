@@ -4,7 +4,7 @@ import os
 import sys
 import time
 
-from securecore import tls
+from securecore import limits, tls
 from securecore.errors import ConfigError, SecurecoreError
 from securecore.names import DumpId
 from securecore.report import CrashReport
@@ -30,7 +30,7 @@ def send(core: int, settings_path: str, dump: DumpId, report: CrashReport) -> in
         # Installed where only root can read, as in a checkout under /root: what is loaded last must be loaded while we still may.
         from securecore.sender import evidence  # noqa: F401
     privileges.drop(settings.uid, settings.gid)
-    return conclude(dump, carry(core, parcel, settings.receivers, papers, spool))
+    return conclude(dump, carry(core, parcel, settings.receivers, papers, spool, hold_budget_s=limits.HOLD_BUDGET_S))
 
 
 def find_spool(path: str) -> Spool | None:

@@ -6,6 +6,7 @@ place in the queue until its frame was taken: both are counted, so a slow consum
 """
 
 import os
+import time
 from _queue import SimpleQueue  # what the queue module would give us, without the five modules that it loads first
 from collections.abc import Callable, Iterator
 from threading import Event, Semaphore, Thread
@@ -82,6 +83,8 @@ class Pump:
         """Set before ``frames`` is exhausted."""
         self.first_piece_read = Event()
         """Set when the size can be predicted from the first piece, or never will be."""
+        self._held: tuple[float, float | None] = (0.0, None)
+        """Seconds for which reading stood still until its last wait, and since when it does now; read by another thread."""
         self._abandoned = False
         self._exhausted = False
         self._core_size = CoreSize()
@@ -99,6 +102,12 @@ class Pump:
     def predicted_size(self) -> int | None:
         """The length that the core must have by its ELF headers; None when unknown so far, or for good."""
         return self._core_size.expected
+
+    @property
+    def held_s(self) -> float:
+        """For how long reading has stood still so far because frames were not taken: whoever writes to the source was held."""
+        before, since = self._held
+        return before if since is None else before + time.monotonic() - since
 
     def read(self, fd: int) -> None:
         """Read *fd* to its end, blocking when frames are not taken; the caller closes it."""
@@ -158,7 +167,10 @@ class Pump:
             self._on_piece(piece)
 
     def _dispatch(self, buffer: bytearray, length: int) -> None:
-        self._places.acquire()
+        if not self._places.acquire(blocking=False):
+            self._held = (self._held[0], time.monotonic())
+            self._places.acquire()
+            self._held = (self.held_s, None)
         piece = buffer if length == limits.PIECE_BYTES else memoryview(buffer)[:length]
         slot = _Slot(buffer, length)
         if is_zero(piece):

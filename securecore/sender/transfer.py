@@ -1,21 +1,23 @@
 """One dump's way from the pump to a receipt, or to the spool.
 
 A thread takes the frames in order and sends them. Frames that the receiver has not yet acknowledged as durable stay in a ring in
-memory. When no receiver can be had, or the wire fails or stalls with the ring full, the ring and everything after it go to the
-spool, and a later flush goes on from there. So each frame is always durable at the receiver, in the ring, or in the spool.
+memory. When no receiver can be had, or the wire fails, stalls with the ring full, or has held the source for too long in all, the
+ring and everything after it go to the spool, and a later flush goes on from there. So each frame is always durable at the receiver,
+in the ring, or in the spool.
 """
 
+import math
 import os
 import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Event, Thread
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from securecore import limits
 from securecore.dump.compression import Compressor
-from securecore.errors import Bug, ConfigError, PeerError, SecurecoreError, StorageError, UnreachableError
+from securecore.errors import Bug, BusyError, ConfigError, PeerError, SecurecoreError, StorageError, UnreachableError
 from securecore.merkle import Frontier
 from securecore.names import Address, DumpId, StoreId
 from securecore.sender.credentials import Credentials
@@ -23,6 +25,8 @@ from securecore.sender.delivery import Delivery, connect
 from securecore.sender.pump import Frame, Pump
 from securecore.sender.spool import EntryEnd, EntryStart, Spool, SpoolEntry
 from securecore.wire.messages import Accept, Gone, Open, Receipt
+
+_TOO_SLOW: Final = "the receiver is slower than the core: the rest waits in the spool"
 
 
 class Parcel(NamedTuple):
@@ -95,11 +99,20 @@ class Transfer:
         papers: Papers | ConfigError,
         spool: Spool | None,
         clock: Callable[[], float] = time.time,
+        hold_budget_s: float | None = None,
     ) -> None:
-        """*papers* may be the reason why there are none; then everything goes to the spool."""
+        """*papers* may be the reason why there are none; then everything goes to the spool.
+
+        *hold_budget_s* is for how long the source may stand still in all before the rest goes to the spool, if there is one: a
+        process that crashed is held as long. None where nobody is.
+        """
         self._parcel, self._pump, self._receivers, self._papers = parcel, pump, receivers, papers
         self._spool, self._clock = spool, clock
+        # Without a spool the process must wait: a lost core is worse than one that takes long.
+        self._hold_budget_s = hold_budget_s if spool is not None else None
         self._custody = Custody()
+        self._hold_ends = math.inf
+        """When the budget would be used up, if the source stood still from the last look at it on."""
         self._delivery: Delivery | None = None
         self._entry: SpoolEntry | None = None
         self._failure: SecurecoreError | None = None
@@ -192,9 +205,12 @@ class Transfer:
             self._fall_back(papers)
             return
         failure: SecurecoreError = UnreachableError("no receiver is named")
-        for address in self._receivers:
+        deadline = time.monotonic() + limits.CONNECT_DEADLINE_S
+        for number, address in enumerate(self._receivers):
             try:
-                self._open_at(address, papers.context)
+                # What an earlier one did not use of its share is the later ones'.
+                share_s = max(0.1, deadline - time.monotonic()) / (len(self._receivers) - number)
+                self._open_at(address, papers.context, self._patience_s(share_s))
                 return
             except SecurecoreError as error:
                 # A refusal tells more than an address where nobody answers.
@@ -202,12 +218,12 @@ class Transfer:
                     failure = error
         self._fall_back(failure)
 
-    def _open_at(self, address: Address, context: ssl.SSLContext) -> None:
-        delivery = connect([address], context)
+    def _open_at(self, address: Address, context: ssl.SSLContext, deadline_s: float) -> None:
+        delivery = connect([address], context, deadline_s=deadline_s)
         try:
             self._pump.first_piece_read.wait()
             opening = Open(self._parcel.dump, self._parcel.report, self._pump.predicted_size)
-            answer = delivery.open(opening, self._custody.acknowledge)
+            answer = delivery.open(opening, self._custody.acknowledge, self._patience_s(limits.CONNECT_DEADLINE_S))
             if not isinstance(answer, Accept) or answer.held != 0:
                 raise PeerError(f"{address} says that it has this new dump already")
         except SecurecoreError:
@@ -221,13 +237,24 @@ class Transfer:
             self._keep_ring()
             return
         try:
-            self._delivery.send_frame(frame.stored)
+            self._delivery.send_frame(frame.stored, self._patience_s(limits.PROGRESS_DEADLINE_S))
             # One deadline for all acknowledgements that it takes: a receiver must not buy time with a small frame after the other.
-            deadline = time.monotonic() + limits.PROGRESS_DEADLINE_S
+            deadline = time.monotonic() + self._patience_s(limits.PROGRESS_DEADLINE_S)
             while self._custody.ring_bytes > limits.RING_BYTES:
                 self._delivery.wait_for_ack(deadline - time.monotonic())
         except SecurecoreError as error:
-            self._fall_back(error)
+            is_late = isinstance(error, UnreachableError) and time.monotonic() >= self._hold_ends
+            self._fall_back(BusyError(_TOO_SLOW) if is_late else error)
+
+    def _patience_s(self, deadline_s: float) -> float:
+        """Return how long to wait for what has *deadline_s*; raises BusyError when the source has stood still for long enough."""
+        left_s = math.inf
+        if self._hold_budget_s is not None and not self.source_closed.is_set():
+            left_s = self._hold_budget_s - self._pump.held_s
+        if left_s <= 0:
+            raise BusyError(_TOO_SLOW)
+        self._hold_ends = time.monotonic() + left_s
+        return min(deadline_s, left_s)
 
     def _fall_back(self, error: SecurecoreError) -> None:
         """Give the wire up and open the spool; without one the transfer has failed."""
@@ -296,13 +323,14 @@ def carry(
     papers: Papers | ConfigError,
     spool: Spool | None,
     on_progress: Callable[[int], None] | None = None,
+    hold_budget_s: float | None = None,
 ) -> Outcome:
     """Drain *source* to a receiver or the spool, close it as soon as it is drained, and return how it ended.
 
-    *on_progress* is told the plaintext bytes read so far.
+    *on_progress* is told the plaintext bytes read so far. *hold_budget_s* is as Transfer has it.
     """
     pump = Pump(Compressor, on_progress)
-    transfer = Transfer(parcel, pump, receivers, papers, spool)
+    transfer = Transfer(parcel, pump, receivers, papers, spool, hold_budget_s=hold_budget_s)
     transfer.start()
     try:
         pump.read(source)

@@ -6,19 +6,22 @@ could say before the sender had enough, so that a slow machine makes no test fai
 
 import random
 import select
-from typing import Final
+from typing import Final, NoReturn
 
 import pytest
 
 from securecore import limits
-from securecore.errors import SecurecoreError, UnreachableError
+from securecore.errors import BusyError, SecurecoreError, UnreachableError
 from securecore.merkle import EMPTY_ROOT
+from securecore.names import Address
+from securecore.sender import transfer
 from securecore.sender.spool import Spool
 from securecore.wire.messages import Accept, Ack, Ready, Receipt, encode
 from securecore.wire.states import State
 from tests.support.certificates import Fleet
 from tests.support.custody import send_to
-from tests.support.scripted import STORE, Peer, Script
+from tests.support.receivers import papers_of, send_bytes
+from tests.support.scripted import STORE, Peer, Script, forge_receipt, scripted_receiver
 
 pytestmark = pytest.mark.slow
 
@@ -190,3 +193,96 @@ def test_acknowledgements_one_by_one_do_not_hold_up_who_gives_up(fleet: Fleet, s
     assert_given_up(sent.failure)
     # The sender listens a second for last words, and a receiver learns late that nobody listens any more.
     assert peers[0].dripped < 2 * ENOUGH
+
+
+LARGE: Final = random.Random(13).randbytes(3 * ENOUGH // 2 * limits.MIB)
+"""So much that its source is open still when ENOUGH frames were taken: a pump is at most a dozen ahead."""
+PATIENT_S: Final = 60.0
+"""A deadline for one frame that no test comes near: the budget for all of them is what counts."""
+
+
+def always_in_time(peers: list[Peer], frames: int) -> Script:
+    """Return the script of a receiver that acknowledges every frame by itself, and each one just before a sender would give up."""
+
+    def script(peer: Peer) -> None:
+        peers.append(peer)
+        peer.reach(State.STREAMING)
+        peer.before_end()
+        for number in range(1, frames + 1):
+            peer.drip([Ack(number)], EVERY_S)
+            peer.hear()
+
+    return script
+
+
+@pytest.fixture
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sender that waits for every frame, and for each as long as it takes."""
+    monkeypatch.setattr(limits, "RING_BYTES", 64 * limits.KIB)
+    monkeypatch.setattr(limits, "PROGRESS_DEADLINE_S", PATIENT_S)
+
+
+@pytest.mark.usefixtures("one_by_one")
+def test_a_receiver_that_is_always_just_in_time_holds_no_crash_for_long(fleet: Fleet, spool: Spool) -> None:
+    """No frame takes too long, all together do: the rest is in the spool, with the reason, and the process goes."""
+    peers: list[Peer] = []
+    sent = send_to(
+        always_in_time(peers, len(LARGE) // limits.MIB), fleet, spool, core=LARGE, acknowledged=None, hold_budget_s=DEADLINE_S
+    )
+
+    assert type(sent.failure) is BusyError
+    assert sent.failure.message == "the receiver is slower than the core: the rest waits in the spool"
+    assert sent.acknowledged <= peers[0].dripped < ENOUGH
+
+
+def test_a_receiver_that_reads_nothing_holds_no_crash_for_longer_than_the_budget(
+    fleet: Fleet, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frame that does not leave has what is left of the budget, not a deadline of its own."""
+    monkeypatch.setattr(limits, "PROGRESS_DEADLINE_S", PATIENT_S)
+
+    def script(peer: Peer) -> None:
+        peer.reach(State.STREAMING)
+        peer.before_end()
+        peer.wait_unread()
+
+    sent = send_to(script, fleet, spool, core=LARGE, hold_budget_s=DEADLINE_S)
+
+    assert type(sent.failure) is BusyError
+    assert sent.failure.message == "the receiver is slower than the core: the rest waits in the spool"
+
+
+@pytest.mark.usefixtures("one_by_one")
+@pytest.mark.parametrize("has_spool", [True, False])
+def test_who_has_no_spool_or_holds_nobody_waits_for_a_slow_receiver(has_spool: bool, fleet: Fleet, spool: Spool) -> None:
+    """A lost core is worse than a process that is held; and where a person sends a file there is no budget."""
+    core = LARGE[: ENOUGH // 2 * limits.MIB]
+    take = always_in_time([], len(core) // limits.MIB)
+
+    def script(peer: Peer) -> None:
+        take(peer)
+        peer.say(forge_receipt(fleet.receiver, peer.manifest))
+
+    budget_s = None if has_spool else EVERY_S
+    with scripted_receiver(fleet.receiver, script) as scripted:
+        outcome = send_bytes(
+            core, papers_of(fleet.host), [scripted.address], spool=spool if has_spool else None, hold_budget_s=budget_s
+        )
+
+    assert outcome.failure is None
+    assert outcome.receipt is not None
+
+
+def test_receivers_share_one_deadline(fleet: Fleet, spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three that do not answer take no longer than one: each may take its share of what is left."""
+    given: list[float] = []
+
+    def connect(receivers: list[Address], context: object, store: None = None, deadline_s: float = 0) -> NoReturn:
+        given.append(deadline_s)
+        raise UnreachableError("nobody")
+
+    monkeypatch.setattr(transfer, "connect", connect)
+    send_bytes(b"core", papers_of(fleet.host), [Address(f"127.0.0.1:{port}") for port in (1, 2, 3)], spool=spool)
+
+    assert len(given) == 3
+    assert all(0 < share <= limits.CONNECT_DEADLINE_S / left for share, left in zip(given, (3, 2, 1), strict=True))

@@ -28,7 +28,15 @@ class Sent(NamedTuple):
     """Frames that the sender has let go of: the spool has all others."""
 
 
-def send_to(script: Script, fleet: Fleet, spool: Spool, *, acknowledged: int | None = 0, core: bytes = CORE) -> Sent:
+def send_to(
+    script: Script,
+    fleet: Fleet,
+    spool: Spool,
+    *,
+    acknowledged: int | None = 0,
+    core: bytes = CORE,
+    hold_budget_s: float | None = None,
+) -> Sent:
     """Send *core* to *script*, and hold what is true of every failure against it.
 
     The source pauses behind the first piece until the script is through, so that the sender cannot be ahead of it. *acknowledged*
@@ -46,8 +54,9 @@ def send_to(script: Script, fleet: Fleet, spool: Spool, *, acknowledged: int | N
     dump = new_dump_id()
     with scripted_receiver(fleet.receiver, play) as scripted:
         outcome = send_bytes(
-            core, papers_of(fleet.host), [scripted.address], spool=spool, dump=dump, hold=Hold(limits.PIECE_BYTES + 1, spoken)
-        )
+            core, papers_of(fleet.host), [scripted.address], spool=spool, dump=dump,
+            hold=Hold(limits.PIECE_BYTES + 1, spoken), hold_budget_s=hold_budget_s,
+        )  # fmt: skip
 
     assert outcome.receipt is None
     assert (outcome.spooled, outcome.spool_failure, outcome.size) == (True, None, len(core))

@@ -66,14 +66,18 @@ def send_bytes(
     report: CrashReport | None = None,
     dump: DumpId | None = None,
     hold: Hold | None = None,
+    hold_budget_s: float | None = None,
 ) -> Outcome:
-    """Send *core* through a pipe, as a handler does, and return how it ended; with *hold* the pipe pauses on its way."""
+    """Send *core* through a pipe, as a handler does, and return how it ended; with *hold* the pipe pauses on its way.
+
+    *hold_budget_s* is for how long the pipe may stand still, as a handler limits it.
+    """
     reading, writing = os.pipe()
     writer = threading.Thread(target=_write_all, args=(writing, core, hold))
     writer.start()
     now_ms = time.time_ns() // 1_000_000
     encoded = (report or CrashReport(sender="test", program="crasher", signal=11, pid=4711)).encode()
-    outcome = carry(reading, Parcel(dump or new_dump_id(), encoded, now_ms), receivers, papers, spool)
+    outcome = carry(reading, Parcel(dump or new_dump_id(), encoded, now_ms), receivers, papers, spool, hold_budget_s=hold_budget_s)
     writer.join()
     return outcome
 
