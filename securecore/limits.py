@@ -95,7 +95,7 @@ SHUTDOWN_DEADLINE_S: Final = 20.0
 """How long SIGTERM lets dumps in flight finish; systemd kills after 90 s by default."""
 
 MAX_RETRY_AFTER_S: Final = 24 * 3600
-"""What a receiver may impose on a sender (R24): a day, as sentry-native caps it."""
+"""The longest time to come again that a sender shows (R24; it obeys none): a day, as sentry-native caps it."""
 
 # --- the kernel's side ------------------------------------------------------------------------------------------------------------
 CORE_PATTERN_MAX: Final = 127

@@ -1,4 +1,4 @@
-"""What a receiver can make a sender do by refusing it: no more than wait for a day, in words that move no cursor."""
+"""What a receiver can make a sender do by refusing it: show when to come again, in words that move no cursor."""
 
 import pytest
 
@@ -16,7 +16,7 @@ THERE = Address("collector.example:4455")
     [(0, "come again later"), (60, "come again in 60 s"), ((1 << 32) - 1, f"come again in {limits.MAX_RETRY_AFTER_S} s")],
 )
 def test_a_retry_after_is_capped(retry_after_s: int, hint: str) -> None:
-    """R24: the largest number that fits the field silences nobody for longer than a day."""
+    """R24: the largest number that fits the field is shown as a day."""
     error = refusal(Refuse(Refusal.BUSY, "come back", retry_after_s), THERE)
 
     assert (type(error), error.hint) == (BusyError, hint)

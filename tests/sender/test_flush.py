@@ -122,6 +122,18 @@ def test_what_holds_for_every_dump_is_asked_once(name: str, fleet: Fleet, spool:
     assert spool.dump_ids() == [oldest, newest]
 
 
+def test_when_to_come_again_is_obeyed_by_nobody(fleet: Fleet, spool: Spool) -> None:
+    """R24: a receiver that says "in a day" is asked by the next flush, and has the dump."""
+    dump = wait_in(spool, fleet)
+    with scripted_receiver(fleet.receiver, lambda peer: peer.say(Refuse(Refusal.BUSY, "later", 86400))) as scripted:
+        (refused,) = flush(spool, [scripted.address], papers_of(fleet.host))
+    with scripted_receiver(fleet.receiver, serving(fleet.receiver, new_dump_id(), None)) as scripted:
+        (taken,) = flush(spool, [scripted.address], papers_of(fleet.host))
+
+    assert (refused.dump, type(refused.failure)) == (dump, BusyError)
+    assert (taken.dump, taken.failure) == (dump, None)
+
+
 def test_a_store_that_lost_the_beginning_is_told_which_frames(fleet: Fleet, spool: Spool) -> None:
     """The tail begins with frame 2: frames 0 to 1 went to the store that says now that it has none."""
     begin_elsewhere(spool, STORE)

@@ -170,7 +170,7 @@ def test_words_of_a_refusal_move_no_cursor(words: str, fleet: Fleet, spool: Spoo
 
 @pytest.mark.parametrize("retry_after_s", [1, limits.MAX_RETRY_AFTER_S, limits.MAX_RETRY_AFTER_S + 1, (1 << 32) - 1])
 def test_a_receiver_cannot_silence_a_sender_for_long(retry_after_s: int, fleet: Fleet, spool: Spool) -> None:
-    """R24: what it may impose is capped at a day, and the core is in the spool at once."""
+    """R24: what it asks for is shown, a day at most, and the core is in the spool at once."""
     sent = send_to(held_open(State.OPENING, Refuse(201, "no", retry_after_s)), fleet, spool)
 
     assert sent.failure.hint == f"come again in {min(retry_after_s, 86400)} s"
