@@ -193,10 +193,34 @@ def _most_telling(failures: Sequence[SecurecoreError]) -> SecurecoreError:
 
 
 def _connect_one(address: Address, context: ssl.SSLContext, deadline_s: float) -> Delivery:
+    """Return a Delivery to the first of the places that *address* stands for which says READY.
+
+    Each may take its share of the time that is left: one where nobody answers, or somebody who then says nothing, does not use up
+    what the next one needs. Raises the most telling of their errors.
+    """
     deadline = time.monotonic() + deadline_s
+    failures: list[SecurecoreError] = []
+    places = _resolve(address, deadline_s)
+    for number, place in enumerate(places):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            break
+        try:
+            return _greet(place, address, context, left / (len(places) - number))
+        except SecurecoreError as error:
+            failures.append(error)
+    raise _most_telling(failures or [UnreachableError(f"{address} did not answer in time")])
+
+
+def _greet(place: Place, address: Address, context: ssl.SSLContext, deadline_s: float) -> Delivery:
+    """Return a Delivery to *place* once it has said READY, all within *deadline_s*."""
+    deadline = time.monotonic() + deadline_s
+    family, where = place
     plain = None
     try:
-        plain = dial(_resolve(address, deadline_s), deadline)
+        plain = socket.socket(family, socket.SOCK_STREAM)
+        plain.settimeout(deadline_s)
+        plain.connect(where)
         left = max(0.1, deadline - time.monotonic())
         secured = tls.secure(context, plain, server_name=address.host_without_zone, deadline_s=left, peer=str(address))
     except OSError as error:
@@ -214,34 +238,8 @@ def _connect_one(address: Address, context: ssl.SSLContext, deadline_s: float) -
     return Delivery(secured, address, ready, connection)
 
 
-def dial(places: Sequence[Place], deadline: float) -> socket.socket:
-    """Return a connection to the first of *places* that answers before the monotonic *deadline*; raises the last one's OSError.
-
-    Each may take its share of the time that is left: an address where nobody answers does not use up what the next one needs.
-    """
-    failure: OSError = TimeoutError()
-    for number, (family, where) in enumerate(places):
-        left = deadline - time.monotonic()
-        if left <= 0:
-            break
-        try:
-            plain = socket.socket(family, socket.SOCK_STREAM)
-        except OSError as error:  # a family that this machine does not have
-            failure = error
-            continue
-        try:
-            plain.settimeout(left / (len(places) - number))
-            plain.connect(where)
-        except OSError as error:
-            plain.close()
-            failure = error
-            continue
-        return plain
-    raise failure
-
-
 def _resolve(address: Address, deadline_s: float) -> list[Place]:
-    """Return what *address* stands for; raises OSError, and UnreachableError when no answer comes in time.
+    """Return what *address* stands for, one place at least; raises UnreachableError when it is nothing, or no answer comes in time.
 
     The resolver keeps to no deadline but its own (resolv.conf(5): up to 30 s with three dead name servers), and frames that wait
     for a connection hold the crashed process. So it is asked in a thread of its own, which is left behind when it is too late.
@@ -262,5 +260,5 @@ def _resolve(address: Address, deadline_s: float) -> list[Place]:
     except Empty as error:
         raise UnreachableError(f"{address}: its name could not be looked up in time", hint="see this machine's resolver") from error
     if isinstance(answer, OSError):
-        raise answer
+        raise tls.explain(answer, str(address)) from answer
     return answer

@@ -3,17 +3,21 @@
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import Final
 
 import pytest
 
-from securecore.sender.delivery import Place, dial
+from securecore.errors import UnreachableError, UntrustedError
+from securecore.receiver.server import Receiver
+from securecore.sender import delivery
+from securecore.sender.delivery import Place, connect
 from tests.support.certificates import Fleet, make_fleet
 from tests.support.crash_cores import Crash
 from tests.support.processes import receiving, secluded, send_file
+from tests.support.receivers import papers_of, running_receiver
 
 NAME = "both.example"
 NAMES = f"127.0.0.1 {NAME}\n::1 {NAME}\n"
@@ -28,29 +32,74 @@ def deaf() -> Iterator[Place]:
         yield socket.AF_INET, listener.getsockname()
 
 
-def test_an_address_where_nobody_answers_leaves_time_for_the_next() -> None:
-    """Two of three addresses swallow what is sent to them; the third is reached before the deadline of all."""
-    with deaf() as first, deaf() as second, socket.create_server(("127.0.0.1", 0)) as listener:
-        third: Place = (socket.AF_INET, listener.getsockname())
-        with dial([first, second, third], time.monotonic() + 0.9) as connection:
-            assert connection.getpeername() == listener.getsockname()
-
-
-def test_all_addresses_together_take_no_longer_than_one() -> None:
-    """However many addresses a name has, when the deadline is over nothing more is tried."""
-    with deaf() as place, socket.create_server(("127.0.0.1", 0)) as listener:
-        alive: Place = (socket.AF_INET, listener.getsockname())
-        with pytest.raises(TimeoutError):
-            dial([place, alive], time.monotonic())
-
-
-def test_a_family_that_this_machine_does_not_have_is_passed_over() -> None:
-    """A host without IPv6 whose receiver has an IPv6 address too reaches it by the other one."""
+@contextmanager
+def silent() -> Iterator[Place]:
+    """Yield an address where a connection is made and nothing is ever said."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        missing: Place = (socket.AF_X25, ("1",))  # type: ignore[attr-defined,unused-ignore]
-        alive: Place = (socket.AF_INET, listener.getsockname())
-        with dial([missing, alive], time.monotonic() + 5) as connection:
-            assert connection.getpeername() == listener.getsockname()
+        yield socket.AF_INET, listener.getsockname()
+
+
+MISSING: Final[Place] = (socket.AF_X25, ("1",))  # type: ignore[attr-defined,unused-ignore]
+"""A place of a family that this machine does not have."""
+
+
+def alive(receiver: Receiver) -> Place:
+    """Return where *receiver* listens."""
+    return socket.AF_INET, ("127.0.0.1", receiver.addresses[0].port)
+
+
+@pytest.fixture
+def stand_for(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A resolver whose answer the test gives."""
+
+    def answer(*places: Place) -> None:
+        monkeypatch.setattr(delivery, "_resolve", lambda address, deadline_s: list(places))
+
+    return answer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("other", [deaf, silent])
+def test_an_address_where_nobody_answers_leaves_time_for_the_next(
+    other: Callable[[], AbstractContextManager[Place]],
+    fleet: Fleet,
+    receiver: Receiver,
+    stand_for: Callable[..., None],
+) -> None:
+    """Two of three addresses swallow what is sent to them, before or after TCP's handshake; the third is reached in time."""
+    with other() as first, other() as second:
+        stand_for(first, second, alive(receiver))
+        reached = connect(receiver.addresses, papers_of(fleet.host).context, deadline_s=3)
+
+    assert reached.store == receiver.store_id
+    reached.close()
+
+
+def test_all_addresses_together_take_no_longer_than_one(fleet: Fleet, receiver: Receiver, stand_for: Callable[..., None]) -> None:
+    """However many addresses a name has, when the deadline is over nothing more is tried."""
+    stand_for(alive(receiver), alive(receiver))
+    with pytest.raises(UnreachableError, match="did not answer in time"):
+        connect(receiver.addresses, papers_of(fleet.host).context, deadline_s=0)
+
+    assert receiver.session_count == 0
+
+
+def test_a_family_that_this_machine_does_not_have_is_passed_over(
+    fleet: Fleet, receiver: Receiver, stand_for: Callable[..., None]
+) -> None:
+    """A host without IPv6 whose receiver has an IPv6 address too reaches it by the other one."""
+    stand_for(MISSING, alive(receiver))
+    connect(receiver.addresses, papers_of(fleet.host).context).close()
+
+
+def test_a_stranger_at_one_address_is_told_before_a_silence_at_another(
+    fleet: Fleet, own_fleet: Fleet, tmp_path: Path, stand_for: Callable[..., None]
+) -> None:
+    """Whoever spoke tells more than an address that is not there."""
+    with running_receiver(own_fleet.receiver, tmp_path / "strangers") as stranger:
+        stand_for(alive(stranger), MISSING)
+        with pytest.raises(UntrustedError):
+            connect(stranger.addresses, papers_of(fleet.host).context)
 
 
 @pytest.mark.slow
