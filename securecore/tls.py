@@ -143,12 +143,14 @@ def _find_departure(secured: ssl.SSLSocket) -> str | None:
     return None
 
 
+# Of any certificate in the chain, be it the receiver's, its CA's or the root (internal_verify in crypto/x509/x509_vfy.c).
 _NOT_YET_VALID: Final = 9
 _EXPIRED: Final = 10
+_WHICH: Final = "`securecore pki inspect` at the receiver shows which certificate it is"
 
 # What OpenSSL says when it refuses a receiver's certificate (x509_vfy.h), where we have better words.
 _VERIFY_WORDS: Final = {
-    _EXPIRED: "its certificate has expired by the clock here",
+    _EXPIRED: "a certificate in its chain has expired by the clock here",
     18: "its certificate is self-signed",
     19: "its certificate does not lead to our root",
     20: "its certificate does not lead to our root",
@@ -184,11 +186,12 @@ def explain(error: OSError, peer: str) -> SecurecoreError:
     """Return what a failed connection to *peer* means; the exception to raise from *error*."""
     if isinstance(error, ssl.SSLCertVerificationError):
         if error.verify_code == _NOT_YET_VALID:
-            return ClockError(f"{peer}: its certificate is not yet valid", hint="compare this machine's clock")
+            hint = f"compare this machine's clock; {_WHICH}"
+            return ClockError(f"{peer}: a certificate in its chain is not yet valid", hint=hint)
         words = _VERIFY_WORDS.get(error.verify_code, error.verify_message)
         hint = "check --to and the identity's ca.pem"
         if error.verify_code == _EXPIRED:
-            hint = "compare this machine's clock; if it is right, the receiver needs a new certificate"
+            hint = f"compare this machine's clock; if it is right, {_WHICH}"
         return UntrustedError(f"{peer} is not the receiver that we trust: {words}", hint=hint)
     if isinstance(error, ssl.SSLError):
         reason = reason_of(error)

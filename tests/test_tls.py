@@ -16,7 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
 from securecore import tls
-from securecore.certs.profiles import HOST, RECEIVER
+from securecore.certs.profiles import HOST, RECEIVER, RECEIVERS_CA
 from securecore.errors import (
     ClockError,
     ConfigError,
@@ -270,7 +270,17 @@ def receiver_with(**changes: object) -> Callable[[Hierarchy], Made]:
 BAD_RECEIVERS: dict[str, tuple[Callable[[Hierarchy], Made], str]] = {
     "expired": (
         receiver_with(not_before=NOW - timedelta(days=9), not_after=NOW - timedelta(days=1)),
-        "its certificate has expired by the clock here",
+        "a certificate in its chain has expired by the clock here",
+    ),
+    "below an expired CA": (
+        lambda hierarchy: mint(
+            RECEIVER,
+            issuer=mint(
+                RECEIVERS_CA, issuer=hierarchy.root, subject="receivers CA",
+                not_before=NOW - timedelta(days=9), not_after=NOW - timedelta(days=1),
+            ),
+        ),
+        "a certificate in its chain has expired by the clock here",
     ),
     "another CA": (
         lambda _: mint(RECEIVER, issuer=make_hierarchy(suffix=" of others").receivers),
@@ -287,7 +297,8 @@ BAD_RECEIVERS: dict[str, tuple[Callable[[Hierarchy], Made], str]] = {
 }
 
 
-CLOCK_HINT = "compare this machine's clock; if it is right, the receiver needs a new certificate"
+WHICH = "`securecore pki inspect` at the receiver shows which certificate it is"
+CLOCK_HINT = f"compare this machine's clock; if it is right, {WHICH}"
 
 
 @pytest.mark.parametrize("case", BAD_RECEIVERS)
@@ -299,7 +310,7 @@ def test_a_receiver_that_is_not_ours_is_untrusted(case: str, world: World) -> No
     meet(client, Side(world.receiver(make(world.hierarchy))))
 
     assert told(failure_of(client)) == (UntrustedError, f"peer:1 is not the receiver that we trust: {words}")
-    is_expired = case == "expired"
+    is_expired = "expired" in case
     assert failure_of(client).hint == (CLOCK_HINT if is_expired else "check --to and the identity's ca.pem")
 
 
@@ -345,16 +356,20 @@ def test_the_fixed_parts_are_those_of_the_profile(words: str, fleet: Fleet) -> N
     assert der.count(part) == 1
 
 
-def test_a_certificate_from_the_future_points_at_the_clock(world: World) -> None:
-    """Most often it is not the certificate that is wrong; the exit code says so too."""
-    made = mint(RECEIVER, issuer=world.hierarchy.receivers, not_before=NOW + timedelta(days=1))
+@pytest.mark.parametrize("is_ca", [False, True])
+def test_a_certificate_from_the_future_points_at_the_clock(is_ca: bool, world: World) -> None:
+    """Most often it is not the certificate that is wrong, the receiver's or its CA's; the exit code says so too."""
+    tomorrow = NOW + timedelta(days=1)
+    made = mint(RECEIVER, issuer=world.hierarchy.receivers, not_before=tomorrow)
+    if is_ca:
+        made = mint(RECEIVER, issuer=mint(RECEIVERS_CA, issuer=world.hierarchy.root, subject="receivers CA", not_before=tomorrow))
     client = Side(world.sender(), read)
 
     meet(client, Side(world.receiver(made)))
 
     error = failure_of(client)
-    assert told(error) == (ClockError, "peer:1: its certificate is not yet valid")
-    assert (error.exit_code, error.hint) == (15, "compare this machine's clock")
+    assert told(error) == (ClockError, "peer:1: a certificate in its chain is not yet valid")
+    assert (error.exit_code, error.hint) == (15, f"compare this machine's clock; {WHICH}")
 
 
 BAD_HOSTS: dict[str, tuple[Callable[[Hierarchy], Made], str]] = {
@@ -478,7 +493,7 @@ def verification_error(code: int) -> ssl.SSLCertVerificationError:
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        (10, "its certificate has expired by the clock here"),
+        (10, "a certificate in its chain has expired by the clock here"),
         (18, "its certificate is self-signed"),
         (19, "its certificate does not lead to our root"),
         (20, "its certificate does not lead to our root"),
@@ -499,7 +514,7 @@ def test_words_for_verify_codes(code: int, words: str) -> None:
 
 def test_a_verify_code_for_the_clock() -> None:
     """X509_V_ERR_CERT_NOT_YET_VALID is the one code that is not about trust."""
-    assert told(tls.explain(verification_error(9), "peer:1")) == (ClockError, "peer:1: its certificate is not yet valid")
+    assert told(tls.explain(verification_error(9), "peer:1")) == (ClockError, "peer:1: a certificate in its chain is not yet valid")
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ BY_TLS: Final = {
     "no-subject-alternative-name": ELSEWHERE,
     "uri": ELSEWHERE,
     "address-of-five-bytes": ELSEWHERE,
-    "expired": "its certificate has expired by the clock here",
+    "expired": "a certificate in its chain has expired by the clock here",
     "key-cert-sign": "Key usage keyCertSign invalid for non-CA cert",
     "unknown-critical-extension": "unhandled critical extension",
 }
@@ -113,7 +113,7 @@ def test_a_hostile_receiver_certificate_gets_no_byte(
 
     assert heard == b""
     if case == "not-yet-valid":
-        assert (type(error), error.message) == (ClockError, "receiver: its certificate is not yet valid")
+        assert (type(error), error.message) == (ClockError, "receiver: a certificate in its chain is not yet valid")
     elif case in BY_TLS:
         assert (type(error), error.message) == (UntrustedError, f"receiver is not the receiver that we trust: {BY_TLS[case]}")
     else:
