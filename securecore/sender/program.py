@@ -49,18 +49,21 @@ class ProgramReader:
             os.close(writing)
 
     def finish(self) -> dict[str, str]:
-        """Return report fields, none when the child did not answer in time, and see that the child is gone."""
-        answer, has_ended = b"", False
+        """Return report fields, none when the child did not answer in time, and end the child without waiting for its end."""
+        answer = b""
         poll = select.poll()
         poll.register(self._answer, select.POLLIN)
-        while not has_ended and poll.poll(max(0, int(1000 * (self._deadline - time.monotonic())))):
+        while poll.poll(max(0, int(1000 * (self._deadline - time.monotonic())))):
             part = os.read(self._answer, _ANSWER_BYTES)
-            answer, has_ended = answer + part, not part
+            if not part:
+                break
+            answer += part
         os.close(self._answer)
         if self.child > 0:
             os.kill(self.child, signal.SIGKILL)
-            # A child that hangs in a call which no signal ends is left to whoever takes our children over.
-            os.waitpid(self.child, 0 if has_ended else os.WNOHANG)
+            # One that has not ended yet is left to whoever takes our children over: it may hang in a call which no signal ends, and
+            # on its way out too, behind its answer.
+            os.waitpid(self.child, os.WNOHANG)
         return _fields(answer)
 
 

@@ -5,9 +5,10 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -144,6 +145,36 @@ def test_a_file_system_that_never_answers_holds_the_handler_for_its_deadline_onl
     assert has_ended.poll(5000) != []
     os.close(child)
     os.close(writing)
+
+
+def test_a_child_that_does_not_end_holds_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has answered and closed, and hangs on its way out in a call which no signal ends: its answer counts, nobody waits."""
+    holding, letting_go = os.pipe()
+
+    def answer_and_hang(process: int, writing: int, unwanted: Iterable[int]) -> NoReturn:
+        try:
+            os.write(writing, b'{"build_id": "00ff"}')
+            os.close(writing)
+            os.close(letting_go)
+            select.select([holding], [], [], 30)
+        finally:
+            os._exit(0)
+
+    with monkeypatch.context() as broken, directory(tmp_path) as fd:
+        broken.setattr(program, "_read_program", answer_and_hang)
+        broken.setattr(os, "kill", lambda pid, signal: None)
+        reader = ProgramReader(fd)
+        child = os.pidfd_open(reader.child)
+        found = reader.finish()
+    has_ended = select.poll()
+    has_ended.register(child, select.POLLIN)
+    is_there = has_ended.poll(0) == []
+    os.close(letting_go)
+    os.waitpid(reader.child, 0)
+    os.close(holding)
+    os.close(child)
+
+    assert (found, is_there) == ({"build_id": "00ff"}, True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has something to give up")
