@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from securecore import limits
 from securecore.dump.compression import Compressor
 from securecore.errors import Bug, BusyError, ConfigError, PeerError, SecurecoreError, StorageError, UnreachableError
-from securecore.merkle import Frontier
+from securecore.merkle import EMPTY_ROOT, Frontier
 from securecore.names import Address, DumpId, StoreId
 from securecore.sender.credentials import Credentials
 from securecore.sender.delivery import Delivery, connect
@@ -226,6 +226,8 @@ class Transfer:
             answer = delivery.open(opening, self._custody.acknowledge, self._patience_s(limits.CONNECT_DEADLINE_S))
             if not isinstance(answer, Accept) or answer.held != 0:
                 raise PeerError(f"{address} says that it has this new dump already")
+            if answer.root != EMPTY_ROOT:
+                raise PeerError(f"{address} gave another root for no frames than that of none")
         except SecurecoreError:
             delivery.close()
             raise

@@ -8,6 +8,7 @@ import pytest
 
 from securecore import limits
 from securecore.errors import BusyError, ClockError, PeerError, RefusedError, SecurecoreError, UnreachableError
+from securecore.merkle import EMPTY_ROOT
 from securecore.sender.spool import Spool
 from securecore.wire import messages
 from securecore.wire.messages import Accept, Ack, Kind, Ready, Receipt, Refuse, encode, max_body_bytes
@@ -57,7 +58,7 @@ def test_a_body_over_its_bound_is_refused_at_its_header(state: State, kind: Kind
 OPTIONAL: Final = b"\xff" + (4091).to_bytes(4, "big") + bytes(4091)
 """All the room that a body leaves for fields of later versions, as one unknown optional field."""
 READY: Final = encode(Ready(STORE, 1 << 24))
-ACCEPT: Final = encode(Accept(0, bytes(32)))
+ACCEPT: Final = encode(Accept(0, EMPTY_ROOT))
 
 MALFORMED: Final[dict[str, tuple[State, bytes, str]]] = {
     "kind 0": (State.GREETING, header(0, 0), "kind 0 is unknown"),
@@ -97,6 +98,7 @@ COUNTS: Final[dict[str, tuple[State, list[messages.Message], int, str]]] = {
     "ACCEPT holds a frame of a new dump": (State.OPENING, [Accept(1, bytes(32))], 0, "has this new dump already"),
     "ACCEPT holds all that can be": (State.OPENING, [Accept(1 << 24, bytes(32))], 0, "has this new dump already"),
     "ACCEPT holds more than can be": (State.OPENING, [Accept((1 << 32) - 1, bytes(32))], 0, "more than a dump may have"),
+    "ACCEPT of no frames under a root of some": (State.OPENING, [Accept(0, bytes(32))], 0, "another root for no frames"),
     "ACK of nothing": (State.STREAMING, [Ack(0)], 0, "ACK of 0 frames: 0 were acknowledged"),
     "ACK of more than was sent": (State.STREAMING, [Ack(FRAMES + 1)], 0, f"ACK of {FRAMES + 1} frames"),
     "ACK of the largest number": (State.STREAMING, [Ack((1 << 32) - 1)], 0, "ACK of 4294967295 frames"),
@@ -125,7 +127,7 @@ def test_a_receiver_that_takes_fewer_frames_gets_no_more(most: int, fleet: Fleet
     def script(peer: Peer) -> None:
         peer.say(Ready(STORE, most))
         peer.hear()
-        peer.say(Accept(0, bytes(32)))
+        peer.say(Accept(0, EMPTY_ROOT))
         peer.before_end()
         peer.stay()
 
