@@ -168,6 +168,41 @@ def test_a_cut_file_leaves_nothing(kind: str, tmp_path: Path, capsys: pytest.Cap
         assert names_in(tmp_path) == [f"cut.{kind}"]
 
 
+@pytest.mark.parametrize("length", [4, 63, 100, limits.MIB, len(PLAIN) - 1])
+def test_a_core_that_was_cut_is_not_compressed_as_whole(
+    length: int, core: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its headers say that there was more: exit code 7 and no file; --partial takes it, and says what it is."""
+    core.write_bytes(PLAIN[:length])
+
+    assert run(["compress", str(core)]) == 7
+    message, hint = capsys.readouterr().err.splitlines()
+    assert message.startswith(f"securecore: {core}: the core is cut: it ends ")
+    assert hint == "  hint: --partial compresses what there is"
+    assert names_in(tmp_path) == ["core.4711"]
+    assert run(["compress", str(core), "--partial", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["outcome"], document["size_bytes"]) == ("source-truncated", length)
+    assert document["predicted_size"] == (len(PLAIN) if length > 232 else None)  # the ELF header and three program headers
+
+
+@pytest.mark.parametrize("data", [b"", b"\x7f", b"\x7fEL", b"\x7fELF" + bytes(100), b"some text\n"])
+def test_what_is_no_core_is_compressed_as_ever(data: bytes, core: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing says how long it must be."""
+    core.write_bytes(data)
+    assert run(["compress", str(core), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["outcome"], document["predicted_size"]) == ("complete", None)
+
+
+@pytest.mark.slow
+def test_a_filter_says_that_its_core_was_cut() -> None:
+    """What is read is out already, as a good file; the exit code says that it is not all."""
+    answer = piped(["compress", "-"], PLAIN[:-1])
+    assert (answer.returncode, answer.stderr.startswith(b"securecore: -: the core is cut: ")) == (7, True)
+    assert piped(["decompress", "-"], answer.stdout).stdout == PLAIN[:-1]
+
+
 @pytest.mark.slow
 @pytest.mark.root
 @pytest.mark.parametrize("kind", KINDS)
