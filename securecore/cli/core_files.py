@@ -7,16 +7,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from securecore import elfsize
+from securecore import elfsize, limits
 from securecore.dump.frames import MAGIC
 from securecore.dump.output import set_length, write_sparse
 from securecore.dump.unpacking import Source, unpack
 from securecore.elf.analysis import CoreKind, analyse
 from securecore.elf.summary import CoreSummary
-from securecore.errors import BrokenError, ConfigError, NotFoundError
+from securecore.errors import BrokenError, ConfigError, NotFoundError, StorageError
 
 _HEAD_BYTES: Final = 64
 """An ELF header."""
+
+_UNPACKED_MAX: Final = limits.GIB
+"""Plaintext of a foreign file that is looked at: a bomb of a few KiB takes seconds of unpacking, and no disk without end. Notes and
+the program's first page stand before the heap, in the first few MiB of a core (fs/binfmt_elf.c)."""
+
+_ELSEWHERE: Final = "$TMPDIR names another directory for it"
 
 
 @contextmanager
@@ -38,8 +44,9 @@ def opened(path: Path) -> Iterator[int]:
 def analyse_file(fd: int, path: Path) -> CoreSummary | None:
     """Return what the core behind *fd* says of its crash, None when it is no core; raises BrokenError when that cannot be told.
 
-    A container of ours is read where it lies. Whatever else is compressed is unpacked into a file without a name first, as far as
-    it goes: its notes and the program's first page stand near its beginning. *path* is for messages.
+    A container of ours is read where it lies. The beginning of whatever else is compressed is unpacked into a file without a
+    name first, as far as it goes and the disk takes it: notes and the program's first page stand there. Raises StorageError when
+    that was too little. *path* is for messages.
     """
     try:
         head = os.pread(fd, _HEAD_BYTES, 0)
@@ -54,14 +61,7 @@ def analyse_file(fd: int, path: Path) -> CoreSummary | None:
             pass  # Another program's frames, or no core in ours: the next look tells.
     if head.startswith(b"\x7fELF") or not head:
         return None
-    try:
-        # The temporary file is sparse, 0600, and gone when we are.
-        with tempfile.TemporaryFile() as plain:
-            return analyse(plain.fileno(), CoreKind.FILE) if _unpack_core(fd, plain.fileno()) else None
-    except OSError as error:
-        where = tempfile.gettempdir()
-        hint = "$TMPDIR names another directory for it"
-        raise ConfigError(f"{path}: cannot be unpacked in {where}: {(error.strerror or '').lower()}", hint=hint) from error
+    return _analyse_unpacked(fd, path)
 
 
 def find_report_beside(path: Path) -> Path | None:
@@ -77,8 +77,33 @@ def _is_core(head: bytes) -> bool:
     return head.startswith(b"\x7fELF") and elfsize.expected_size(head) != -1
 
 
-def _unpack_core(fd: int, plain: int) -> bool:
-    """Write what the compressed file behind *fd* holds to *plain*, and return whether it begins like a core."""
+def _analyse_unpacked(fd: int, path: Path) -> CoreSummary | None:
+    try:
+        where = tempfile.gettempdir()
+        # The temporary file is sparse, 0600, and gone when we are.
+        with tempfile.TemporaryFile() as plain:
+            is_core, refusal = _unpack_core(fd, plain.fileno())
+            if not is_core:
+                return None
+            try:
+                found = analyse(plain.fileno(), CoreKind.FILE)
+            except BrokenError as error:
+                raise refusal or error from error
+            if found.build_id is None and refusal is not None:
+                raise refusal  # What did not fit may be what the analyser has missed.
+            return found
+    except OSError as error:
+        # The words of tempfile name all directories that it has tried.
+        raise StorageError(f"{path}: cannot be unpacked: {(error.strerror or '').lower()}", hint=_ELSEWHERE) from error
+    except StorageError as error:
+        raise StorageError(f"{path}: cannot be unpacked in {where}: {error.message}", hint=_ELSEWHERE) from error
+
+
+def _unpack_core(fd: int, plain: int) -> tuple[bool, StorageError | None]:
+    """Write the beginning of what the compressed file behind *fd* holds to *plain*.
+
+    Return whether it begins like a core, and what the disk said when it did not take all of that beginning.
+    """
     offset = 0
 
     def read(length: int) -> bytes:
@@ -92,10 +117,14 @@ def _unpack_core(fd: int, plain: int) -> bool:
         for part in unpack(Source(read)).plaintext:
             head += part[: _HEAD_BYTES - len(head)]
             if len(head) == _HEAD_BYTES and not _is_core(head):
-                return False
+                return False, None
             write_sparse(plain, part, size)
             size += len(part)
+            if size >= _UNPACKED_MAX:
+                break
     except BrokenError:
         pass  # Cut or damaged, or not compressed at all: what came before that is looked at.
+    except StorageError as error:
+        return _is_core(head), error
     set_length(plain, size)
-    return _is_core(head)
+    return _is_core(head), None

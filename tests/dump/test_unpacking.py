@@ -17,7 +17,7 @@ from securecore.dump.frames import ZERO_PIECE_FRAME, zero_frame
 from securecore.dump.unpacking import Source, unpack
 from securecore.errors import BrokenError
 from tests.support.elf import Segment, write_core
-from tests.support.local_files import KINDS, cut_pieces, filter_through, heap, noise, pack_pieces, unpack_bytes
+from tests.support.local_files import KINDS, cut_pieces, filter_through, heap, noise, pack_pieces, unpack_bytes, zstd_bomb
 
 MIB: Final = limits.MIB
 PLAIN: Final = {
@@ -199,9 +199,7 @@ def test_the_reason_is_said(data: bytes, message: str) -> None:
 def test_a_bomb_is_unpacked_in_small_parts(kind: str) -> None:
     """256 MiB of zeroes never makes more than a piece of them at a time, however short the file is."""
     if kind == "zst":
-        # Blocks of one byte that stand for 128 KiB each, 2048 of them in one frame: 8 KiB of file.
-        blocks = [(limits.KIB * 128 << 3 | 1 << 1 | (number == 2047)).to_bytes(3, "little") + b"\0" for number in range(2048)]
-        data = b"\x28\xb5\x2f\xfd\x00\x58" + b"".join(blocks)
+        data = zstd_bomb(2048)
     else:
         data = zlib.compress(bytes(1 << 28), 9)
         data = data if kind == "zlib" else gzip.compress(bytes(1 << 28), 1)

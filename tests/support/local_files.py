@@ -46,6 +46,12 @@ def unpack_bytes(data: bytes, step: int = 1 << 20) -> bytes:
     return b"".join(unpack(Source(read)).plaintext)
 
 
+def zstd_bomb(blocks: int, byte: bytes = b"\0") -> bytes:
+    """Return a zstd frame of so many RLE blocks: four bytes of file for each 128 KiB of plaintext (RFC 8878 section 3.1.1.2)."""
+    headers = [(limits.KIB * 128 << 3 | 1 << 1 | (number == blocks - 1)).to_bytes(3, "little") for number in range(blocks)]
+    return b"\x28\xb5\x2f\xfd\x00\x58" + b"".join(header + byte for header in headers)
+
+
 def noise(size: int, seed: int = 1) -> bytes:
     """Return bytes that nothing makes smaller."""
     return random.Random(seed).randbytes(size)
