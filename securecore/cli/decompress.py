@@ -28,7 +28,8 @@ def command(file: str, output: str | None, as_json: bool) -> None:
     """Write what the compressed FILE (- is standard input) holds; FILE is kept.
 
     The format is told by the first bytes. Every checksum and the file's end are verified: what is damaged, cut off or followed by
-    anything else is exit code 6, and no OUT appears. A file gets holes where the core has only zeroes.
+    anything else is exit code 6, and no OUT appears. One cut cannot be seen: that of a .zst of data that is no core, exactly behind
+    its first MiB. A file gets holes where the core has only zeroes.
     """
     from securecore.dump.unpacking import Source, unpack
 

@@ -6,7 +6,8 @@ are walked here, because a decoder given more than one of them may make gigabyte
 members.
 
 A container of ours that was cut between two frames is a good zstd file; what is missing is its seek table. So where whole pieces
-stand without one, the file is broken too (_Pieces).
+stand without one, the file is broken too (_Pieces), but for one whole piece that does not begin a core: another zstd program writes
+the same of 1 MiB, and nothing in the store's format tells the two apart.
 """
 
 import zlib

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from securecore import limits
-from securecore.dump.container import FrameEntry, seek_table
+from securecore.dump.container import FrameEntry, seek_table, seek_table_bytes
 from securecore.dump.frames import ZERO_PIECE_FRAME, zero_frame
 from securecore.dump.unpacking import Source, unpack
 from securecore.errors import BrokenError
@@ -20,6 +20,7 @@ from tests.support.elf import Segment, write_core
 from tests.support.local_files import KINDS, cut_pieces, filter_through, heap, noise, pack_pieces, unpack_bytes, zstd_bomb
 
 MIB: Final = limits.MIB
+SEEK_TABLE_OF_ONE: Final = seek_table_bytes(1)
 PLAIN: Final = {
     "nothing": b"",
     "one byte": b"x",
@@ -163,6 +164,16 @@ def test_one_piece_of_a_longer_core_is_no_core() -> None:
 
     with pytest.raises(BrokenError, match="its seek table is missing"):
         unpack_bytes(data[:first])
+
+
+def test_one_whole_piece_of_what_is_no_core_may_be_anybodys() -> None:
+    """The one cut that is not seen: another zstd program writes the same of 1 MiB. One byte less or more, and it is seen."""
+    frames = [pack_pieces("zst", [piece])[:-SEEK_TABLE_OF_ONE] for piece in cut_pieces(noise(3 * MIB))]
+
+    assert unpack_bytes(frames[0]) == noise(3 * MIB)[:MIB]
+    for cut in (frames[0][:-1], frames[0] + frames[1][:1], frames[0] + frames[1]):
+        with pytest.raises(BrokenError):
+            unpack_bytes(cut)
 
 
 @given(
