@@ -10,7 +10,7 @@ from securecore.cli.options import json_option
 from securecore.cli.sources import check_streams, local_output, open_source
 from securecore.cli.terminal import Progress, size
 from securecore.dump.packing import FORMATS
-from securecore.errors import BrokenError, ConfigError
+from securecore.errors import BrokenError, StorageError
 
 EPILOG: Final = """\b
 Examples:
@@ -33,21 +33,23 @@ def command(file: str, output: str | None, as_json: bool) -> None:
     """
     from securecore.dump.unpacking import Source, unpack
 
-    target = output or ("-" if file == "-" else _without_ending(file))
+    target = output if output is not None else "-" if file == "-" else _without_ending(file)
     check_streams(file, target, as_json)
     fd, total = open_source(file)
+    hint = None
     try:
         source, written = Source(lambda length: _read(fd, length, file)), 0
         with local_output(target, is_sparse=True) as out, Progress(f"decompressing {os.path.basename(file)}", total) as progress:
             unpacked = unpack(source)
+            # From here on there is something to write; what begins like no compressed file has nothing.
+            hint = None if target == "-" else f"`securecore decompress - < {file} > OUT` writes what is there"
             for part in unpacked.plaintext:
                 out.write(part)
                 written += len(part)
                 progress.update(source.taken)
             out.publish()
     except BrokenError as error:
-        hint = None if target == "-" else f"`securecore decompress - < {file} > OUT` writes what is there"
-        raise BrokenError(f"{file}: {error.message}", hint=hint) from error
+        raise BrokenError(f"{file}: {error.message}", hint=error.hint or hint) from error
     finally:
         os.close(fd)
     if as_json:
@@ -69,4 +71,4 @@ def _read(fd: int, length: int, file: str) -> bytes:
     try:
         return os.read(fd, length)
     except OSError as error:
-        raise ConfigError(f"{file}: {(error.strerror or 'cannot be read').lower()}") from error
+        raise StorageError(f"{file}: {(error.strerror or 'cannot be read').lower()}") from error

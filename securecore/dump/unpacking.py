@@ -144,6 +144,10 @@ def _frame(source: Source, decoder: zstandard.ZstdDecompressor, pieces: "_Pieces
     descriptor = source.peek(5)[4:]
     header_bytes = 5 + _header_rest(descriptor[0]) if descriptor else 5
     data, head, last = source.take(header_bytes), b"", False
+    window = _window(data)
+    if window > _WINDOW_MAX:
+        words = f"a zstd frame asks for {window} bytes of memory, and not more than {_WINDOW_MAX} are given to one"
+        raise BrokenError(words, hint="`zstd -d --long=31` takes it")
     try:
         while not last:
             header = source.take(3)
@@ -176,6 +180,16 @@ def _header_rest(descriptor: int) -> int:
     dictionary = (0, 1, 2, 4)[descriptor & 3]
     size = (1 if is_single else 0, 2, 4, 8)[descriptor >> 6]
     return window + dictionary + size
+
+
+def _window(header: bytes) -> int:
+    """Return how many bytes of plaintext a decoder must remember, from a frame's whole header (RFC 8878 section 3.1.1.1.2)."""
+    descriptor = header[4]
+    if descriptor & 0x20:  # A single segment: the window is the content, whose size is the header's last field.
+        size = int.from_bytes(header[5 + (0, 1, 2, 4)[descriptor & 3] :], "little")
+        return size + 256 if descriptor >> 6 == 1 else size
+    base = 1 << (10 + (header[5] >> 3))
+    return base + base // 8 * (header[5] & 7)
 
 
 def _skip(source: Source, pieces: "_Pieces") -> None:

@@ -162,9 +162,11 @@ def test_a_cut_file_leaves_nothing(kind: str, tmp_path: Path, capsys: pytest.Cap
     for length in [0, 1, 5, 100, len(data) // 2, len(data) - 1]:
         (tmp_path / f"cut.{kind}").write_bytes(data[:length])
         assert run(["decompress", str(tmp_path / f"cut.{kind}")]) == 6
-        message, hint = capsys.readouterr().err.splitlines()
+        message, *hints = capsys.readouterr().err.splitlines()
         assert message.startswith(f"securecore: {tmp_path}/cut.{kind}: ")
-        assert hint == f"  hint: `securecore decompress - < {tmp_path}/cut.{kind} > OUT` writes what is there"
+        # Of a byte or two nothing tells what they began.
+        hint = f"  hint: `securecore decompress - < {tmp_path}/cut.{kind} > OUT` writes what is there"
+        assert hints == ([hint] if length > 1 else [])
         assert names_in(tmp_path) == [f"cut.{kind}"]
 
 

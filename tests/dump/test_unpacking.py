@@ -206,6 +206,23 @@ def test_the_reason_is_said(data: bytes, message: str) -> None:
         unpack_bytes(data)
 
 
+@pytest.mark.parametrize(
+    ("header", "window"),
+    [
+        (b"\x00\x89", 9 << 24),
+        (b"\x00\xa8", 1 << 31),
+        (b"\xa0\x01\x00\x00\x08", (1 << 27) + 1),
+        (b"\xe1\x07" + b"\xff" * 8, (1 << 64) - 1),
+    ],
+    ids=["128 MiB and an eighth", "2 GiB", "one segment", "one segment, a dictionary"],
+)
+def test_a_window_that_is_too_large_is_not_called_damage(header: bytes, window: int) -> None:
+    """The file may be good: the hint names the program and the switch that take it."""
+    with pytest.raises(BrokenError, match=f"asks for {window} bytes of memory") as raised:
+        unpack_bytes(b"\x28\xb5\x2f\xfd" + header + bytes(20))
+    assert raised.value.hint == "`zstd -d --long=31` takes it"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_bomb_is_unpacked_in_small_parts(kind: str) -> None:
     """256 MiB of zeroes never makes more than a piece of them at a time, however short the file is."""
