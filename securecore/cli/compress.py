@@ -48,7 +48,7 @@ def command(file: str, output: str | None, kind: str, level: int | None, partial
 
     if level is not None and not 1 <= level <= FORMATS[kind].highest:
         raise click.BadParameter(f"{kind} has levels 1 to {FORMATS[kind].highest}", param_hint="'--level'")
-    target = output or ("-" if file == "-" else f"{file}.{kind}")
+    target = output if output is not None else "-" if file == "-" else f"{file}.{kind}"
     check_streams(file, target, as_json)
     source, total = open_source(file)
     try:

@@ -11,6 +11,7 @@ from securecore import limits
 from securecore.certs import jws
 from securecore.cli import options, terminal
 from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, host_option, store_option
+from securecore.cli.sources import check_stream
 from securecore.dump import directory as files
 from securecore.dump.manifest import Manifest, parse_manifest
 from securecore.dump.output import NewFile, set_length, write_sparse
@@ -45,8 +46,10 @@ def command(text: str, output: str, partial: bool, store_path: str, host_text: s
     Who extracted what is written into the host's audit log first: by the receiver that runs on this store, else by this command
     with the receiver's identity.
     """
-    if output == "-" and sys.stdout.isatty():
-        raise click.UsageError("a core does not belong on a terminal; use -o FILE, or pipe it somewhere")
+    if not output:
+        raise click.BadParameter("an empty text names no file", param_hint="'--output'")
+    if output == "-":
+        check_stream(sys.stdout, "standard output", "a core does not belong on a terminal; use -o FILE, or pipe it somewhere")
     if output != "-" and os.path.lexists(output):
         raise StorageError(f"{output}: already exists", hint="name another file, or remove it first")
     with open_store(store_path) as store:

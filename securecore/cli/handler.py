@@ -6,6 +6,7 @@ from typing import Final
 
 import click
 
+from securecore.cli.sources import check_stream
 from securecore.sender.installation import SETTINGS
 
 EPILOG: Final = """\b
@@ -28,6 +29,5 @@ def command(arguments: tuple[str, ...]) -> int:
     """
     from securecore.sender.crash import handle
 
-    if sys.stdin.isatty():
-        raise click.UsageError("standard input is a terminal; give it a core, as in `< core`")
+    check_stream(sys.stdin, "standard input", "standard input is a terminal; give it a core, as in `< core`")
     return handle(os.dup(0), list(arguments), SETTINGS)

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, TextIO
 
 import click
 
@@ -13,32 +13,46 @@ from securecore.dump.output import NewFile, set_length, write_sparse
 from securecore.errors import ConfigError, NotFoundError
 
 
+def open_named(path: str, flags: int = 0) -> int:
+    """Return a descriptor of *path*, for reading; raises NotFoundError or ConfigError."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path}: no such file") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: {(error.strerror or '').lower()}") from error
+
+
 def open_source(file: str) -> tuple[int, int | None]:
     """Return a descriptor and the size, when it can be known."""
     if file == "-":
-        if sys.stdin.isatty():
-            raise click.UsageError("standard input is a terminal; pipe a core into it")
+        check_stream(sys.stdin, "standard input", "standard input is a terminal; pipe a core into it")
         return os.dup(0), None
-    try:
-        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{file}: no such file") from error
-    except OSError as error:
-        raise ConfigError(f"{file}: {(error.strerror or '').lower()}") from error
+    fd = open_named(file)
     if os.path.isdir(file):
         os.close(fd)
         raise ConfigError(f"{file}: is a directory")
     return fd, os.fstat(fd).st_size or None
 
 
+def check_stream(stream: TextIO | None, name: str, words: str) -> None:
+    """Raise click.UsageError when *stream* was closed when we were started, and with *words* when it is a terminal."""
+    if stream is None:
+        raise click.UsageError(f"{name} is closed")
+    if stream.isatty():
+        raise click.UsageError(words)
+
+
 def check_streams(file: str, output: str, as_json: bool) -> None:
-    """Raise click.UsageError when the output cannot go to standard output."""
+    """Raise click.UsageError when the output has no name, or cannot go to standard output."""
+    if not output:
+        raise click.BadParameter("an empty text names no file", param_hint="'--output'")
     if output != "-":
         return
     if as_json:
         raise click.UsageError("standard output cannot take the file and a JSON document; use -o OUT")
-    if sys.stdout.isatty():
-        raise click.UsageError(f"what {file} becomes does not belong on a terminal; use -o OUT, or pipe it somewhere")
+    words = f"what {file} becomes does not belong on a terminal; use -o OUT, or pipe it somewhere"
+    check_stream(sys.stdout, "standard output", words)
 
 
 class Output(Protocol):

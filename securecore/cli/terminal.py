@@ -103,7 +103,7 @@ class Progress:
         self._total = total
         self._started = time.monotonic()
         self._shown = 0.0
-        self._enabled = sys.stderr.isatty()
+        self._enabled = sys.stderr is not None and sys.stderr.isatty()  # None where it was closed when we were started
 
     def __enter__(self) -> "Progress":
         return self
