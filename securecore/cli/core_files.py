@@ -5,15 +5,19 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from securecore import elfsize, limits
+from securecore.cli.sources import open_named
 from securecore.dump.frames import MAGIC
 from securecore.dump.output import set_length, write_sparse
 from securecore.dump.unpacking import Source, unpack
+from securecore.elf.analyser import open_core
 from securecore.elf.analysis import CoreKind, analyse
 from securecore.elf.summary import CoreSummary
-from securecore.errors import BrokenError, ConfigError, NotFoundError, StorageError
+from securecore.elfid import ReadAt
+from securecore.elfsize import CoreSize
+from securecore.errors import BrokenError, StorageError
 
 _HEAD_BYTES: Final = 64
 """An ELF header."""
@@ -28,20 +32,23 @@ _ELSEWHERE: Final = "$TMPDIR names another directory for it"
 @contextmanager
 def opened(path: Path) -> Iterator[int]:
     """Yield a descriptor of *path*, for reading; raises NotFoundError and ConfigError."""
-    try:
-        # A FIFO that somebody left there must not make us wait.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{path}: no such file") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: {(error.strerror or '').lower()}") from error
+    # A FIFO that somebody left there must not make us wait.
+    fd = open_named(str(path), os.O_NONBLOCK)
     try:
         yield fd
     finally:
         os.close(fd)
 
 
-def analyse_file(fd: int, path: Path) -> CoreSummary | None:
+class CoreFile(NamedTuple):
+    """A core that was looked at."""
+
+    summary: CoreSummary
+    is_cut: bool
+    """It names no program, and ends before its headers say: what names one may have been in the rest."""
+
+
+def analyse_file(fd: int, path: Path) -> CoreFile | None:
     """Return what the core behind *fd* says of its crash, None when it is no core; raises BrokenError when that cannot be told.
 
     A container of ours is read where it lies. The beginning of whatever else is compressed is unpacked into a file without a
@@ -53,15 +60,29 @@ def analyse_file(fd: int, path: Path) -> CoreSummary | None:
     except OSError:
         return None  # A directory, a pipe, a device: whoever wants a program from it says what it is.
     if _is_core(head):
-        return analyse(fd, CoreKind.FILE)
+        return analyse_core(fd, CoreKind.FILE)
     if head.startswith(MAGIC):
         try:
-            return analyse(fd, CoreKind.STORED)
+            return analyse_core(fd, CoreKind.STORED)
         except BrokenError:
             pass  # Another program's frames, or no core in ours: the next look tells.
     if head.startswith(b"\x7fELF") or not head:
         return None
     return _analyse_unpacked(fd, path)
+
+
+def analyse_core(fd: int, kind: CoreKind) -> CoreFile:
+    """Return what the core behind *fd* says of its crash; raises BrokenError as ``analyse`` does."""
+    summary = analyse(fd, kind)
+    return CoreFile(summary, summary.build_id is None and _ends_early(*open_core(fd, kind)))
+
+
+def _ends_early(read_at: ReadAt, size_bytes: int) -> bool:
+    core, offset = CoreSize(), 0
+    while core.is_undecided and (part := read_at(offset, min(limits.PIECE_BYTES, size_bytes - offset))):
+        core.feed(part)
+        offset += len(part)
+    return core.is_undecided or (core.expected or 0) > size_bytes
 
 
 def find_report_beside(path: Path) -> Path | None:
@@ -77,7 +98,7 @@ def _is_core(head: bytes) -> bool:
     return head.startswith(b"\x7fELF") and elfsize.expected_size(head) != -1
 
 
-def _analyse_unpacked(fd: int, path: Path) -> CoreSummary | None:
+def _analyse_unpacked(fd: int, path: Path) -> CoreFile | None:
     try:
         where = tempfile.gettempdir()
         # The temporary file is sparse, 0600, and gone when we are.
@@ -86,10 +107,10 @@ def _analyse_unpacked(fd: int, path: Path) -> CoreSummary | None:
             if not is_core:
                 return None
             try:
-                found = analyse(plain.fileno(), CoreKind.FILE)
+                found = analyse_core(plain.fileno(), CoreKind.FILE)
             except BrokenError as error:
                 raise refusal or error from error
-            if found.build_id is None and refusal is not None:
+            if found.summary.build_id is None and refusal is not None:
                 raise refusal  # What did not fit may be what the analyser has missed.
             return found
     except OSError as error:

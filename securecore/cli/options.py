@@ -1,5 +1,6 @@
 """Options that several commands share, and what they stand for."""
 
+import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from securecore.cli.sources import open_named
 from securecore.errors import ConfigError, NotFoundError, SecurecoreError
 from securecore.identity import host_from_operator
 from securecore.names import Address, HostName, NameRefused
@@ -96,12 +98,18 @@ def _names(hosts: Sequence[HostName]) -> str:
 
 
 def read_file(path: Path, maximum: int) -> bytes:
-    """Return the bytes of a file that a person named; raises ConfigError when it cannot be read or is longer than *maximum*."""
+    """Return the bytes of a file that a person named.
+
+    Raises NotFoundError when it is not there, ConfigError when it cannot be read or is longer than *maximum*.
+    """
+    fd = open_named(str(path))
     try:
-        with path.open("rb") as file:
+        with open(fd, "rb", closefd=False) as file:
             data = file.read(maximum + 1)
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
+        raise ConfigError(f"{path}: {(error.strerror or '').lower()}") from error
+    finally:
+        os.close(fd)
     if len(data) > maximum:
         raise ConfigError(f"{path}: longer than {maximum} bytes")
     return data

@@ -239,6 +239,67 @@ def test_a_core_in_a_file_is_matched_with_the_report_beside_it(securecore: Secur
     assert (alone[0], "neither the core nor its report names the program" in alone[2]) == (4, True)
 
 
+@pytest.mark.parametrize(
+    ("words", "code"), [(b"{", 6), (b"[]", 6), (b"{}" + b" " * 70_000, 3)], ids=["no JSON", "no object", "too long"]
+)
+def test_a_broken_report_is_broken_when_it_was_named_and_else_a_note(
+    words: bytes, code: int, securecore: Securecore, tmp_path: Path
+) -> None:
+    """A file that only lies beside the core keeps nobody from the core's own build-id; nobody is a peer here."""
+    (tmp_path / "core.1").write_bytes(Crash().write())
+    (tmp_path / "core.json").write_bytes(words)
+    path = program(tmp_path, "app")
+
+    found = securecore("elf", "match", tmp_path / "core.1", path)
+    named = securecore("elf", "match", tmp_path / "core.1", path, "--report", tmp_path / "core.json")
+
+    assert (found[0], found[1].split("\n")[0]) == (0, f"yes: both have build-id {BUILD_ID.hex()}")
+    assert found[1].split("\n")[1].startswith(f"  note: the report beside it cannot be used: {tmp_path}/core.json: ")
+    assert (named[0], named[2].startswith(f"securecore: {tmp_path}/core.json: ")) == (code, True)
+
+
+def test_a_report_that_is_not_there_is_not_found(securecore: Securecore, tmp_path: Path) -> None:
+    """As every other file that was named."""
+    (tmp_path / "core").write_bytes(Crash().write())
+    ran = securecore("elf", "match", tmp_path / "core", program(tmp_path, "app"), "--report", tmp_path / "none")
+    assert ran == (4, "", f"securecore: {tmp_path}/none: no such file\n")
+
+
+@pytest.mark.parametrize("name", ["core.4711", "none/9c41d07e", "core.gz", "./9c41d07e"])
+@pytest.mark.parametrize("words", [["id", "CORE"], ["match", "CORE", "/proc/self/exe"]], ids=["id", "match"])
+def test_a_file_that_is_not_there_is_looked_for_in_no_store(words: list[str], name: str, securecore: Securecore) -> None:
+    """What cannot be an id is a path that was mistyped."""
+    code, _, err = securecore("elf", *(name if word == "CORE" else word for word in words))
+    assert (code, err.split("\n")[0]) == (4, f"securecore: {name}: no such file")
+
+
+@pytest.mark.parametrize("ending", ["", ".zst", ".gz"])
+def test_a_core_cut_before_its_program_is_said_to_be_cut(ending: str, securecore: Securecore, tmp_path: Path) -> None:
+    """The program may have a build-id for all we know: to build it with one is no advice."""
+    core, cut = Crash().write(), tmp_path / f"core{ending}"
+    data = core[: core.index(b"\x7fELF", 4)]
+    cut.write_bytes({"": data, ".zst": Compressor().frame(data), ".gz": gzip.compress(data)}[ending])
+
+    code, _, err = securecore("elf", "match", cut, program(tmp_path, "app"))
+    message, hint = err.splitlines()
+
+    assert (code, message.endswith("; the core is cut, and the program's first page is not in it")) == (4, True)
+    assert hint == "  hint: no build-id of the program's could be in that core; a report that has it is named with --report"
+
+
+def test_id_of_a_dump_in_a_store(stored: Any, securecore: Securecore) -> None:
+    """By its id, as `match` takes it, with what only the report knows."""
+    store, dump = stored(Crash().write(), CrashReport(uuid="build-77"))
+
+    code, text, _ = securecore("elf", "id", dump[-8:], "--store", store, "--host", "web-1")
+    document = json.loads(securecore("elf", "id", dump, "--store", store, "--json")[1])
+
+    assert (code, text) == (
+        0, f"core of    /usr/sbin/nginx\nbuild-id   {BUILD_ID.hex()}\n.uuid      build-77\ndebuglink  -\n",
+    )  # fmt: skip
+    assert (document["dump"], document["kind"], document["uuid"]) == (dump, "core", "build-77")
+
+
 @pytest.mark.parametrize("name", ["20261124T065359Z-app-4711.gz", "20261124T065359Z-app-4711.truncated.gz"])
 def test_a_core_of_local_mode_is_matched_also_when_it_was_cut(name: str, securecore: Securecore, tmp_path: Path) -> None:
     """What names the program stands at the core's beginning; the report lies under the same stem."""
