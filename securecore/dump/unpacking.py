@@ -1,9 +1,9 @@
 """From a .zst, .gz or .zlib file back to plaintext: any that a standard program writes, in constant memory, and only if whole.
 
 The format is told by the first bytes. Every checksum is verified, every declared length, and the end: a file that stops early, or
-goes on behind its end, is broken, whatever came out before that. A zstd file may have several frames and skippable ones; its blocks
-are walked here, because a decoder given more than one of them may make gigabytes of a few bytes. A gzip file may have several
-members.
+goes on behind its end (but for zeroes behind gzip data), is broken, whatever came out before that. A zstd file may have several
+frames and skippable ones; its blocks are walked here, because a decoder given more than one of them may make gigabytes of a few
+bytes. A gzip file may have several members.
 
 A container of ours that was cut between two frames is a good zstd file; what is missing is its seek table. So where whole pieces
 stand without one, the file is broken too (_Pieces), but for one whole piece that does not begin a core: another zstd program writes
@@ -100,9 +100,17 @@ def unpack(source: Source) -> Unpacked:
 def _gzip(source: Source) -> Iterator[bytes]:
     while source.peek(1):
         if source.peek(2) != b"\x1f\x8b":
-            raise BrokenError("the file goes on behind its end")
+            _pass_zeroes(source)
+            return
         # 16: a gzip header and trailer, both checked (inflateInit2 of zlib.h).
         yield from _inflate(source, zlib.MAX_WBITS + 16, is_last=False)
+
+
+def _pass_zeroes(source: Source) -> None:
+    """Take zeroes to the end, with which tapes and block devices fill up a file: gzip(1) passes over them too."""
+    while source.peek(1):
+        if any(source.take_some()):
+            raise BrokenError("the file goes on behind its end")
 
 
 def _inflate(source: Source, window: int, *, is_last: bool = True) -> Iterator[bytes]:
@@ -131,7 +139,8 @@ def _zstd(source: Source) -> Iterator[bytes]:
         if len(start) == 4 and magic == _ZSTD_MAGIC:
             yield from _frame(source, decoder, pieces)
         elif len(start) == 4 and magic & ~0xF == _SKIPPABLE_MAGIC:
-            _skip(source, pieces)
+            if _skip(source, pieces):
+                pieces = _Pieces()  # Another container may follow: cat a.zst b.zst.
         else:
             raise BrokenError("the file goes on behind its end")
     pieces.check_end()
@@ -168,8 +177,6 @@ def _frame(source: Source, decoder: zstandard.ZstdDecompressor, pieces: "_Pieces
                 yield part
     except zstandard.ZstdError as error:
         raise BrokenError(f"the file is damaged: {error}") from error
-    if not decode.eof or decode.unused_data:
-        raise BrokenError("the file is damaged: a frame does not end where its blocks do")
     pieces.add(source.taken - begin, plain, head == ZERO_PIECE_FRAME)
 
 
@@ -192,8 +199,8 @@ def _window(header: bytes) -> int:
     return base + base // 8 * (header[5] & 7)
 
 
-def _skip(source: Source, pieces: "_Pieces") -> None:
-    """Take a skippable frame; one that is a seek table is held against the frames before it."""
+def _skip(source: Source, pieces: "_Pieces") -> bool:
+    """Take a skippable frame and return whether it is a seek table, which is held against the frames before it."""
     source.take(4)
     length = int.from_bytes(source.take(4), "little")
     digest, left = sha256(), length
@@ -202,12 +209,14 @@ def _skip(source: Source, pieces: "_Pieces") -> None:
         digest.update(part)
         left -= len(part)
     footer = source.take(left)
-    if is_footer(footer):
-        pieces.meet_table(digest.digest(), footer_frames(footer))
+    if not is_footer(footer):
+        return False
+    pieces.check_table(digest.digest(), footer_frames(footer))
+    return True
 
 
 class _Pieces:
-    """What the frames so far say of where the file comes from, and whether it can end here."""
+    """What the frames since the last seek table say of where the file comes from, and whether it can end here."""
 
     def __init__(self) -> None:
         self._entries = sha256()
@@ -218,7 +227,6 @@ class _Pieces:
         """All of them whole pieces, but perhaps the last."""
         self._first = CoreSize()
         self._begins_more = False
-        self._is_table_met = False
 
     def see(self, part: bytes) -> None:
         """Look at plaintext of the next frame: is the first one the beginning of a longer core?"""
@@ -229,15 +237,14 @@ class _Pieces:
         """Take note of a frame; the zero frame of a whole piece is ours by its bytes."""
         self._entries.update(table_entry(stored & 0xFFFFFFFF, plain & 0xFFFFFFFF))
         self._are_pieces &= self._last == limits.PIECE_BYTES and plain <= limits.PIECE_BYTES
-        self._frames, self._last, self._is_table_met = self._frames + 1, plain, False
+        self._frames, self._last = self._frames + 1, plain
         if self._frames == 1:
             self._begins_more = is_zero_frame or self._first.is_undecided or (self._first.expected or 0) > plain
 
-    def meet_table(self, digest: bytes, frames: int) -> None:
-        """Take note of a seek table; raises BrokenError when it is one of other frames than these."""
+    def check_table(self, digest: bytes, frames: int) -> None:
+        """Raise BrokenError when a seek table is one of other frames than these."""
         if (digest, frames) != (self._entries.digest(), self._frames):
             raise BrokenError("the seek table is not that of the frames")
-        self._is_table_met = True
 
     def check_end(self) -> None:
         """Raise BrokenError when these frames are pieces of a container, which does not end without its seek table.
@@ -246,5 +253,5 @@ class _Pieces:
         plaintext, and any program may have written it.
         """
         is_cut = self._frames > 1 or (self._last == limits.PIECE_BYTES and self._frames == 1 and self._begins_more)
-        if self._are_pieces and is_cut and not self._is_table_met:
+        if self._are_pieces and is_cut:
             raise BrokenError("the file is cut off: its seek table is missing")
