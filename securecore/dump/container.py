@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, overload
 
 from securecore import limits
-from securecore.errors import BrokenError, PeerError
+from securecore.errors import BrokenError
 
 _SKIPPABLE_MAGIC: Final = 0x184D2A5E
 _SEEKABLE_MAGIC: Final = 0x8F92EAB1
@@ -37,13 +37,13 @@ class FrameLengths(Sequence[FrameEntry]):
         self._last_plain = limits.PIECE_BYTES
 
     def add(self, stored: int, plain: int) -> None:
-        """Take the next frame; raises PeerError when its lengths are none that a frame of this dump can have."""
+        """Take the next frame; raises BrokenError when its lengths are none that a frame of this dump can have."""
         if self._last_plain != limits.PIECE_BYTES:
-            raise PeerError("a frame follows a short piece, which must be the last")
+            raise BrokenError("a frame follows a short piece, which must be the last")
         if not 1 <= plain <= limits.PIECE_BYTES or not 1 <= stored <= limits.MAX_FRAME_BYTES:
-            raise PeerError(f"frame of {stored} bytes for {plain} bytes of plaintext is out of bounds")
+            raise BrokenError(f"frame of {stored} bytes for {plain} bytes of plaintext is out of bounds")
         if len(self._stored) == limits.MAX_FRAMES:
-            raise PeerError(f"dump has more than {limits.MAX_FRAMES} frames")
+            raise BrokenError(f"dump has more than {limits.MAX_FRAMES} frames")
         self._stored.append(stored)
         self._last_plain = plain
 

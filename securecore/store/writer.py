@@ -160,7 +160,7 @@ class IncomingDump:
         refuses. Not checked: the frame's content.
         """
         self._check_open_for_frames()
-        self._lengths.add(len(frame), plain_length)
+        self._add_length(len(frame), plain_length)
         self._write(frame)
         self._frontier.append(leaf_hash(frame))
         self._stored_bytes += len(frame)
@@ -169,7 +169,7 @@ class IncomingDump:
         """Add the zero frame of a whole piece *count* times, in one write; raises as append does."""
         self._check_open_for_frames()
         for _ in range(count):
-            self._lengths.add(len(ZERO_PIECE_FRAME), limits.PIECE_BYTES)
+            self._add_length(len(ZERO_PIECE_FRAME), limits.PIECE_BYTES)
         self._write(ZERO_PIECE_FRAME * count)
         for _ in range(count):
             self._frontier.append(ZERO_PIECE_LEAF)
@@ -248,6 +248,12 @@ class IncomingDump:
             if fd >= 0:
                 os.close(fd)
         self._core = self._fd = -1
+
+    def _add_length(self, stored: int, plain: int) -> None:
+        try:
+            self._lengths.add(stored, plain)
+        except BrokenError as error:
+            raise PeerError(error.message) from error  # Frames that are appended come from a sender.
 
     def _recover(self) -> None:
         self._is_named = True

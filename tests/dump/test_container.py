@@ -16,6 +16,7 @@ from securecore.dump.compression import Compressor
 from securecore.dump.container import (
     FOOTER_BYTES,
     FrameEntry,
+    FrameLengths,
     footer_frames,
     parse_seek_table,
     seek_table,
@@ -44,6 +45,17 @@ def test_the_seek_table_is_that_of_the_format() -> None:
     """Skippable frame 0x184D2A5E, 8 bytes for each frame, then count, descriptor 0 and 0x8F92EAB1, all little-endian."""
     expected = struct.pack("<II IIII IBI", 0x184D2A5E, 8 * 2 + 9, 100, WHOLE, 50, 7, 2, 0, 0x8F92EAB1)
     assert expected == seek_table([FrameEntry(100, WHOLE), FrameEntry(50, 7)])
+
+
+@pytest.mark.parametrize(("stored", "plain"), [(0, 1), (limits.MAX_FRAME_BYTES + 1, 1), (1, 0), (1, limits.PIECE_BYTES + 1)])
+def test_lengths_that_no_frame_has_are_broken(stored: int, plain: int) -> None:
+    """Whoever writes the container: a receiver says that its peer broke the protocol, and a compressor has none."""
+    lengths = FrameLengths()
+    with pytest.raises(BrokenError, match="out of bounds"):
+        lengths.add(stored, plain)
+    lengths.add(1, 1)
+    with pytest.raises(BrokenError, match="must be the last"):
+        lengths.add(1, 1)
 
 
 def test_a_long_seek_table_comes_in_parts() -> None:
