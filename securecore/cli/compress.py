@@ -10,8 +10,8 @@ from securecore.cli.options import json_option
 from securecore.cli.sources import check_streams, local_output, open_source
 from securecore.cli.terminal import Progress, size
 from securecore.dump.manifest import COMPLETE
-from securecore.dump.packing import FORMATS, check_level, make_packing
-from securecore.errors import IncompleteError, StorageError
+from securecore.dump.packing import FORMATS, make_packing
+from securecore.errors import ConfigError, IncompleteError, StorageError
 
 if TYPE_CHECKING:
     from securecore.sender.pump import SourceEnd
@@ -46,14 +46,16 @@ def command(file: str, output: str | None, kind: str, level: int | None, partial
     """
     from securecore.sender.packer import Packer
 
-    if level is not None and not 1 <= level <= FORMATS[kind].highest:
-        raise click.BadParameter(f"{kind} has levels 1 to {FORMATS[kind].highest}", param_hint="'--level'")
+    try:
+        packing = make_packing(kind, level)
+    except ConfigError as error:
+        raise click.BadParameter(error.message, param_hint="'--level'") from error
     target = output if output is not None else "-" if file == "-" else f"{file}.{kind}"
     check_streams(file, target, as_json)
     source, total = open_source(file)
     try:
         with local_output(target) as out, Progress(f"compressing {os.path.basename(file)}", total) as progress:
-            packed = Packer(make_packing(kind, check_level(kind, level)), out.write, progress.update).pack(os.dup(source))
+            packed = Packer(packing, out.write, progress.update).pack(os.dup(source))
             if packed.failure is not None:
                 raise packed.failure
             if packed.end.failure is not None:
