@@ -1,4 +1,4 @@
-"""Sizes for people, written in one way wherever they are shown."""
+"""Sizes and numbers for people, written in one way wherever they are shown."""
 
 from typing import Final
 
@@ -16,3 +16,10 @@ def size(number: float) -> str:
             return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.0f} {_UNITS[-1]}" if value >= 100 else f"{value:.1f} {_UNITS[-1]}"
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number of things, in words that agree: ``1 frame``, ``2 days``, ``2 entries``."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun[:-1]}ies" if noun.endswith("y") and noun[-2] not in "aeiou" else f"{number} {noun}s"

@@ -22,6 +22,7 @@ from securecore.dump import directory
 from securecore.dump.manifest import MANIFEST_TYP, Manifest, parse_manifest
 from securecore.errors import BrokenError, Bug
 from securecore.names import DumpId, HostName, StoreId
+from securecore.units import count
 
 _CORE: Final = "core.zst"
 _REPORT: Final = "report.json"
@@ -155,21 +156,22 @@ class _DumpReading:
                 self.survey = survey_core(fd, expected, decode=True, progress=progress)
         finally:
             os.close(fd)
-        return f"{self.survey.frames} frames of {self.survey.stored_bytes} bytes"
+        return f"{count(self.survey.frames, 'frame')} of {self.survey.stored_bytes} bytes"
 
     def check_table(self) -> str:
         survey = _known(self.survey)
         if survey.table_problem is not None:
             raise BrokenError(f"the seek table does not hold: {survey.table_problem}")
-        return f"{survey.frames} entries"
+        return count(survey.frames, "entry")
 
     def check_size(self) -> str:
         survey, manifest = _known(self.survey), _known(self.manifest)
         if (survey.frames, survey.plain_bytes) != (manifest.frames, manifest.size):
             raise BrokenError(
-                f"found {survey.frames} frames of {survey.plain_bytes} bytes, signed were {manifest.frames} of {manifest.size}"
+                f"found {count(survey.frames, 'frame')} of {survey.plain_bytes} bytes,"
+                f" signed were {manifest.frames} of {manifest.size}"
             )
-        return f"{survey.frames} frames, {survey.plain_bytes} bytes"
+        return f"{count(survey.frames, 'frame')}, {survey.plain_bytes} bytes"
 
     def check_root(self) -> str:
         if _known(self.survey).root != _known(self.manifest).root:
@@ -183,7 +185,7 @@ class _DumpReading:
             frames = f"frame {first.first_frame}" + (f" to {first.last_frame}" if first.last_frame > first.first_frame else "")
             more = f", and {len(survey.damage) - 1} more" if len(survey.damage) > 1 else ""
             raise BrokenError(f"{frames} (plaintext {first.plain_start} to {first.plain_end}): {first.reason}{more}")
-        return f"{survey.frames} frames"
+        return count(survey.frames, "frame")
 
     def _moment(self) -> datetime:
         """When the host's certificate must have been valid."""

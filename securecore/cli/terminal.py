@@ -41,10 +41,8 @@ def signal_name(number: int | None) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """Return a number of things, in words that agree: ``1 frame``, ``2 days``, ``2 entries``."""
-    if number == 1:
-        return f"1 {noun}"
-    return f"{number} {noun[:-1]}ies" if noun.endswith("y") and noun[-2] not in "aeiou" else f"{number} {noun}s"
+    """Return a number of things, in words that agree."""
+    return units.count(number, noun)
 
 
 def when(moment: datetime, now: datetime | None = None) -> str:

@@ -121,7 +121,9 @@ def _print(host: HostName, dump: DumpId, result: DumpVerification, *, is_detaile
     if result.damage and result.survey:
         lost = sum(damage.last_frame - damage.first_frame + 1 for damage in result.damage)
         left = result.survey.frames - lost
-        click.echo(f"          the other {left} frames are intact; `extract --partial` writes them with a hole")
+        if left:
+            others = "1 frame is" if left == 1 else f"{left} frames are"
+            click.echo(f"          the other {others} intact; `extract --partial` writes what is left, with a hole")
 
 
 def print_checks(checks: Sequence[Check]) -> None:

@@ -125,6 +125,16 @@ def test_a_flipped_bit_in_a_dump_is_exit_code_6(sample: Sample, name: str, at: i
         assert "FAIL" in one.out
 
 
+def test_one_frame_is_one_frame(sample: Sample) -> None:
+    """Numbers and nouns agree in the details of the checks; where the only frame is damaged, no other is said to be intact."""
+    details = {check["detail"] for check in sample.verify(sample.dumps[2], "--json").document[0]["checks"]}
+    assert {"1 frame", "1 entry", "1 frame, 5 bytes"} <= details
+
+    flip(sample.dump(sample.dumps[2]) / "core.zst", 10)
+    ran = sample.verify(sample.dumps[2])
+    assert ("BROKEN" in ran.out, "intact" in ran.out) == (True, False)
+
+
 def test_a_damaged_frame_is_named(sample: Sample) -> None:
     """With its place in the plaintext, and what is left."""
     flip(sample.first / "core.zst", 100)
