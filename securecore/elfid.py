@@ -99,6 +99,33 @@ def identify(read_at: ReadAt, size: int) -> ProgramIds:
     )
 
 
+def find_image_end(read_at: ReadAt, size: int) -> int:
+    """Return where ends what the tables of the ELF file of *size* bytes behind *read_at* speak of: headers, sections, segments.
+
+    What a file has from there on no ELF tool knows of. Raises BrokenError when there is no ELF header. Not for cores with 65,535
+    program headers and more, whose number stands elsewhere.
+    """
+
+    def read(offset: int, length: int) -> bytes:
+        length = min(length, size - offset)
+        return read_at(offset, length) if length > 0 else b""
+
+    header = _parse_header(read(0, _HEADER_BYTES))
+    segments = struct.Struct(header.order + ("IIQQQQQQ" if header.is_wide else "IIIIIIII"))
+    ends = [header.segments[0] + segments.size * header.segments[2]]
+    for entry in _table(read, segments, header.segments[0], header.segments[2]):
+        offset, length = (entry[2], entry[5]) if header.is_wide else (entry[1], entry[4])
+        ends.append(offset + length)
+    sections = struct.Struct(header.order + ("IIQQQQIIQQ" if header.is_wide else "IIIIIIIIII"))
+    at, _, count = header.sections
+    if at and count == 0:
+        first = _table(read, sections, at, 1)
+        count = first[0][5] if first else 0
+    ends.append(at + sections.size * count)
+    ends += [entry[4] + entry[5] for entry in _table(read, sections, at, count) if entry[1] != _SHT_NOBITS]
+    return max(_HEADER_BYTES if header.is_wide else 52, *ends)
+
+
 def uuid_text(content: bytes) -> str | None:
     """Return the content of a ``.uuid`` section as text: itself when it is printable, 16 bytes in the form of RFC 9562, else hex.
 

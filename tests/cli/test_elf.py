@@ -186,6 +186,92 @@ def test_stamp_without_objcopy_says_what_to_install(
     assert (code, words) == (3, "securecore: objcopy is not here\n  hint: install binutils\n")
 
 
+def test_what_is_appended_to_a_program_is_never_dropped(securecore: Securecore, app: Path) -> None:
+    """Programs that carry an archive behind the ELF image (AppImage, PyInstaller): refused, in place and with -o, one byte too."""
+    needed("objcopy")
+    whole = app.read_bytes()
+    for appended in (b"\0", b"PK archive" * 100):
+        app.write_bytes(whole + appended)
+        for options in ([], ["-o", app.with_name("stamped")]):
+            code, _, words = securecore("elf", "stamp", app, "--uuid", "x", *options)
+            assert (code, f"{len(appended)} bytes behind the ELF image" in words, "before anything" in words) == (3, True, True)
+        assert app.read_bytes() == whole + appended
+        assert not app.with_name("stamped").exists()
+
+
+@pytest.mark.parametrize("options", [["-g"], ["-s"], ["-c"], ["-static"]], ids=str)
+def test_what_a_linker_writes_ends_with_its_image(options: list[str], securecore: Securecore, tmp_path: Path) -> None:
+    """With debugging symbols, stripped, an object file, static: each is stamped, and a stamped one is stamped again."""
+    needed("objcopy")
+    path = compile_program(NULL_DEREF, tmp_path / "app", *options)
+
+    assert securecore("elf", "stamp", path, "--uuid", "build-1")[0] == 0
+    assert securecore("elf", "stamp", path, "--uuid", "build-2", "--replace")[0] == 0
+
+
+def test_a_program_with_several_names_is_not_stamped_in_place(securecore: Securecore, app: Path) -> None:
+    """The other name would go on with the old content; with -o nothing is parted."""
+    needed("objcopy")
+    os.link(app, app.with_name("alias"))
+    code, _, words = securecore("elf", "stamp", app, "--uuid", "x")
+
+    assert (code, "has 2 names (hard links)" in words) == (3, True)
+    assert app.samefile(app.with_name("alias"))
+    assert securecore("elf", "stamp", app, "--uuid", "x", "-o", app.with_name("stamped"))[0] == 0
+
+
+def test_extended_attributes_are_kept(securecore: Securecore, app: Path) -> None:
+    """What a build has noted at a file stays there, in place and with -o."""
+    needed("objcopy")
+    try:
+        os.setxattr(app, "user.build", b"77")
+    except OSError:
+        pytest.skip("the file system has no extended attributes")
+    securecore("elf", "stamp", app, "--uuid", "x", "-o", app.with_name("stamped"))
+    securecore("elf", "stamp", app, "--uuid", "x")
+
+    assert [os.getxattr(path, "user.build") for path in (app, app.with_name("stamped"))] == [b"77", b"77"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_owner_set_uid_bit_and_capabilities_are_kept(securecore: Securecore, app: Path) -> None:
+    """A change of owner takes bit and capabilities away, so both come after it."""
+    needed("objcopy")
+    os.chown(app, 65534, 65533)
+    app.chmod(0o4751)
+    subprocess.run([needed("setcap"), "cap_net_raw+ep", app], check=True)
+    before = os.getxattr(app, "security.capability")
+
+    assert securecore("elf", "stamp", app, "--uuid", "x")[0] == 0
+    status = app.stat()
+
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (65534, 65533, 0o4751)
+    assert os.getxattr(app, "security.capability") == before
+
+
+def test_a_stamped_program_is_durable_before_it_has_its_name(
+    securecore: Securecore, app: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut leaves the old program or the new one: content first, then the name, then the directory."""
+    needed("objcopy")
+    calls: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(fd: int) -> None:
+        calls.append(f"fsync {Path(os.readlink(f'/proc/self/fd/{fd}')).name}")
+        fsync(fd)
+
+    def note_replace(source: Path, target: Path) -> None:
+        calls.append("replace")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    securecore("elf", "stamp", app, "--uuid", "x")
+
+    assert calls == ["fsync program", "replace", f"fsync {app.parent.name}"]
+
+
 @pytest.fixture
 def stored(fleet: Fleet, tmp_path: Path) -> Callable[..., tuple[Path, str]]:
     """Sends a core with a report; returns store and id."""
