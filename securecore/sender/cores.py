@@ -12,74 +12,56 @@ its name first, then the core; the file that is being written disappears last. S
 whose handler was killed; what became of it stands in its report, if that has its name already.
 """
 
+import errno
 import fcntl
-import json
 import os
-import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
-from itertools import count
-from typing import Any, Final, NamedTuple
+from typing import Final, TypeVar
 
 from securecore import limits
 from securecore.dump import directory as files
 from securecore.dump.manifest import CUT
 from securecore.dump.packing import FORMATS
 from securecore.errors import ConfigError, StorageError
+from securecore.sender.core_facts import NOT_KEPT, Facts, add_facts, find_facts
+from securecore.sender.core_names import CoreFile, core_name, find_meaning, names_of, numbered
 
 LOCK: Final = ".lock"
-NOT_KEPT: Final = "not-kept"
-"""The outcome of a crash whose report is all that there is: the disk did not take the core."""
-FACTS_BYTES: Final = 4 * limits.KIB
-"""What the member "local" needs in a report: names and numbers below 1 KiB, and the reason of a failure."""
+_LOCK_TRIES: Final = 50
+_LOCK_PAUSE_S: Final = 0.02
+"""Together one second, with a crashed process waiting. Handlers hold the lock for milliseconds; who has it longer was stopped."""
 
-_NAME: Final = re.compile(
-    r"(?P<stem>\d{8}T\d{6}Z-[A-Za-z0-9_][A-Za-z0-9._-]{0,63}-\d{1,20}(?:-\d{1,9})?)(?P<cut>\.truncated)?\.(?P<ending>zst|gz|zlib|json)",
-    re.ASCII,
-)
-_UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]", re.ASCII)
-_PROGRAM_MAX: Final = 64
-_LAST_SECOND: Final = 253402300799
-"""The end of the year 9999: a clock beyond it, or arguments that somebody made up, must not cost the core."""
-
-Facts = dict[str, Any]
-
-
-def stem_of_crash(crashed_at: int, program: str | None, pid: int) -> str:
-    """Return how the names of a crash begin: the time in UTC, the program made harmless (R12), the pid."""
-    moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(min(crashed_at, _LAST_SECOND)))
-    safe = _UNSAFE.sub("_", program or "")[:_PROGRAM_MAX]
-    harmless = safe.lstrip(".-")
-    safe = "_" * (len(safe) - len(harmless)) + harmless
-    return f"{moment}-{safe or 'unknown'}-{pid}"
-
-
-class _Name(NamedTuple):
-    """A name that this module gives; ``ending`` is a format or json."""
-
-    stem: str
-    ending: str
-    is_aside: bool
-
-
-def _parse(name: str) -> _Name | None:
-    """Return what a name in the directory means, None for one that is not ours."""
-    is_aside = files.is_aside(name)
-    match = _NAME.fullmatch(name[1:-4] if is_aside else name)
-    return None if match is None else _Name(match["stem"], match["ending"], is_aside)
+MakeRoom = Callable[[str], bool]
+"""Removes something that is no part of the stem it is given, and returns whether there was anything."""
+_T = TypeVar("_T")
 
 
 class NewCore:
     """A core that is being written, and its report."""
 
-    def __init__(self, directory: int, stem: str, kind: str, fd: int) -> None:
+    def __init__(self, directory: int, stem: str, kind: str, fd: int, make_room: MakeRoom | None) -> None:
         self.stem, self._kind = stem, kind
         self._directory, self._fd = directory, fd
+        self._make_room = make_room
+        self._size = 0
 
     def write(self, data: bytes) -> None:
         """Append to the core."""
-        files.write_all(self._fd, data)
+        _while_full(lambda: self._append(data), self._make_room, self.stem)
+
+    def _append(self, data: bytes) -> None:
+        """Append all of *data*, or nothing, so that it can be tried again."""
+        try:
+            files.write_all(self._fd, data)
+        except StorageError:
+            try:
+                os.ftruncate(self._fd, self._size)
+            except OSError as error:
+                raise files.disk_refused(error, "cannot cut a core") from error
+            raise
+        self._size += len(data)
 
     def publish(self, report: bytes, facts: Facts, *, is_whole: bool) -> str:
         """Make the core and its report durable, give them their names, and return the core's.
@@ -90,10 +72,10 @@ class NewCore:
         # A file system that finds out at close says so to every close; ours keeps the lock until the end.
         files.close(os.dup(self._fd))
         name = core_name(self.stem, self._kind, is_whole=is_whole)
-        document = add_facts(report, facts | {"file": name})
-        files.link_into_place(
-            files.write_aside(f"{self.stem}.json", self._directory, document), f"{self.stem}.json", self._directory
-        )
+        document, text = add_facts(report, facts | {"file": name}), f"{self.stem}.json"
+        # Not so the core's own fsync: one that failed says nothing when it is asked again.
+        aside = _while_full(lambda: files.write_aside(text, self._directory, document), self._make_room, self.stem)
+        files.link_into_place(aside, text, self._directory)
         files.link_into_place(self._aside, name, self._directory)
         files.sync(self._directory)
         self.close()
@@ -110,6 +92,14 @@ class NewCore:
         finally:
             files.remove_file(files.aside_name(f"{self.stem}.json"), self._directory)
             files.remove_file(self._aside, self._directory)
+            self.close()
+
+    def withdraw(self) -> None:
+        """Remove what is there of a core that was begun, as if it had not been."""
+        try:
+            files.remove_file(files.aside_name(f"{self.stem}.json"), self._directory)
+            files.remove_file(self._aside, self._directory)
+        finally:
             self.close()
 
     def close(self) -> None:
@@ -134,22 +124,31 @@ class CoreDirectory:
         """Let go of the directory; cores that are being written need it to the end."""
         os.close(self._fd)
 
-    def begin(self, base: str, kind: str, report: bytes) -> NewCore:
-        """Return a new core under *base*, or *base* with a number where that is taken; its report is there for whoever finds it."""
+    def begin(self, base: str, kind: str, report: bytes, make_room: MakeRoom | None = None) -> NewCore:
+        """Return a new core under *base*, or *base* with a number where that is taken; its report is there for whoever finds it.
+
+        While the disk is full, *make_room* is asked for more of it, here and as the core is written.
+        """
+        return _while_full(lambda: self._begin(base, kind, report, make_room), make_room, "")
+
+    def _begin(self, base: str, kind: str, report: bytes, make_room: MakeRoom | None) -> NewCore:
         lock = self._lock()
         try:
-            stem = next(stem for stem in _numbered(base) if not self._is_taken(stem))
+            # Without the lock, a number that no other living handler takes.
+            stems = numbered(base) if lock is not None else numbered(f"{base}-{os.getpid()}")
+            stem = next(stem for stem in stems if not self._is_taken(stem))
             fd = files.create_file(files.aside_name(f"{stem}.{kind}"), self._fd)
-            core = NewCore(self._fd, stem, kind, fd)
+            core = NewCore(self._fd, stem, kind, fd, make_room)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise files.disk_refused(error, "cannot lock a core") from error
         finally:
-            os.close(lock)
+            if lock is not None:
+                os.close(lock)
         try:
             self._leave_report(stem, report)
         except StorageError:
-            core.abandon(report, {})
+            core.withdraw()
             raise
         except BaseException:
             core.close()
@@ -158,7 +157,7 @@ class CoreDirectory:
 
     def _is_taken(self, stem: str) -> bool:
         """Return whether any name of a stem is there: a few looks, however many files the directory has, for a process waits."""
-        return any(self._exists(name) for name in _names_of(stem))
+        return any(self._exists(name) for name in names_of(stem))
 
     def _exists(self, name: str) -> bool:
         try:
@@ -196,30 +195,46 @@ class CoreDirectory:
         A dump is a core, whole or truncated, with its report. Reports without a core are counted by themselves, so that a full disk
         does not push good cores out. What is not named as this module names, or is being written, is left alone.
         """
+        names, groups = self._dumps()
+        gone: list[str] = []
+        for group in groups:
+            others = self._by_age(group - {own}, names)
+            for stem in others[: max(len(others) - (keep - (own in group)), 0)]:
+                gone += self._remove(names[stem])
+        return gone
+
+    def remove_oldest(self, own: str) -> list[str]:
+        """Remove the oldest dump that is not *own*, after the last one reports without a core; return the names that are gone."""
+        names, groups = self._dumps()
+        for group in groups:
+            for stem in self._by_age(group - {own}, names):
+                return self._remove(names[stem])
+        return []
+
+    def _dumps(self) -> tuple[dict[str, list[str]], tuple[set[str], set[str]]]:
+        """Return all names by their stems, and of those that nobody is writing the stems with a core and the ones without."""
         names: dict[str, list[str]] = {}
         busy = set()
         for text in files.names_in(self._fd):
-            name = _parse(text)
+            name = find_meaning(text)
             if name is not None and name.is_aside:
                 busy.add(name.stem)
             elif name is not None:
                 names.setdefault(name.stem, []).append(text)
-        stems = [stem for stem in names if stem not in busy]
-        lonely = [stem for stem in stems if names[stem] == [f"{stem}.json"]]
-        gone: list[str] = []
-        for group in (set(stems) - set(lonely), set(lonely)):
-            for stem in self._oldest(group, names, keep, own):
-                # The core first, so that what a kill leaves between the two is a report without a core, and not the other way.
-                for text in sorted(names[stem], key=lambda text: text.endswith(".json")):
-                    files.remove_file(text, self._fd)
-                    gone.append(text)
-        return gone
+        stems = set(names) - busy
+        lonely = {stem for stem in stems if names[stem] == [f"{stem}.json"]}
+        return names, (stems - lonely, lonely)
 
-    def _oldest(self, stems: Iterable[str], names: dict[str, list[str]], keep: int, own: str) -> Sequence[str]:
-        """Return the stems that go: by the time in their names, and within a second by that of their files."""
-        others = sorted((stem for stem in stems if stem != own), key=lambda stem: (stem[:16], self._written_at(names[stem]), stem))
-        kept = keep - (own in stems)
-        return others[: max(len(others) - kept, 0)]
+    def _remove(self, names: Iterable[str]) -> list[str]:
+        """Remove the files of a dump, the core first: what a kill leaves is a report without a core, and not the other way."""
+        ordered = sorted(names, key=lambda text: text.endswith(".json"))
+        for text in ordered:
+            files.remove_file(text, self._fd)
+        return ordered
+
+    def _by_age(self, stems: Iterable[str], names: dict[str, list[str]]) -> Sequence[str]:
+        """Return the stems, the oldest first: by the time in their names, and within a second by that of their files."""
+        return sorted(stems, key=lambda stem: (stem[:16], self._written_at(names[stem]), stem))
 
     def _written_at(self, names: Sequence[str]) -> int:
         times = [0]
@@ -230,22 +245,34 @@ class CoreDirectory:
                 continue  # Another handler has removed it between our look and this one.
         return max(times)
 
-    def _lock(self) -> int:
-        """Return the lock that is held while names are given out; closing it lets it go."""
+    def _lock(self) -> int | None:
+        """Return the lock that is held while names are given out, None when somebody keeps it; closing it lets it go."""
         try:
             fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600, dir_fd=self._fd)
-            fcntl.flock(fd, fcntl.LOCK_EX)
         except OSError as error:
             raise files.disk_refused(error, f"cannot lock {LOCK!r}") from error
-        return fd
+        for _ in range(_LOCK_TRIES):
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(_LOCK_PAUSE_S)
+            except OSError as error:
+                os.close(fd)
+                raise files.disk_refused(error, f"cannot lock {LOCK!r}") from error
+            else:
+                return fd
+        os.close(fd)
+        return None
 
-    def _names(self) -> list[_Name]:
-        return [name for name in map(_parse, files.names_in(self._fd)) if name is not None]
+    def _names(self) -> list[CoreFile]:
+        return [name for name in map(find_meaning, files.names_in(self._fd)) if name is not None]
 
     def _claim_leftovers(self, troubles: list[StorageError]) -> list[tuple[str, str, int]]:
         """Return stem, format and descriptor of each core whose handler is gone, locked by us from now on."""
         claimed = []
         lock = self._lock()
+        if lock is None:
+            raise StorageError(f"{LOCK!r} is locked by another process")
         try:
             asides = [name for name in self._names() if name.is_aside]
             cores = {name.stem for name in asides if name.ending in FORMATS}
@@ -283,7 +310,7 @@ class CoreDirectory:
         """Give a leftover the name that its report states; without a report one that says that it was cut. Return the name."""
         report = files.read_file(f"{stem}.json", self._fd, limits.MAX_REPORT_BYTES)
         size, cut = os.fstat(fd).st_size, core_name(stem, kind, is_whole=False)
-        stated = {} if report is None else _local_facts(report)
+        stated = {} if report is None else find_facts(report)
         name: str | None = core_name(stem, kind, is_whole=True)
         if report is None:
             name = cut
@@ -312,7 +339,7 @@ class CoreDirectory:
     def _publish_report(self, stem: str, facts: Facts) -> None:
         """Give a report that its handler left beside its name that name, with *facts* added."""
         report = files.read_file(files.aside_name(f"{stem}.json"), self._fd, limits.MAX_REPORT_BYTES) or b"{}"
-        files.replace_file(f"{stem}.json", self._fd, add_facts(report, facts))
+        files.replace_file(f"{stem}.json", self._fd, add_facts(report, find_facts(report) | facts))
 
 
 def open_cores(path: str) -> CoreDirectory:
@@ -329,42 +356,16 @@ def open_cores(path: str) -> CoreDirectory:
     return CoreDirectory(fd, (status.st_uid, status.st_gid))
 
 
-def core_name(stem: str, kind: str, *, is_whole: bool) -> str:
-    """Return the name of a core."""
-    return f"{stem}.{kind}" if is_whole else f"{stem}.truncated.{kind}"
-
-
-def add_facts(report: bytes, facts: Facts) -> bytes:
-    """Return *report* with *facts* as its member "local"; a report that is none becomes an empty one."""
-    try:
-        fields = json.loads(report)
-    except ValueError:
-        fields = {}
-    if not isinstance(fields, dict):
-        fields = {}
-    return json.dumps(fields | {"local": facts}, sort_keys=True, separators=(",", ":")).encode("ascii")
-
-
-def _local_facts(report: bytes) -> Facts:
-    try:
-        facts = json.loads(report)["local"]
-    except (ValueError, KeyError, TypeError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
-
-
-def _names_of(stem: str) -> Iterator[str]:
-    """Yield every name that this module gives under a stem."""
-    for name in (f"{stem}.json", *(core_name(stem, kind, is_whole=True) for kind in FORMATS)):
-        yield name
-        yield files.aside_name(name)
-    yield from (core_name(stem, kind, is_whole=False) for kind in FORMATS)
-
-
-def _numbered(base: str) -> Iterable[str]:
-    yield base
-    for number in count(2):
-        yield f"{base}-{number}"
+def _while_full(step: Callable[[], _T], make_room: MakeRoom | None, own: str) -> _T:
+    """Return what *step* does, having made room for it as often as the disk was full; raises its StorageError when none is left."""
+    while True:
+        try:
+            return step()
+        except StorageError as error:
+            cause = error.__cause__
+            is_full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+            if not is_full or make_room is None or not make_room(own):
+                raise
 
 
 def _digest(fd: int) -> str:

@@ -11,11 +11,13 @@ from typing import Final
 
 from securecore.dump.manifest import COMPLETE
 from securecore.dump.packing import make_packing
-from securecore.errors import ConfigError, SecurecoreError
+from securecore.errors import ConfigError, SecurecoreError, StorageError
 from securecore.names import DumpId
 from securecore.report import CrashReport
 from securecore.sender import privileges
-from securecore.sender.cores import FACTS_BYTES, CoreDirectory, Facts, NewCore, open_cores, stem_of_crash
+from securecore.sender.core_facts import FACTS_BYTES, Facts, add_facts
+from securecore.sender.core_names import stem_of_crash
+from securecore.sender.cores import CoreDirectory, NewCore, open_cores
 from securecore.sender.local_mode import LocalMode
 from securecore.sender.packer import Packed, Packer
 from securecore.sender.system_log import log
@@ -30,7 +32,7 @@ def keep(core: int, mode: LocalMode, dump: DumpId, report: CrashReport) -> int:
     packing = make_packing(mode.kind, mode.level)
     become_owner(directory, mode.directory)
     encoded = report.encode(FACTS_BYTES)
-    new = directory.begin(stem_of_crash(report.crashed_at or 0, report.program, report.pid or 0), mode.kind, encoded)
+    new = begin(directory, mode, dump, report, encoded)
     packed = Packer(packing, new.write).pack(core)
     code = conclude(new, packed, dump, mode.kind, encoded)
     tidy(directory, mode, new.stem)
@@ -47,6 +49,31 @@ def become_owner(directory: CoreDirectory, path: str) -> None:
             f"{path}: belongs to root's group, which the handler must not keep", hint=f"chgrp to a group of uid {uid}"
         )
     privileges.drop(uid, gid)
+
+
+def begin(directory: CoreDirectory, mode: LocalMode, dump: DumpId, report: CrashReport, encoded: bytes) -> NewCore:
+    """Begin the core, where need be after the directory was put in order.
+
+    With --keep a full disk costs the oldest dumps, one after the other: otherwise one without room for one dump more than are kept
+    would lose every core from then on.
+    """
+
+    def make_room(own: str) -> bool:
+        gone = directory.remove_oldest(own)
+        for name in gone:
+            log("removed", file=name, why="the disk is full")
+        return bool(gone)
+
+    stem = stem_of_crash(report.crashed_at or 0, report.program, report.pid or 0)
+    # Whoever finds what a killed handler leaves knows of it what stands here.
+    left = add_facts(encoded, {"id": str(dump), "format": mode.kind})
+    room = make_room if mode.keep is not None else None
+    try:
+        return directory.begin(stem, mode.kind, left, room)
+    except StorageError:
+        # What is left of killed handlers, and what is more than is kept, may be what takes the room.
+        tidy(directory, mode, "")
+        return directory.begin(stem, mode.kind, left, room)
 
 
 def conclude(new: NewCore, packed: Packed, dump: DumpId, kind: str, report: bytes) -> int:

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from securecore.errors import ConfigError, StorageError
-from securecore.sender.cores import LOCK, CoreDirectory, open_cores, stem_of_crash
+from securecore.sender.core_names import stem_of_crash
+from securecore.sender.cores import LOCK, CoreDirectory, open_cores
 from tests.support.disk import Disk
 from tests.support.local_handlers import is_well_named
 

@@ -1,5 +1,6 @@
 """The handler in local mode, as a process of its own: what it keeps, what it calls it, and what it does when it cannot."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -154,6 +155,71 @@ def fill(path: Path) -> None:
         os.posix_fallocate(file.fileno(), 0, os.statvfs(path.parent).f_bavail * os.statvfs(path.parent).f_frsize)
 
 
+@needs_root
+@pytest.mark.parametrize("keep", ["1", "2", "5"])
+def test_a_disk_without_room_for_one_more_gives_up_its_oldest(keep: str, tmp_path: Path) -> None:
+    """With --keep: each of many crashes is kept, byte for byte, for as many older ones as its room takes, and no report is lost."""
+    with small_disk(tmp_path / "small", "3m") as small:
+        host = LocalHost(small)
+        for second in range(5):
+            core = write_core([Segment(noise(1_700_000, second))])
+            assert host.run(core, "--keep", keep, changes={5: str(second)}) == 0
+            (name,) = host.cores_kept()
+            assert host.plain(name) == core
+
+        assert [report["local"]["outcome"] for report in host.reports().values()] == ["complete"]
+
+
+@needs_root
+def test_a_disk_without_a_name_left_gives_up_its_oldest(tmp_path: Path) -> None:
+    """The same for inodes: a disk for 2 dumps and what the third needs while it is written."""
+    with small_disk(tmp_path / "small", "8m,nr_inodes=9") as small:
+        host = LocalHost(small)
+        codes = [host.run(CORE, "--keep", "3", changes={5: str(second)}) for second in range(5)]
+
+        assert codes == [0] * 5
+        assert any(name.startswith("19700101T000004Z") for name in host.cores_kept())
+
+
+@needs_root
+def test_without_keep_a_full_disk_costs_nothing_that_is_there(tmp_path: Path) -> None:
+    """Nobody has said that an old core may go."""
+    with small_disk(tmp_path / "small", "3m") as small:
+        host = LocalHost(small)
+        cores = [write_core([Segment(noise(1_700_000, second))]) for second in range(2)]
+        assert [host.run(core, changes={5: str(second)}) for second, core in enumerate(cores)] == [0, StorageError.exit_code]
+        (name,) = host.cores_kept()
+        assert host.plain(name) == cores[0]
+
+
+@needs_root
+def test_leftovers_are_named_even_when_no_core_can_be_begun(tmp_path: Path) -> None:
+    """An inode is left, and a core takes two: what a killed handler has left is put in order all the same."""
+    with small_disk(tmp_path / "small", "8m,nr_inodes=100") as small:
+        host = LocalHost(small)
+        (host.cores / ".20261124T065359Z-nginx-4711.gz.new").write_bytes(b"left by a killed one")
+        (host.cores / ".20261124T065359Z-nginx-4711.json.new").write_bytes(b"{}")
+        (host.cores / ".lock").touch()
+        for path in host.cores.iterdir():
+            os.chown(path, *OWNER)
+        for number in range(os.statvfs(small).f_ffree - 1):
+            (small / str(number)).touch()
+
+        assert host.run(CORE) == StorageError.exit_code
+        assert host.names() == ["20261124T065359Z-nginx-4711.json", "20261124T065359Z-nginx-4711.truncated.gz"]
+
+
+def test_a_lock_that_somebody_keeps_holds_no_crashed_process(host: LocalHost) -> None:
+    """A stopped process has the lock: the core is kept under a number of its own, and only the tidying waits for another time."""
+    with (host.cores / ".lock").open("w") as lock:
+        os.chown(host.cores / ".lock", *OWNER)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert [host.run(CORE, changes={5: "7"}) for _ in range(2)] == [0, 0]
+
+    assert [host.plain(name) for name in host.cores_kept()] == [CORE, CORE]
+    assert [name for name in host.names() if not is_well_named(name)] == []
+
+
 def test_a_killed_handlers_core_is_kept_by_the_next(host: LocalHost) -> None:
     """kill -9 in the middle: hidden until another handler has ended, then named as cut, with the report of its own crash."""
     handler = host.start("--format", "gz")
@@ -172,7 +238,9 @@ def test_a_killed_handlers_core_is_kept_by_the_next(host: LocalHost) -> None:
     assert cut.endswith(".truncated.gz")
     assert whole.endswith(".zst")
     assert len(host.names()) == 4
-    assert host.reports()[cut.removesuffix(".truncated.gz")]["local"]["outcome"] == "cut"
+    stated = host.reports()[cut.removesuffix(".truncated.gz")]["local"]
+    assert (stated["outcome"], stated["format"], len(stated["id"])) == ("cut", "gz", 36)
+    assert stated.keys() == {"file", "format", "id", "outcome", "sha256", "stored_bytes"}
     assert (host.cores / cut).stat().st_size > limits.MIB
 
 
