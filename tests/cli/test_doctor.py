@@ -1,5 +1,6 @@
 """``doctor``: a set-up that is in order is called so; each thing that can be wrong with one is found, and named with its remedy."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -22,8 +23,10 @@ from securecore.receiver import installation as receiving
 from securecore.receiver.server import Receiver
 from securecore.sender import installation
 from securecore.sender.spool import EntryStart, open_spool
+from securecore.store.layout import create_store
 from tests.support.certificates import HOST_NAME, Fleet, make_fleet, no_passphrase
 from tests.support.kernel import Installed, needs_kernel, wait_until
+from tests.support.local_files import small_disk
 from tests.support.machines import USER, SystemLog, make_root, receiver_running, seeing, setup
 from tests.support.receivers import running_receiver
 
@@ -440,6 +443,33 @@ def test_an_old_revocation_list_is_found(
 
     assert words in found["words"]
     assert found["remedy"].startswith("securecore pki crl")
+
+
+@needs_root
+def test_a_receiver_on_another_file_system_is_not_taken_for_one_on_this_store(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two file systems number their files alike; a lock is one of its own file only. The remedy is the command: here is no service."""
+    with small_disk(tmp_path / "a", "1m") as one, small_disk(tmp_path / "b", "1m") as other:
+        for disk in (one, other):
+            create_store(str(disk / "store")).close()
+            (disk / "store/lock").touch(0o600)
+        assert (one / "store/lock").stat().st_ino == (other / "store/lock").stat().st_ino
+        words = {}
+        with (one / "store/lock").open("r+b") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for disk in (one, other):
+                main.run(
+                    ["doctor", "--json", "--offline", "--store", str(disk / "store"), "--identity", "/nonexistent/my identity"]
+                )
+                checks = json.loads(capsys.readouterr().out)["checks"]
+                words[disk] = next((one["words"], one["remedy"]) for one in checks if one["check"] == "receiver")
+
+    assert words[one] == (f"runs (pid {os.getpid()})", None)
+    assert words[other] == (
+        "none runs on this store",
+        f"securecore receive --listen ADDR:PORT --store {other}/store --identity '/nonexistent/my identity'",
+    )
 
 
 def test_another_log_key_is_found(machine: Machine, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def _store(places: Places, root: Root) -> Iterator[Finding]:
     try:
         store = open_store(place)
     except NotFoundError:
-        yield warning("store", f"no store in {place} yet: the receiver makes it when it starts", START)
+        yield warning("store", f"no store in {place} yet: the receiver makes it when it starts", _start(places))
         return
     with store:
         status, user = os.fstat(store.fd), users.find_user(places.user, root) if places.user and ":" not in places.user else None
@@ -117,26 +117,51 @@ def _store(places: Places, root: Root) -> Iterator[Finding]:
         else:
             yield ok("store", f"{place}, id {store.store_id}")
         yield room_finding("store's room", place)
-        yield _runs(store, root)
+        yield _runs(store, root, places)
         yield _log_key(store, root, places)
 
 
-def _runs(store: Store, root: Root) -> Finding:
+def _start(places: Places) -> str:
+    """Return what starts a receiver: the service, or the command where it is none."""
+    if places.unit is not None:
+        return START
+    return f"securecore receive --listen ADDR:PORT --store {shlex.quote(places.store)} --identity {shlex.quote(places.identity)}"
+
+
+def _runs(store: Store, root: Root, places: Places) -> Finding:
     """Whether a receiver holds the store's lock; to try the lock could keep one from starting, so the kernel's list is read."""
     try:
         status = os.stat(LOCK, dir_fd=store.fd, follow_symlinks=False)
         with open("/proc/locks", encoding="ascii") as locks:
-            held = _holder(locks.read(), status.st_ino)
+            held = _holder(locks.read(), _lock_device(store.fd), status.st_ino)
     except OSError as error:
         return warning("receiver", f"cannot tell whether one runs: {(error.strerror or '').lower()}")
     if held is not None:
         return ok("receiver", f"runs (pid {held})")
-    return wrong("receiver", "none runs on this store", START) if root.is_live else ok("receiver", "none runs on this store")
+    words = "none runs on this store"
+    return wrong("receiver", words, _start(places)) if root.is_live else ok("receiver", words)
 
 
-def _holder(locks: str, inode: int) -> int | None:
-    """Return the pid that holds a flock on a file with *inode*, by the text of /proc/locks (proc_locks(5))."""
-    found = re.search(rf"^\d+: FLOCK +\w+ +WRITE +(\d+) +[0-9a-f]+:[0-9a-f]+:{inode} ", locks, re.MULTILINE)
+def _lock_device(directory: int) -> tuple[int, int]:
+    """Return major and minor of a directory's file system, as /proc/locks has them for the files in it.
+
+    Not those of stat(2): btrfs gives each subvolume a number of its own there. /proc/self/mountinfo, like /proc/locks, has the
+    superblock's (proc_pid_mountinfo(5)).
+    """
+    with open(f"/proc/self/fdinfo/{directory}", encoding="ascii") as facts:
+        mount = re.search(r"^mnt_id:\s*(\d+)$", facts.read(), re.MULTILINE)
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
+        found = re.search(rf"^{mount.group(1) if mount else '-'} \d+ (\d+):(\d+) ", mounts.read(), re.MULTILINE)
+    if found is not None:
+        return int(found.group(1)), int(found.group(2))
+    device = os.fstat(directory).st_dev
+    return os.major(device), os.minor(device)
+
+
+def _holder(locks: str, device: tuple[int, int], inode: int) -> int | None:
+    """Return the pid that holds a flock on a file, by the text of /proc/locks (proc_locks(5)), which has *device* in hex."""
+    place = f"{device[0]:02x}:{device[1]:02x}:{inode}"
+    found = re.search(rf"^\d+: FLOCK +\w+ +WRITE +(\d+) +{place} ", locks, re.MULTILINE)
     return int(found.group(1)) if found else None
 
 
@@ -146,5 +171,5 @@ def _log_key(store: Store, root: Root, places: Places) -> Finding:
         return ok("log key", "not in the store yet: the receiver puts it there when it starts")
     if ours is None or ours.content != kept:
         words = "the store's log-key.jws is not the identity's: it counts from the next start on"
-        return warning("log key", words, "systemctl restart securecore-receiver")
+        return warning("log key", words, "systemctl restart securecore-receiver" if places.unit is not None else "start it anew")
     return ok("log key", "the store's statement is the identity's")
