@@ -15,6 +15,7 @@ from typing import Any, Final, Self
 
 from securecore.errors import ConfigError
 from securecore.names import Address, NameRefused
+from securecore.sender import installation
 from securecore.sender.local_mode import LocalMode, is_plain_path
 
 DEFAULT_SPOOL: Final = "/var/lib/securecore/spool"
@@ -69,6 +70,10 @@ class LocalConfiguration:
     def check(self, where: str) -> Self:
         """Return itself; raises ConfigError, which begins with *where*, when a value is none that could work."""
         self.mode.check(where)
+        try:
+            installation.core_pattern(installation.HANDLER, self.mode)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error.message}", hint=error.hint) from error
         check_user(self.user, where)
         return self
 
