@@ -173,6 +173,30 @@ def test_a_full_directory_of_another_user_is_refused(root: Path, capsys: pytest.
     assert "is not empty and belongs to uid 0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("directory", "mode", "owner", "is_taken"),
+    [
+        ("/srv", 0o755, 0, False), ("/var/tmp", 0o1777, 0, False), ("/var/shared", 0o775, 0, False),
+        ("/var/theirs", 0o700, 4711, False), ("/var/cores", 0o755, 0, True), ("/srv", 0o700, int(USER.split(":")[0]), True),
+    ],
+)  # fmt: skip
+def test_an_empty_directory_is_taken_only_when_it_is_nobody_s(
+    directory: str, mode: int, owner: int, is_taken: bool, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """/srv, /tmp and what others write in or own stay as they are; what root has made for it, or is the handler's, is used."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can make another user's directory")
+    place = root / directory[1:]
+    place.mkdir(parents=True)
+    place.chmod(mode)
+    os.chown(place, owner, owner)
+    before = snapshot(root)
+
+    assert (setup(root, "sender", "--local", directory, "--user", USER) == 0) is is_taken
+    assert ("may be meant for others" in capsys.readouterr().err) is not is_taken
+    assert (snapshot(root) == before) is not is_taken
+
+
 def test_a_missing_identity_does_not_matter(root: Path) -> None:
     """Nothing is sent, so nobody needs a certificate."""
     shutil.rmtree(root / "etc/securecore/identity")

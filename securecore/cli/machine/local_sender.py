@@ -1,6 +1,7 @@
 """Making a machine keep its cores in a directory of its own: what must hold before, and the steps."""
 
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -92,6 +93,7 @@ def local_steps(
     kernel = kernel_steps(installation.core_pattern(installation.HANDLER, configuration.mode))
     directory = configuration.mode.directory
     users.check_owner(directory, user, root)
+    _check_is_spare(directory, user, root)
     steps: list[Step] = [
         WriteFile(installation.CONFIGURATION, content),
         MakeCores(directory, 0o700, (user.uid, user.gid), is_ours=True),
@@ -100,3 +102,20 @@ def local_steps(
     if not (root.is_live or user.is_listed):
         steps.append(WriteFile(installation.SYSUSERS, users.sysusers_file(user)))
     return [*steps, *kernel]
+
+
+def _check_is_spare(directory: str, user: User, root: Root) -> None:
+    """Raise ConfigError when *directory* is there, is not the user's yet, and may be meant for something else.
+
+    What set-up takes becomes private to the handler: an empty /tmp, /srv or /home of an image would be everybody's loss.
+    """
+    status = root.status(directory)
+    if status is None or status.st_uid == user.uid:
+        return
+    is_roots = status.st_uid in ({0} if root.is_live else {0, os.geteuid()})
+    if directory.count("/") > 1 and is_roots and not status.st_mode & (stat.S_ISVTX | 0o022):
+        return
+    raise ConfigError(
+        f"{root.outside(directory)} is there already, and may be meant for others than {user.name}",
+        hint=f"name one that set-up can make, as in {directory.rstrip('/')}/cores",
+    )
