@@ -1,7 +1,7 @@
 """The local way of a crash: steps 6 to 9 of handler.py with a directory in the receiver's place, and no network.
 
  6  open as root the directory that core_pattern names
- 7  become its owner, for good, unless that is root
+ 7  become its owner, for good
  8  drain the pipe: pieces, what stands for them, and from there to the disk
  9  close the pipe: the crashed process is let go
 10  make core and report durable and give them their names; then see to what killed handlers left, and to the number that is kept
@@ -40,15 +40,20 @@ def keep(core: int, mode: LocalMode, dump: DumpId, report: CrashReport) -> int:
 
 
 def become_owner(directory: CoreDirectory, path: str) -> None:
-    """Become the directory's owner, for good; where that is root, nothing can be given up: then whoever reads the cores is root."""
+    """Become the directory's owner, for good."""
+    check_owner(directory, path)
+    privileges.drop(*directory.owner)
+
+
+def check_owner(directory: CoreDirectory, path: str) -> None:
+    """Raise ConfigError when the directory is root's, or of root's group: its owner is what the handler gives root up for."""
     uid, gid = directory.owner
-    if uid == 0:
-        return
-    if gid == 0:
+    if uid == 0 or gid == 0:
+        whose = "root" if uid == 0 else "root's group"
         raise ConfigError(
-            f"{path}: belongs to root's group, which the handler must not keep", hint=f"chgrp to a group of uid {uid}"
+            f"{path}: belongs to {whose}, which the handler must not stay",
+            hint=f"chown securecore:securecore {path}, or another user",
         )
-    privileges.drop(uid, gid)
 
 
 def begin(directory: CoreDirectory, mode: LocalMode, dump: DumpId, report: CrashReport, encoded: bytes) -> NewCore:

@@ -158,8 +158,10 @@ def test_a_machine_that_keeps_its_cores_is_looked_at_as_one(machine: Machine) ->
         (lambda cores: cores.chmod(0o770), "wrong", "others than its owner can write there"),
         (lambda cores: cores.chmod(0o755), "warning", "others may look into it"),
         (lambda cores: os.chown(cores, 4711, 4711), "warning", "belongs to 4711:4711"),
+        (lambda cores: os.chown(cores, 4711, 0), "wrong", "belongs to root's group"),
+        (lambda cores: os.chown(cores, 0, 4711), "wrong", "belongs to root,"),
     ],
-    ids=["missing", "writable", "readable", "another owner's"],
+    ids=["missing", "writable", "readable", "another owner's", "root's group", "root's"],
 )
 def test_a_directory_of_cores_that_is_not_as_it_should_be(
     harm: Callable[[Path], None], level: str, words: str, machine: Machine
@@ -174,6 +176,18 @@ def test_a_directory_of_cores_that_is_not_as_it_should_be(
 
     assert words in found["words"]
     assert found["remedy"]
+
+
+@pytest.mark.parametrize("directory", ["/var/my cores", "/" + "x" * 99], ids=["a space", "too long"])
+def test_a_directory_that_core_pattern_cannot_name(directory: str, machine: Machine) -> None:
+    """An edited sender.toml: the other checks are made, and this one names the file and what is wrong with it."""
+    machine.set_up_local()
+    configuration = machine.file(installation.CONFIGURATION)
+    configuration.write_text(configuration.read_text().replace(CORES, directory))
+    found = machine.doctor().find("configuration", "wrong")
+
+    assert found["words"].startswith(f"{configuration}: ")
+    assert directory in found["words"]
 
 
 def test_options_in_the_pattern_that_are_older_than_the_configuration(machine: Machine) -> None:
@@ -449,7 +463,7 @@ def test_an_old_revocation_list_is_found(
 def test_a_receiver_on_another_file_system_is_not_taken_for_one_on_this_store(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two file systems number their files alike; a lock is one of its own file only. The remedy is the command: here is no service."""
+    """Two file systems number their files alike. The remedy is the command, for here is no service."""
     with small_disk(tmp_path / "a", "1m") as one, small_disk(tmp_path / "b", "1m") as other:
         for disk in (one, other):
             create_store(str(disk / "store")).close()

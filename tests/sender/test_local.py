@@ -333,18 +333,12 @@ def test_it_has_no_socket_and_nothing_to_print_to(suspended: "subprocess.Popen[b
 
 
 @needs_root
-def test_roots_directory_is_written_as_root(tmp_path: Path) -> None:
-    """Nobody else could read the cores there anyway: whoever chooses that is told in the documents."""
-    host = LocalHost(tmp_path, (0, 0))
-    assert host.run(CORE) == 0
-    assert {(host.cores / name).stat().st_uid for name in host.names()} == {0}
-
-
-@needs_root
-def test_roots_group_is_not_kept(tmp_path: Path) -> None:
-    """A directory of a user and of root's group would leave the handler in that group: refused."""
-    host = LocalHost(tmp_path, (NOBODY, 0))
+@pytest.mark.parametrize("owner", [(0, 0), (0, NOBODY), (NOBODY, 0)], ids=str)
+def test_a_directory_of_root_is_refused(owner: tuple[int, int], tmp_path: Path) -> None:
+    """The handler would stay root, or in root's group, while it reads what a crashed process has made: exit code 3."""
+    host = LocalHost(tmp_path, owner)
     assert host.run(CORE) == ConfigError.exit_code
+    assert host.names() == []
 
 
 _NO_LATE_IMPORTS: Final = """

@@ -18,6 +18,7 @@ from securecore.errors import SecurecoreError, UnreachableError
 from securecore.sender import installation
 from securecore.sender.configuration import LocalConfiguration, SenderConfiguration, parse_configuration
 from securecore.sender.cores import open_cores
+from securecore.sender.local import check_owner
 from securecore.sender.local_mode import LocalMode
 from securecore.sender.settings import Settings, load_settings
 from securecore.sender.spool import open_spool
@@ -190,6 +191,10 @@ def _cores(said: LocalConfiguration, root: Root) -> Iterator[Finding]:
     warnings = trust.check_trusted(os.path.dirname(said.mode.directory), root, "cores")
     directory = open_cores(place)
     user = users.find_user(said.user, root)
+    try:
+        check_owner(directory, place)
+    finally:
+        directory.close()
     if user is not None and directory.owner != (user.uid, user.gid):
         owner = ":".join(map(str, directory.owner))
         yield warning("cores", f"{place} belongs to {owner}, so the handler becomes that, and not {said.user}", SETUP)
