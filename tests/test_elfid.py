@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from securecore.elfid import ProgramIds, identify, uuid_text
+from securecore.elfid import ProgramIds, find_image_end, identify, uuid_text
 from securecore.errors import BrokenError
 from tests.support.elf import PT_NOTE, Segment, write_core
 from tests.support.programs import BUILD_ID, SHT_NOBITS, SHT_NOTE, Section, build_id_note, compile_program, needed, write_program
@@ -220,3 +220,31 @@ def test_the_interpreter_that_runs_this_is_an_elf_file() -> None:
     os.close(fd)
     assert len(reads) < 100
     assert sum(reads) < 1 << 18
+
+
+def image_end(data: bytes) -> int:
+    """Return where the image in these bytes ends."""
+    return find_image_end(lambda offset, length: data[offset : offset + length], len(data))
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("extended", [False, True])
+def test_an_image_ends_where_the_last_thing_that_it_names_does(extended: bool, order: str, bits: int) -> None:
+    """The table of sections, wherever its count stands; what takes no room in the file does not count, what is behind neither."""
+    program = write_program(
+        [*whole(order), Section(b".bss", b"", SHT_NOBITS, size=1 << 30)], bits=bits, order=order, extended_numbering=extended
+    )
+    assert [image_end(program + appended) for appended in (b"", b"x", bytes(5000))] == [len(program)] * 3
+
+
+def test_an_image_without_sections_ends_with_its_segments() -> None:
+    """As the kernel writes cores."""
+    core = write_core([Segment(bytes(5000))])
+    assert [image_end(core), image_end(core + b"x")] == [len(core)] * 2
+
+
+@given(st.binary(max_size=300))
+def test_any_numbers_give_an_end_or_an_error_of_ours(rest: bytes) -> None:
+    """Offsets and counts beyond all bounds are read nowhere."""
+    assert image_end(b"\x7fELF\2\1" + bytes(20) + rest + bytes(64)) >= 64

@@ -364,10 +364,13 @@ handler.main("/no-settings")
 def test_nothing_is_loaded_after_the_drop(kind: str, host: LocalHost) -> None:
     """Installed where only root can read, the handler works all the same."""
     write_script(host.handler, f"#!{sys.executable} -I\n{_NO_LATE_IMPORTS}")
-    (host.cores / ".20261124T065359Z-nginx-4711.gz.new").write_bytes(b"left by a killed one")
+    leftover = host.cores / ".20261124T065359Z-nginx-4711.gz.new"
+    leftover.write_bytes(b"left by a killed one")
+    os.chown(leftover, *OWNER)
 
     assert host.run(CORE, "--format", kind, "--keep", "5") == 0
     assert len(host.cores_kept()) == 2
+    assert "20261124T065359Z-nginx-4711.truncated.gz" in host.cores_kept()
 
 
 @pytest.mark.parametrize("call", ["fsync", "link", "close"])
