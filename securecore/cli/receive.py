@@ -5,7 +5,7 @@ import logging
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -14,6 +14,9 @@ from securecore.names import Address
 
 if TYPE_CHECKING:
     from securecore.receiver.server import Receiver
+
+_STDERR: Final = 2
+"""By its number: what stands in the place of sys.stderr, as in a test, may have no descriptor."""
 
 EPILOG = """\b
 Examples:
@@ -59,8 +62,8 @@ def _start_log(verbose: bool) -> logging.Handler:
     """Send the log to standard error, and return what to close so that the last lines are there when the process ends."""
     from securecore.receiver.log_writer import LogWriter
 
-    # Python has no stderr when the process was started without one; the descriptor may then be any file.
-    handler = LogWriter(sys.stderr.fileno()) if sys.stderr is not None else logging.NullHandler()
+    # Python has no stderr when the process was started without one; descriptor 2 may then be any file.
+    handler = LogWriter(_STDERR) if sys.stderr is not None else logging.NullHandler()
     # Padded for a person who watches; without -v each line is what programs have been reading so far.
     level = "%(levelname)-7s" if verbose else "%(levelname)s"
     logging.basicConfig(handlers=[handler], level=logging.INFO, format=f"%(asctime)s {level} %(message)s")

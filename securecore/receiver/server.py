@@ -206,7 +206,9 @@ class Receiver:
             session.run()
         except (OSError, SecurecoreError) as error:
             words = error.message if isinstance(error, SecurecoreError) else _handshake_words(error)
-            words = "the receiver is being stopped" if self._is_stopping else words
+            if self._is_stopping and isinstance(error, (ssl.SSLEOFError, ConnectionError)):
+                # What a handshake that the stop has shut down ends with; one that failed by itself has its own reason.
+                words = "the receiver is being stopped"
             log.warning("failed host=- peer=%s error=%s", peer, quoted(words))
             plain.close()
         finally:
