@@ -318,7 +318,7 @@ def test_any_dns_name_bytes_are_judged_without_surprise(name: bytes) -> None:
         {"extra": [(x509.UnrecognizedExtension(UNKNOWN_OID, b"\x05\x00"), True)]},
         {"ca": True},
     ],
-    ids=str,
+    ids=["server", "any purpose", "no purpose", "no key usage", "other domain", "expired", "unknown extension", "CA"],
 )
 def test_second_judge_refuses_by_itself(overrides: dict[str, Any], hierarchy: Hierarchy) -> None:
     """The library's verifier, as we set it up, refuses without the help of our own steps; it is there for their mistakes."""

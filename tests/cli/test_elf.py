@@ -401,7 +401,11 @@ def test_a_core_of_local_mode_is_matched_also_when_it_was_cut(name: str, securec
     assert (matched[0], document["core"]["core_build_id"], document["core"]["report_uuid"]) == (0, BUILD_ID.hex(), "build-77")
 
 
-@pytest.mark.parametrize("data", [b"", b"no core at all " * 10, gzip.compress(b"no core at all " * 10), zlib.compress(b"")])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"no core at all " * 10, gzip.compress(b"no core at all " * 10), zlib.compress(b"")],
+    ids=["empty", "text", "gzip of text", "zlib of nothing"],
+)
 def test_what_holds_no_core_is_none(data: bytes, securecore: Securecore, tmp_path: Path) -> None:
     """Plain or compressed: one line."""
     (tmp_path / "core.gz").write_bytes(data)
