@@ -70,23 +70,34 @@ HANDSHAKE_DEADLINE_S: Final = 10.0
 
 IDLE_DEADLINE_S: Final = 60.0
 """Silence of an authenticated peer: longer than the kernel's pause while it walks a large, swapped-out address space. A message
-that was begun has as long to become whole: six times what a sender lets it take to leave."""
+that was begun has as long, and its length at MIN_RATE_BYTES_PER_S, to become whole."""
+
+MIN_RATE_BYTES_PER_S: Final = 4 * KIB
+"""Who takes or sends bytes more slowly is waited for as if it were silent: an eighth of 256 kbit/s, for the round trips and losses
+of an embedded device's bad link. The longest frame takes 257 s at this rate, which is the longest that drops can hold a session."""
 
 RECEIPT_DEADLINE_S: Final = 120.0
 """From END to RECEIPT: the receiver's fsync of a dump on a slow, busy disk."""
 
 PROGRESS_DEADLINE_S: Final = 10.0
-"""How long one frame may take to leave before the sender calls the wire stalled: 1 MiB in 10 s is 0.8 Mbit/s."""
+"""How long what is to leave may stand still before the wire is called stalled: twice ACK_EVERY_S, for a sender with a full ring."""
+
+MAX_DEADLINE_S: Final = 600.0
+"""The longest deadline that sender.toml takes: who waits longer for a link has none."""
 
 HOLD_BUDGET_S: Final = 10.0
-"""How long a crashed process may stand still for the network in all, while there is a spool: as long as one frame may take to
-leave, so that a receiver which takes each frame just in time gains nothing. On a wire that keeps up it never stands still."""
+"""How long a crashed process may stand still for the network in all, while there is a spool: as long as the wire may
+stand still, so that a receiver which takes each frame just in time gains nothing. On a wire that keeps up it never stands still."""
 
 RING_BYTES: Final = 16 * MIB
 """Frames sent but not yet acknowledged that the sender keeps in memory: a quarter of the handler's 64 MiB."""
 
 ACK_EVERY_BYTES: Final = 8 * MIB
 """Stored bytes after which the receiver makes frames durable and says so: half of the sender's ring, so that neither waits."""
+
+ACK_EVERY_S: Final = 5.0
+"""The same by time, where it takes longer to come by so many bytes: half of PROGRESS_DEADLINE_S. At most one fsync in five seconds
+for a session; at the rate at which this comes before ACK_EVERY_BYTES, 1.6 MiB/s, it costs nothing that could be measured."""
 
 MAX_CONNECTIONS: Final = 256
 """Connections that the receiver serves at once: four times the 64 senders of the design's load budget."""

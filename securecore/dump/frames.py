@@ -74,6 +74,20 @@ def check_frame(frame: bytes | bytearray | memoryview) -> int:
     return length
 
 
+def is_torn_frame(data: bytes) -> bool:
+    """Return whether *data* may be the beginning of a frame, and is not the whole of one or more.
+
+    Not checked: anything behind the last block header that is whole.
+    """
+    try:
+        walk_frame(data, 0)
+    except FrameCut:
+        return MAGIC.startswith(data[: len(MAGIC)])
+    except FrameRefused:
+        return False
+    return False
+
+
 def walk_frame(data: bytes | bytearray | memoryview, start: int) -> tuple[int, int]:
     """Return the declared plaintext length and the end offset of the frame that begins at *start* of *data*.
 

@@ -1,5 +1,6 @@
 """One connection after its TLS handshake: judge, greet, take dumps. The thread that runs it owns the socket."""
 
+import math
 import os
 import select
 import socket
@@ -7,6 +8,7 @@ import ssl
 import time
 from collections.abc import Callable
 from datetime import datetime
+from hashlib import sha256
 from typing import Final
 
 from securecore import limits
@@ -24,7 +26,22 @@ from securecore.store.layout import Store
 from securecore.store.recovery import open_incoming
 from securecore.store.writer import AlreadyStored, IncomingDump
 from securecore.wire.connection import NEED_DATA, Connection
-from securecore.wire.messages import Accept, Ack, Data, End, Message, Open, Ready, Receipt, Refusal, Refuse, Zero
+from securecore.wire.messages import (
+    REST_FEATURE,
+    Accept,
+    Ack,
+    Data,
+    End,
+    Kind,
+    Message,
+    Open,
+    Ready,
+    Receipt,
+    Refusal,
+    Refuse,
+    Rest,
+    Zero,
+)
 from securecore.wire.states import End as WireEnd
 
 _RECEIVE_BYTES: Final = 256 * limits.KIB
@@ -78,6 +95,9 @@ class Session:
         self._poll.register(secured, select.POLLIN)
         self._poll.register(self._wakeup.fd, select.POLLIN)
         self._unsynced = 0
+        """Bytes of frames that are not acknowledged."""
+        self._ack_due = math.inf
+        """When they must be, at the latest."""
         self._leaf = secured.getpeercert(binary_form=True) or b""
 
     @property
@@ -101,7 +121,7 @@ class Session:
             judgement = material.judge_host(self._leaf, now)
             host = judgement.name
             material.revocation.check(judgement, now)
-            self._send(Ready(self._service.store.store_id, limits.MAX_FRAMES))
+            self._send(Ready(self._service.store.store_id, limits.MAX_FRAMES, REST_FEATURE))
             self._observer.admitted(host, self._socket.version(), (self._socket.cipher() or ("",))[0], self._leaf)
             self._serve(judgement)
         except SecurecoreError as error:
@@ -131,12 +151,14 @@ class Session:
             if dump.has_manifest:
                 receipt = self._service.committer.commit(dump)
             else:
-                self._send(Accept(dump.frames, dump.root))
+                torn = dump.torn()
+                self._send(Accept(dump.frames, dump.root, len(torn), sha256(torn).digest() if torn else b""))
                 self._observer.opened(opening.dump, report.program, opening.predicted_size, dump)
                 receipt = self._commit(self._take_frames(dump), dump, opening.report)
         except (UnreachableError, _Interrupted):
             # The sender may never come back: what is here is kept as far as it goes, acknowledged or not.
             if not dump.has_manifest:
+                self._keep_partial_frame(dump)
                 dump.sync()
             raise
         finally:
@@ -149,30 +171,51 @@ class Session:
 
     def _take_frames(self, dump: IncomingDump) -> bytes:
         """Store frames until the manifest comes, and return it."""
-        self._unsynced = 0
+        self._note_acknowledged()
         while True:
-            message = self._receive()
+            message = self._receive(dump)
             if message is None:
                 raise UnreachableError("connection ended before END")
             if isinstance(message, End):
                 self._observer.ended(dump)
                 return message.manifest
             if isinstance(message, Data):
-                dump.append(message.frame, check_frame(message.frame))
-                self._acknowledge(dump, len(message.frame))
+                self._append(dump, message.frame)
+            elif isinstance(message, Rest):
+                self._append(dump, dump.torn() + message.rest)
             elif isinstance(message, Zero):
                 dump.append_zero_pieces(message.pieces)
-                self._acknowledge(dump, message.pieces * len(ZERO_PIECE_FRAME))
+                self._note_stored(dump, message.pieces * len(ZERO_PIECE_FRAME))
 
-    def _acknowledge(self, dump: IncomingDump, stored: int) -> None:
-        """Make what was stored durable, and say so, once it is enough."""
+    def _append(self, dump: IncomingDump, frame: bytes) -> None:
+        dump.append(frame, check_frame(frame))
+        self._note_stored(dump, len(frame))
+
+    def _keep_partial_frame(self, dump: IncomingDump) -> None:
+        """Keep what has come of a frame that was cut in its middle: on a bad link it might never come in one piece."""
+        partial = self._connection.find_partial_frame()
+        if partial is not None:
+            kind, part = partial
+            dump.keep_torn(dump.torn() + part if kind is Kind.REST else part)
+
+    def _note_stored(self, dump: IncomingDump, stored: int) -> None:
+        """Acknowledge what was stored once it is enough, and see that it does not wait for long otherwise."""
         self._observer.grew(dump)
+        if self._unsynced == 0:
+            self._ack_due = time.monotonic() + limits.ACK_EVERY_S
         self._unsynced += stored
         if self._unsynced >= limits.ACK_EVERY_BYTES:
-            dump.sync()
-            self._unsynced = 0
-            self._send(Ack(dump.frames))
-            self._observer.acknowledged(dump.frames)
+            self._acknowledge(dump)
+
+    def _acknowledge(self, dump: IncomingDump) -> None:
+        """Make everything that was stored durable, and say so."""
+        dump.sync()
+        self._note_acknowledged()
+        self._send(Ack(dump.frames))
+        self._observer.acknowledged(dump.frames)
+
+    def _note_acknowledged(self) -> None:
+        self._unsynced, self._ack_due = 0, math.inf
 
     def _commit(self, manifest: bytes, dump: IncomingDump, report: bytes) -> bytes:
         # A long transfer may outlive the host's certificate: what was judged before READY is judged again by today's lists.
@@ -189,20 +232,22 @@ class Session:
 
     def _send(self, message: Message) -> None:
         data = self._connection.send(message)
-        self._socket.settimeout(limits.PROGRESS_DEADLINE_S)
+        self._socket.settimeout(limits.PROGRESS_DEADLINE_S + len(data) / limits.MIN_RATE_BYTES_PER_S)
         try:
             self._socket.sendall(data)
         except OSError as error:
             raise UnreachableError(f"connection was lost: {error.strerror or error}") from error
 
-    def _receive(self) -> Message | None:
+    def _receive(self, dump: IncomingDump | None = None) -> Message | None:
         """Return the peer's next message, None when it ended the connection between two dumps.
 
-        It has IDLE_DEADLINE_S to begin, and as long from its first byte on to become whole, however it trickles in.
+        It has IDLE_DEADLINE_S to begin; from its first byte on it has as long again to become whole, however it trickles in, and
+        what its length takes at MIN_RATE_BYTES_PER_S. Frames of *dump* that must be acknowledged meanwhile are.
         """
-        deadline, has_begun = time.monotonic() + limits.IDLE_DEADLINE_S, self._connection.holds_partial_message
+        begun_at = time.monotonic()
+        has_begun = self._connection.holds_partial_message
         while (message := self._connection.next_message()) is NEED_DATA:
-            self._wait_for_bytes(deadline)
+            self._wait_for_bytes(begun_at, dump)
             data = self._read()
             if data is None:
                 continue
@@ -212,7 +257,7 @@ class Session:
                 raise UnreachableError("connection was ended by the peer")
             self._connection.receive(data)
             if not has_begun:
-                deadline, has_begun = time.monotonic() + limits.IDLE_DEADLINE_S, True
+                begun_at, has_begun = time.monotonic(), True
         return message
 
     def _read(self) -> bytes | None:
@@ -236,15 +281,27 @@ class Session:
     def _is_between_dumps(self) -> bool:
         return self._dump is None and not self._connection.holds_partial_message
 
-    def _wait_for_bytes(self, deadline: float) -> None:
+    def _wait_for_bytes(self, begun_at: float, dump: IncomingDump | None) -> None:
         """Return when the peer has sent something; raises when it is silent for too long, or another thread ends the session."""
-        left = deadline - time.monotonic()
-        if left <= 0 or (self._socket.pending() == 0 and not self._poll.poll(left * 1000)):
-            if self._connection.holds_partial_message:
-                raise UnreachableError(f"message was not whole after {limits.IDLE_DEADLINE_S:.0f} s")
-            raise UnreachableError(f"peer was silent for {limits.IDLE_DEADLINE_S:.0f} s")
+        deadline = begun_at + limits.IDLE_DEADLINE_S
+        while not self._is_readable_within(min(deadline, self._ack_due)):
+            now = time.monotonic()
+            if dump is not None and now >= self._ack_due:
+                self._acknowledge(dump)
+            elif now >= (deadline := begun_at + self._patience_s()):
+                words = "message was not whole after" if self._connection.holds_partial_message else "peer was silent for"
+                raise UnreachableError(f"{words} {self._patience_s():.0f} s")
         if self._interruption is not None:
             raise self._interruption
+
+    def _is_readable_within(self, deadline: float) -> bool:
+        left = deadline - time.monotonic()
+        return left > 0 and (self._socket.pending() > 0 or bool(self._poll.poll(left * 1000)))
+
+    def _patience_s(self) -> float:
+        """Return how long the peer has for the message that is under way, in seconds from when it began."""
+        begun = self._connection.find_begun()
+        return limits.IDLE_DEADLINE_S + (begun.length / limits.MIN_RATE_BYTES_PER_S if begun is not None else 0)
 
     def _end_badly(self, error: SecurecoreError, host: HostName | None) -> None:
         """Log why, and tell the peer when it still listens."""

@@ -14,7 +14,7 @@ import os
 from securecore import limits
 from securecore.dump import directory
 from securecore.dump.container import FrameLengths, seek_table_bytes, seek_table_parts
-from securecore.dump.frames import ZERO_PIECE_FRAME, ZERO_PIECE_LEAF
+from securecore.dump.frames import ZERO_PIECE_FRAME, ZERO_PIECE_LEAF, is_torn_frame
 from securecore.dump.reader import read_exactly, scan_frames
 from securecore.errors import BrokenError, Bug, BusyError, NotFoundError, PeerError, StorageError
 from securecore.merkle import Frontier, leaf_hash
@@ -51,6 +51,7 @@ class IncomingDump:
         self._lengths = FrameLengths()
         self._frontier = Frontier()
         self._stored_bytes = 0
+        self._torn_bytes = 0
         self._is_named = False
         self._usable = True
         try:
@@ -97,10 +98,11 @@ class IncomingDump:
     def resume(cls, store: Store, host: HostName, dump_id: DumpId, report: bytes | None = None) -> "IncomingDump":
         """Return the dump as far as it is whole; everything that it then says it holds is durable.
 
-        The frames are walked and hashed again, and what follows the last whole one is cut off, unless the manifest is there: then
-        the core must be whole with its seek table (BrokenError if not). Raises AlreadyStored when it is published; NotFoundError
-        when it is not coming in, or holds nothing that was ever acknowledged (then begin it); PeerError when *report*, if given,
-        differs from the one that it began with; BusyError while another session writes it.
+        The frames are walked and hashed again. What follows the last whole one is kept as far as it may be the beginning of a
+        frame (``torn``), else cut off, unless the manifest is there: then the core must be whole with its seek table
+        (BrokenError if not). Raises AlreadyStored when it is published; NotFoundError when it is not coming in, or holds
+        nothing that was ever acknowledged (then begin it); PeerError when *report*, if given, differs from the one that it
+        began with; BusyError while another session writes it.
         """
         _check_not_stored(store, host, dump_id)
         fd = store.open_dump(host, dump_id).fd
@@ -153,6 +155,23 @@ class IncomingDump:
         """Plaintext bytes that the frames appended stand for."""
         return self._lengths.plain_bytes
 
+    def torn(self) -> bytes:
+        """Return the bytes behind the last frame that may be the beginning of the next one; they were never vouched for.
+
+        The next frame, or the end of the dump, drops them.
+        """
+        return read_exactly(self._core, self._stored_bytes, self._torn_bytes) if self._torn_bytes else b""
+
+    def keep_torn(self, beginning: bytes) -> None:
+        """Put the beginning of the next frame behind the frames, in the place of what stands there; a sync makes it durable.
+
+        For a frame whose end does not come. Not checked: that it is one; resume does that.
+        """
+        self._check_open_for_frames()
+        self._drop_torn()
+        self._write(beginning)
+        self._torn_bytes = len(beginning)
+
     def append(self, frame: bytes | memoryview, plain_length: int) -> None:
         """Add one frame that check_frame has passed, with the plaintext length that it returned; not yet durable.
 
@@ -161,6 +180,7 @@ class IncomingDump:
         """
         self._check_open_for_frames()
         self._add_length(len(frame), plain_length)
+        self._drop_torn()
         self._write(frame)
         self._frontier.append(leaf_hash(frame))
         self._stored_bytes += len(frame)
@@ -170,6 +190,7 @@ class IncomingDump:
         self._check_open_for_frames()
         for _ in range(count):
             self._add_length(len(ZERO_PIECE_FRAME), limits.PIECE_BYTES)
+        self._drop_torn()
         self._write(ZERO_PIECE_FRAME * count)
         for _ in range(count):
             self._frontier.append(ZERO_PIECE_LEAF)
@@ -184,6 +205,7 @@ class IncomingDump:
     def finish(self, manifest: bytes) -> None:
         """Append the seek table and keep *manifest*, both durable. Not checked: the manifest; the caller has judged it."""
         self._check_open_for_frames()
+        self._drop_torn()
         for part in seek_table_parts(self._lengths):
             self._write(part)
         self._sync_core()
@@ -271,13 +293,27 @@ class IncomingDump:
             if tail != seek_table_bytes(len(self._lengths)) or not self._has_seek_table():
                 raise BrokenError(f"dump {self.dump_id}: {CORE} is damaged though its manifest was durable")
         elif tail:
-            try:
-                os.ftruncate(self._core, self._stored_bytes)
-            except OSError as error:
-                raise directory.disk_refused(error, f"cannot cut the torn end of dump {self.dump_id}") from error
+            self._torn_bytes = tail
+            if not self._may_go_on() or tail >= limits.MAX_FRAME_BYTES or not is_torn_frame(self.torn()):
+                self._drop_torn()
         # Bytes that a killed process has written may still be on their way to the disk, and the caller is about to vouch for them.
         directory.sync(self._core)
         directory.sync(self._fd)
+
+    def _may_go_on(self) -> bool:
+        """Return whether a frame may follow those that are here."""
+        return self.frames < limits.MAX_FRAMES and self.plain_bytes == self.frames * limits.PIECE_BYTES
+
+    def _drop_torn(self) -> None:
+        if not self._torn_bytes:
+            return
+        self._usable = False
+        try:
+            os.ftruncate(self._core, self._stored_bytes)
+        except OSError as error:
+            raise directory.disk_refused(error, f"cannot cut the torn end of dump {self.dump_id}") from error
+        self._torn_bytes = 0
+        self._usable = True
 
     def _has_seek_table(self) -> bool:
         """Return whether what follows the frames is their seek table; the file is long enough."""

@@ -6,11 +6,12 @@ REFUSE that says why.
 """
 
 from enum import Enum
+from typing import NamedTuple
 
 from securecore import limits
 from securecore.errors import Bug, PeerError
 from securecore.wire import messages
-from securecore.wire.messages import Accept, Ack, Data, Kind, Message, Ready, Refuse, Zero, kind_of
+from securecore.wire.messages import Accept, Ack, Data, Kind, Message, Ready, Refuse, Rest, Zero, kind_of
 from securecore.wire.states import TRANSITIONS, End, State
 
 
@@ -21,6 +22,14 @@ class NeedData(Enum):
 
 
 NEED_DATA = NeedData.NEED_DATA
+
+
+class Begun(NamedTuple):
+    """What the header of a message says."""
+
+    kind: Kind
+    length: int
+    """Bytes of its body when it is whole."""
 
 
 class Connection:
@@ -38,6 +47,9 @@ class Connection:
         """Frames of the dump that is under way that the receiver holds or that were sent."""
         self.acknowledged = 0
         """Frames of it that the receiver has said are durable."""
+        self.torn_bytes = 0
+        """Bytes of the next frame's beginning that ACCEPT has offered to keep; 0 once a frame has followed."""
+        self._takes_rest = False
 
     def send(self, message: Message) -> bytes:
         """Return the bytes of *message*, which the caller writes to the peer.
@@ -84,17 +96,41 @@ class Connection:
         """Whether the peer has begun a message that is not yet whole: an end of stream now is a cut in the middle of it."""
         return bool(self._buffer)
 
+    def find_begun(self) -> Begun | None:
+        """Return the message that comes next from the peer, None before its header is whole or when it may not come."""
+        if self._broken or len(self._buffer) < messages.HEADER_BYTES:
+            return None
+        try:
+            begun = Begun(*messages.decode_header(self._buffer))
+            self._check_header(begun.kind, begun.length)
+        except PeerError:
+            return None
+        return begun
+
+    def find_partial_frame(self) -> tuple[Kind, bytes] | None:
+        """Return DATA or REST, and what has come of its body, when it is cut in its middle; else None."""
+        begun = self.find_begun()
+        length = len(self._buffer) - messages.HEADER_BYTES
+        if begun is None or begun.kind not in (Kind.DATA, Kind.REST) or not 0 < length < begun.length:
+            return None
+        return begun.kind, bytes(memoryview(self._buffer)[messages.HEADER_BYTES :])
+
     def _take(self) -> Message | NeedData:
         if len(self._buffer) < messages.HEADER_BYTES:
             return NEED_DATA
         kind, length = messages.decode_header(self._buffer)
-        # A message that the state forbids is refused at its header, before its body costs memory or time.
-        self._check_allowed(self._theirs, kind)
+        self._check_header(kind, length)
         if len(self._buffer) < messages.HEADER_BYTES + length:
             return NEED_DATA
         body = bytes(memoryview(self._buffer)[messages.HEADER_BYTES : messages.HEADER_BYTES + length])
         del self._buffer[: messages.HEADER_BYTES + length]
         return messages.decode_body(kind, body)
+
+    def _check_header(self, kind: Kind, length: int) -> None:
+        """Refuse a message that may not come at its header, before its body costs memory or time."""
+        self._check_allowed(self._theirs, kind)
+        if kind is Kind.REST:
+            self._check_rest(length)
 
     def _check_allowed(self, end: End, kind: Kind) -> State:
         state = TRANSITIONS.get((self.state, end, kind))
@@ -107,17 +143,37 @@ class Connection:
         state = self._check_allowed(end, kind_of(message))
         if isinstance(message, Ready):
             self.max_frames = min(message.max_frames, limits.MAX_FRAMES)
+            self._takes_rest = message.takes_rest
         elif isinstance(message, Accept):
-            if message.held > self.max_frames:
-                raise PeerError(f"ACCEPT holds {message.held} frames, more than a dump may have")
-            self.frames = self.acknowledged = message.held
-        elif isinstance(message, (Data, Zero)):
+            self._accept(message)
+        elif isinstance(message, (Data, Rest, Zero)):
+            if isinstance(message, Rest):
+                self._check_rest(len(message.rest))
             self._count_frames(message.pieces if isinstance(message, Zero) else 1)
+            self.torn_bytes = 0
         elif isinstance(message, Ack):
             if not self.acknowledged < message.frames <= self.frames:
                 raise PeerError(f"ACK of {message.frames} frames: {self.acknowledged} were acknowledged, {self.frames} sent")
             self.acknowledged = message.frames
         self.state = state
+
+    def _accept(self, message: Accept) -> None:
+        if message.held > self.max_frames:
+            raise PeerError(f"ACCEPT holds {message.held} frames, more than a dump may have")
+        if bool(message.torn_bytes) != bool(message.torn_hash):
+            raise PeerError("ACCEPT has torn_bytes without torn_hash, or the other way round")
+        if message.torn_bytes >= limits.MAX_FRAME_BYTES:
+            raise PeerError(f"ACCEPT holds {message.torn_bytes} bytes of a frame, one has at most {limits.MAX_FRAME_BYTES}")
+        self.frames = self.acknowledged = message.held
+        # Who has not announced REST offers nothing that could be used.
+        self.torn_bytes = message.torn_bytes if self._takes_rest else 0
+
+    def _check_rest(self, length: int) -> None:
+        """Hold a REST of so many bytes against what ACCEPT has offered."""
+        if self.torn_bytes == 0:
+            raise PeerError("REST, and no beginning of a frame was offered to go on from")
+        if self.torn_bytes + length > limits.MAX_FRAME_BYTES:
+            raise PeerError(f"REST makes a frame of {self.torn_bytes + length} bytes, one has at most {limits.MAX_FRAME_BYTES}")
 
     def _count_frames(self, count: int) -> None:
         if not 1 <= count <= limits.MAX_ZERO_PIECES:

@@ -1,9 +1,10 @@
 """The messages of ``securecore/1``: values, and the one encoding that each has.
 
-A message on the wire is a 5-byte header (body length, 4 bytes big-endian; kind, 1 byte) and a body. The body of DATA is the stored
-bytes of one frame and nothing else. Every other body is a list of fields, each a tag (1 byte), a length (4 bytes big-endian) and
-a value, in strictly ascending order of tags. Tags 1 to 127 are critical: an unknown one is refused. Tags 128 to 255 are optional:
-an unknown one is skipped. Numbers are big-endian and have a fixed width; text is UTF-8. docs/wire.md is normative.
+A message on the wire is a 5-byte header (body length, 4 bytes big-endian; kind, 1 byte) and a body. The body of DATA is the
+stored bytes of one frame and nothing else, that of REST the last bytes of one. Every other body is a list of fields, each a tag
+(1 byte), a length (4 bytes big-endian) and a value, in strictly ascending order of tags. Tags 1 to 127 are critical: an unknown
+one is refused. Tags 128 to 255 are optional: an unknown one is skipped. Numbers are big-endian and have a fixed width; text is
+UTF-8. docs/wire.md is normative.
 """
 
 import struct
@@ -33,6 +34,7 @@ class Kind(IntEnum):
     END = 8
     RECEIPT = 9
     GONE = 10
+    REST = 16
 
 
 class Refusal(IntEnum):
@@ -70,7 +72,12 @@ class Ready(NamedTuple):
     max_frames: int
     """Frames that it will take in one dump."""
     features: str = ""
-    """Words separated by single spaces; none are defined yet."""
+    """Words separated by single spaces: REST_FEATURE, and those of later versions."""
+
+    @property
+    def takes_rest(self) -> bool:
+        """Whether the receiver understands REST."""
+        return REST_FEATURE in self.features.split(" ")
 
 
 class Refuse(NamedTuple):
@@ -98,12 +105,22 @@ class Accept(NamedTuple):
     held: int
     root: bytes
     """Merkle root over the frames that it holds."""
+    torn_bytes: int = 0
+    """Bytes that it has of the beginning of frame number *held*."""
+    torn_hash: bytes = b""
+    """Their SHA-256; empty when there are none."""
 
 
 class Data(NamedTuple):
     """One frame."""
 
     frame: bytes
+
+
+class Rest(NamedTuple):
+    """The bytes of one frame behind those that ACCEPT has offered to keep."""
+
+    rest: bytes
 
 
 class Zero(NamedTuple):
@@ -146,7 +163,10 @@ class Gone(NamedTuple):
     """The statement of the log's public key."""
 
 
-Message = Ready | Refuse | Open | Accept | Data | Zero | Ack | End | Receipt | Gone
+Message = Ready | Refuse | Open | Accept | Data | Rest | Zero | Ack | End | Receipt | Gone
+
+REST_FEATURE: Final = "rest"
+"""The word in READY by which a receiver says that it understands REST."""
 
 
 class _Codec(NamedTuple):
@@ -213,7 +233,15 @@ _FIELDS: Final[dict[Kind, tuple[type[Any], tuple[_Field, ...]]]] = {
             _Field(128, "predicted_size", _number(8), False),
         ),
     ),
-    Kind.ACCEPT: (Accept, (_Field(1, "held", _number(4)), _Field(2, "root", _HASH))),
+    Kind.ACCEPT: (
+        Accept,
+        (
+            _Field(1, "held", _number(4)),
+            _Field(2, "root", _HASH),
+            _Field(128, "torn_bytes", _number(4), False),
+            _Field(129, "torn_hash", _HASH, False),
+        ),
+    ),
     Kind.ZERO: (Zero, (_Field(1, "pieces", _number(4)),)),
     Kind.ACK: (Ack, (_Field(1, "frames", _number(4)),)),
     Kind.END: (End, (_Field(1, "manifest", _blob(limits.MAX_MANIFEST_BYTES)),)),
@@ -230,7 +258,7 @@ _FIELDS: Final[dict[Kind, tuple[type[Any], tuple[_Field, ...]]]] = {
         ),
     ),
 }
-_KIND_OF: Final[dict[type[Any], Kind]] = {cls: kind for kind, (cls, _) in _FIELDS.items()} | {Data: Kind.DATA}
+_KIND_OF: Final[dict[type[Any], Kind]] = {cls: kind for kind, (cls, _) in _FIELDS.items()} | {Data: Kind.DATA, Rest: Kind.REST}
 _OPTIONAL_SLACK: Final = 4096
 """Room in every field body for optional fields of later versions; one page is more than any message has needed so far."""
 
@@ -244,6 +272,8 @@ def max_body_bytes(kind: Kind) -> int:
     """Return the longest body that a reader takes for this kind, before it allocates anything."""
     if kind is Kind.DATA:
         return limits.MAX_FRAME_BYTES
+    if kind is Kind.REST:
+        return limits.MAX_FRAME_BYTES - 1
     return sum(_FIELD.size + field.codec.max_bytes for field in _FIELDS[kind][1]) + _OPTIONAL_SLACK
 
 
@@ -253,9 +283,10 @@ def encode(message: Message) -> bytes:
     Text is cut to MAX_WORDS. Raises PeerError, as a reader of these bytes would, when a value is outside its bounds.
     """
     kind = kind_of(message)
-    if isinstance(message, Data):
-        _check_frame_length(len(message.frame))
-        return _HEADER.pack(len(message.frame), kind) + message.frame
+    if isinstance(message, (Data, Rest)):
+        frame = message[0]
+        _check_bare_length(kind, len(frame))
+        return _HEADER.pack(len(frame), kind) + frame
     body = bytearray()
     for field in _FIELDS[kind][1]:
         value = getattr(message, field.name)
@@ -281,9 +312,9 @@ def decode_header(header: bytes | bytearray | memoryview) -> tuple[Kind, int]:
 
 def decode_body(kind: Kind, body: bytes) -> Message:
     """Return the message of this kind in *body*; raises PeerError for anything but its one encoding."""
-    if kind is Kind.DATA:
-        _check_frame_length(len(body))
-        return Data(body)
+    if kind is Kind.DATA or kind is Kind.REST:
+        _check_bare_length(kind, len(body))
+        return Data(body) if kind is Kind.DATA else Rest(body)
     cls, fields = _FIELDS[kind]
     values = _split_fields(kind, body)
     arguments: dict[str, Any] = {}
@@ -300,9 +331,9 @@ def decode_body(kind: Kind, body: bytes) -> Message:
     return message
 
 
-def _check_frame_length(length: int) -> None:
-    if not 1 <= length <= limits.MAX_FRAME_BYTES:
-        raise PeerError(f"DATA is {length} bytes long, a frame has 1 to {limits.MAX_FRAME_BYTES}")
+def _check_bare_length(kind: Kind, length: int) -> None:
+    if not 1 <= length <= max_body_bytes(kind):
+        raise PeerError(f"{kind.name} is {length} bytes long, a frame has 1 to {limits.MAX_FRAME_BYTES}")
 
 
 def _encode_value(kind: Kind, field: _Field, value: Any) -> bytes:

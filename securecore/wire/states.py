@@ -46,6 +46,7 @@ TRANSITIONS: Final[dict[tuple[State, End, Kind], State]] = {
     (State.OPENING, _RECEIVER, Kind.GONE): State.IDLE,
     (State.OPENING, _RECEIVER, Kind.REFUSE): State.CLOSED,
     (State.STREAMING, _SENDER, Kind.DATA): State.STREAMING,
+    (State.STREAMING, _SENDER, Kind.REST): State.STREAMING,
     (State.STREAMING, _SENDER, Kind.ZERO): State.STREAMING,
     (State.STREAMING, _SENDER, Kind.END): State.ENDING,
     (State.STREAMING, _RECEIVER, Kind.ACK): State.STREAMING,

@@ -54,7 +54,7 @@ def test_a_message_in_the_wrong_state_is_refused(state: State, kind: Kind, stage
     stage.refused(hand, REQUEST, f"{kind.name} from the sender is not allowed in state {state.value}")
 
 
-@pytest.mark.parametrize("number", [0, 11, 15, 16, 31, 32, 47, 48, 128, 255])
+@pytest.mark.parametrize("number", [0, 11, 15, 17, 31, 32, 47, 48, 128, 255])
 @pytest.mark.parametrize("state", LISTENING, ids=in_name)
 def test_a_number_that_is_no_message_is_refused(state: State, number: int, stage: Stage) -> None:
     """Those that are reserved are refused like all others."""

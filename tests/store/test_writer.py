@@ -94,7 +94,10 @@ def test_resume_of_nothing(store: Store) -> None:
 
 @pytest.mark.slow
 def test_resume_after_truncation_at_every_offset(store: Store) -> None:
-    """Wherever the core was cut, resume holds exactly the whole frames before that, and the rest can be appended again."""
+    """Wherever the core was cut, resume holds exactly the whole frames before that and has what may be a beginning of the next.
+
+    The rest can be appended again. What cannot be the beginning of a frame (here: a seek table) is cut off.
+    """
     begin(store, dump_id(1), CORE).close()
     core = dump_path(store, dump_id(1), "incoming") / "core.zst"
     ends = [sum(len(frame) for frame, _ in FRAMES[:count]) for count in range(len(FRAMES) + 1)]
@@ -104,7 +107,9 @@ def test_resume_after_truncation_at_every_offset(store: Store) -> None:
         held = max(count for count, end in enumerate(ends) if end <= length)
         assert (incoming.frames, incoming.stored_bytes, incoming.has_manifest) == (held, ends[held], False), length
         assert incoming.root == root_of(leaf_hash(frame) for frame, _ in FRAMES[:held])
-        assert core.stat().st_size == ends[held]
+        torn = STORED[ends[held] : length]
+        assert incoming.torn() == torn
+        assert core.stat().st_size == ends[held] + len(torn)
         for frame in FRAMES[held:]:
             incoming.append(*frame)
         assert incoming.root == ROOT
@@ -373,3 +378,87 @@ def test_a_full_file_system(tmp_path: Path) -> None:
             again.close()
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def resume(store: Store) -> IncomingDump:
+    """Return the dump that was begun, as a new session finds it."""
+    return IncomingDump.resume(store, WEB, dump_id(1), REPORT)
+
+
+def test_the_beginning_of_a_frame_survives_a_session(store: Store) -> None:
+    """It stands behind the frames and is no frame: not counted, not hashed, read back as it was."""
+    incoming = IncomingDump.begin(store, WEB, dump_id(1), REPORT)
+    incoming.append(*FRAMES[0])
+    incoming.keep_torn(FRAMES[1][0][:20])
+    assert incoming.torn() == FRAMES[1][0][:20]
+    incoming.sync()
+    incoming.close()
+    again = resume(store)
+    assert (again.frames, again.root, again.stored_bytes) == (1, leaf_hash(FRAMES[0][0]), len(FRAMES[0][0]))
+    assert again.torn() == FRAMES[1][0][:20]
+    again.close()
+
+
+def test_a_later_beginning_takes_the_place_of_an_earlier_one(store: Store) -> None:
+    """Whichever is longer: nothing of the earlier one is left behind it."""
+    for later in (FRAMES[1][0][:30], FRAMES[1][0][:10]):
+        incoming = begin(store, dump_id(1), b"") if not store.incoming() else resume(store)
+        incoming.keep_torn(FRAMES[1][0][:20])
+        incoming.keep_torn(later)
+        assert incoming.torn() == later
+        incoming.close()
+        assert (dump_path(store, dump_id(1), "incoming") / "core.zst").read_bytes() == later
+
+
+@pytest.mark.parametrize("way", ["frame", "zero", "end"])
+def test_what_follows_drops_the_beginning(way: str, store: Store) -> None:
+    """A whole frame, zeroes or the end of the dump stand where it stood."""
+    incoming = IncomingDump.begin(store, WEB, dump_id(1), REPORT)
+    incoming.keep_torn(FRAMES[1][0][:20])
+    incoming.sync()
+    incoming.close()
+    again = resume(store)
+    if way == "frame":
+        again.append(*FRAMES[1])
+    elif way == "zero":
+        again.append_zero_pieces(1)
+    else:
+        again.finish(b"manifest")
+    expected = {"frame": FRAMES[1][0], "zero": ZERO_PIECE_FRAME, "end": seek_table([])}[way]
+    assert again.torn() == b""
+    assert (dump_path(store, dump_id(1), "incoming") / "core.zst").read_bytes() == expected
+    again.close()
+
+
+NO_BEGINNING = {
+    "no magic number": b"\0" * 50,
+    "half another magic number": b"\x28\xb5\x2e",
+    "a seek table": TABLE,
+    "a frame that may not be": b"\x28\xb5\x2f\xfd\xff" + bytes(20),
+    "more than a frame": FRAMES[1][0][:10] + bytes(limits.MAX_FRAME_BYTES),
+}
+
+
+@pytest.mark.parametrize("name", NO_BEGINNING)
+def test_what_cannot_be_the_beginning_of_a_frame_is_cut_off(name: str, store: Store) -> None:
+    """A disk that lost power may have left anything: it is not offered to the sender, and not kept."""
+    begin(store, dump_id(1), CORE[: limits.PIECE_BYTES]).close()
+    core = dump_path(store, dump_id(1), "incoming") / "core.zst"
+    with core.open("ab") as file:
+        file.write(NO_BEGINNING[name])
+    incoming = resume(store)
+    assert (incoming.frames, incoming.torn()) == (1, b"")
+    assert core.read_bytes() == FRAMES[0][0]
+    incoming.close()
+
+
+def test_behind_a_short_piece_nothing_is_the_beginning_of_a_frame(store: Store) -> None:
+    """No frame may follow the last one of a dump."""
+    begin(store, dump_id(1), CORE).close()
+    core = dump_path(store, dump_id(1), "incoming") / "core.zst"
+    with core.open("ab") as file:
+        file.write(FRAMES[1][0][:20])
+    incoming = resume(store)
+    assert (incoming.frames, incoming.torn()) == (3, b"")
+    assert core.read_bytes() == STORED
+    incoming.close()

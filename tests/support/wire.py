@@ -1,6 +1,7 @@
 """Two ends of the protocol over a fake wire, and one good message of every kind."""
 
 from collections.abc import Iterable
+from hashlib import sha256
 from typing import Final
 
 from securecore import limits
@@ -20,6 +21,7 @@ from securecore.wire.messages import (
     Receipt,
     Refusal,
     Refuse,
+    Rest,
     Zero,
 )
 from securecore.wire.states import End as WireEnd
@@ -29,18 +31,19 @@ STORE: Final = StoreId.make(bytes(range(16)))
 DUMP: Final = DumpId.make(1_763_780_062_000, bytes(range(10)))
 
 SAMPLES: Final[dict[Kind, Message]] = {
-    Kind.READY: Ready(STORE, limits.MAX_FRAMES),
+    Kind.READY: Ready(STORE, limits.MAX_FRAMES, "rest"),
     Kind.REFUSE: Refuse(Refusal.BUSY, "come back later", 10),
     Kind.OPEN: Open(DUMP, b'{"signal":11}', 12_345_678),
-    Kind.ACCEPT: Accept(0, EMPTY_ROOT),
+    Kind.ACCEPT: Accept(0, EMPTY_ROOT, 9, sha256(b"beginning").digest()),
     Kind.DATA: Data(b"the stored bytes of a frame; the connection does not look at them"),
+    Kind.REST: Rest(b" and the end of a frame"),
     Kind.ZERO: Zero(3),
     Kind.ACK: Ack(1),
     Kind.END: End(b"a manifest"),
     Kind.RECEIPT: Receipt(b"a receipt", b"a statement"),
     Kind.GONE: Gone("deleted on 2026-11-22 by alice", b"a receipt", b"a statement"),
 }
-"""One message of every kind; the ACK fits after one frame."""
+"""One message of every kind; the ACK fits after one frame, the REST behind ACCEPT."""
 
 _WAY: Final[dict[State, tuple[Kind, ...]]] = {
     State.GREETING: (),
@@ -50,7 +53,7 @@ _WAY: Final[dict[State, tuple[Kind, ...]]] = {
     State.ENDING: (Kind.READY, Kind.OPEN, Kind.ACCEPT, Kind.DATA, Kind.END),
     State.CLOSED: (Kind.REFUSE,),
 }
-_SENDERS: Final = frozenset({Kind.OPEN, Kind.DATA, Kind.ZERO, Kind.END})
+_SENDERS: Final = frozenset({Kind.OPEN, Kind.DATA, Kind.REST, Kind.ZERO, Kind.END})
 
 
 class Pair:
@@ -88,6 +91,15 @@ def pair_in(state: State) -> Pair:
     return pair
 
 
+def pair_before(state: State, kind: Kind) -> Pair:
+    """Return a pair in *state* that may go on with *kind* where the table allows it: REST comes right after ACCEPT."""
+    if kind is not Kind.REST or state is not State.STREAMING:
+        return pair_in(state)
+    pair = Pair()
+    pair.play((Kind.READY, Kind.OPEN, Kind.ACCEPT))
+    return pair
+
+
 def drain(connection: Connection) -> list[Message]:
     """Return the messages that a connection has whole."""
     found = []
@@ -96,4 +108,4 @@ def drain(connection: Connection) -> list[Message]:
     return found
 
 
-__all__ = ["DUMP", "NEED_DATA", "SAMPLES", "STORE", "Pair", "drain", "other_end", "pair_in", "speaker"]
+__all__ = ["DUMP", "NEED_DATA", "SAMPLES", "STORE", "Pair", "drain", "other_end", "pair_before", "pair_in", "speaker"]

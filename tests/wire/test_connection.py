@@ -8,9 +8,9 @@ from securecore import limits
 from securecore.errors import Bug, PeerError
 from securecore.merkle import EMPTY_ROOT
 from securecore.wire.connection import NEED_DATA, Connection
-from securecore.wire.messages import HEADER_BYTES, Accept, Ack, Data, Kind, Message, Ready, Refuse, Zero, encode
+from securecore.wire.messages import HEADER_BYTES, Accept, Ack, Data, Kind, Message, Ready, Refuse, Rest, Zero, encode
 from securecore.wire.states import TRANSITIONS, End, State
-from tests.support.wire import DUMP, SAMPLES, STORE, Pair, drain, other_end, pair_in, speaker
+from tests.support.wire import DUMP, SAMPLES, STORE, Pair, drain, other_end, pair_before, pair_in, speaker
 
 SENDER, RECEIVER = End.SENDER, End.RECEIVER
 ALLOWED = sorted(TRANSITIONS, key=str)
@@ -32,7 +32,7 @@ def test_every_kind_has_one_speaker() -> None:
 @pytest.mark.parametrize(("state", "end", "kind"), ALLOWED, ids=name)
 def test_a_message_of_the_table_moves_both_ends(state: State, end: End, kind: Kind) -> None:
     """The end that speaks and the end that hears come to the state that the table says."""
-    pair = pair_in(state)
+    pair = pair_before(state, kind)
     assert SAMPLES[kind] == pair.say(end, SAMPLES[kind])
     assert [TRANSITIONS[state, end, kind]] * 2 == [connection.state for connection in pair.ends.values()]
 
@@ -68,7 +68,7 @@ def test_a_forbidden_message_is_refused_before_its_body_has_come(state: State, e
 @pytest.mark.parametrize(("state", "end", "kind"), ALLOWED, ids=name)
 def test_a_message_arrives_byte_by_byte(state: State, end: End, kind: Kind) -> None:
     """Every proper prefix says NEED_DATA and is known to be one."""
-    pair = pair_in(state)
+    pair = pair_before(state, kind)
     hearer = pair.ends[other_end(end)]
     data = pair.ends[end].send(SAMPLES[kind])
     for index in range(len(data)):
@@ -83,7 +83,7 @@ def test_a_message_arrives_byte_by_byte(state: State, end: End, kind: Kind) -> N
 @pytest.mark.parametrize(("state", "end", "kind"), ALLOWED, ids=name)
 def test_bytes_behind_a_message_belong_to_the_next(state: State, end: End, kind: Kind) -> None:
     """What follows is kept, and is a message that was begun."""
-    pair = pair_in(state)
+    pair = pair_before(state, kind)
     hearer = pair.ends[other_end(end)]
     hearer.receive(pair.ends[end].send(SAMPLES[kind]) + b"\0")
     assert SAMPLES[kind] == hearer.next_message()
@@ -283,3 +283,129 @@ def test_a_connection_begins_with_the_receiver() -> None:
     receiver.receive(encode(SAMPLES[Kind.OPEN]))
     with pytest.raises(PeerError, match="OPEN from the sender is not allowed in state greeting"):
         receiver.next_message()
+
+
+def offering(torn_bytes: int = 9, features: str = "rest", max_frames: int = 5) -> Pair:
+    """Return a pair in which the receiver holds a frame and has offered to keep the beginning of the next one."""
+    pair = Pair()
+    pair.say(RECEIVER, Ready(STORE, max_frames, features))
+    pair.say(SENDER, SAMPLES[Kind.OPEN])
+    pair.say(RECEIVER, Accept(1, bytes(32), torn_bytes, bytes(32)))
+    return pair
+
+
+def test_the_rest_of_a_frame_is_one_frame() -> None:
+    """It counts like DATA, and the next frame is whole again."""
+    pair = offering()
+    assert Rest(b"the end") == pair.say(SENDER, Rest(b"the end"))
+    assert Data(b"next") == pair.say(SENDER, Data(b"next"))
+    assert Ack(3) == pair.say(RECEIVER, Ack(3))
+    assert {(3, 3, 0)} == {(end.frames, end.acknowledged, end.torn_bytes) for end in pair.ends.values()}
+
+
+def refused_rest(pair: Pair, rest: Rest, words: str) -> None:
+    """Assert that a REST may be neither said nor heard, and is refused before its body has come."""
+    with pytest.raises(Bug, match=words):
+        pair.ends[SENDER].send(rest)
+    pair.ends[RECEIVER].receive(encode(rest)[:HEADER_BYTES])
+    with pytest.raises(PeerError, match=words):
+        pair.ends[RECEIVER].next_message()
+
+
+NOTHING_OFFERED = "no beginning of a frame was offered"
+
+
+@pytest.mark.parametrize(
+    ("first", "features"),
+    [
+        (None, "rests"),
+        (None, ""),
+        (None, "a b"),
+        (Rest(b"x"), "rest"),
+        (Data(b"x"), "rest"),
+        (Zero(1), "a rest b"),
+    ],
+    ids=str,
+)
+def test_rest_is_for_the_frame_that_accept_has_offered(first: Message | None, features: str) -> None:
+    """Not without an announcement, not behind another frame, and not twice."""
+    pair = offering(features=features)
+    if first is not None:
+        pair.say(SENDER, first)
+    refused_rest(pair, Rest(b"x"), NOTHING_OFFERED)
+
+
+def test_rest_is_refused_where_accept_has_offered_nothing() -> None:
+    """Also after an ACCEPT that had offered something for a dump before."""
+    pair = offering()
+    for end, kind in ((SENDER, Kind.END), (RECEIVER, Kind.RECEIPT), (SENDER, Kind.OPEN)):
+        pair.say(end, SAMPLES[kind])
+    pair.say(RECEIVER, Accept(1, bytes(32)))
+    refused_rest(pair, Rest(b"x"), NOTHING_OFFERED)
+
+
+def test_rest_does_not_make_a_frame_that_is_too_long() -> None:
+    """Beginning and rest together have the bound of a frame."""
+    assert Rest(b"x" * 10) == offering(limits.MAX_FRAME_BYTES - 10).say(SENDER, Rest(b"x" * 10))
+    refused_rest(offering(limits.MAX_FRAME_BYTES - 10), Rest(b"x" * 11), "REST makes a frame of 1052737 bytes")
+
+
+def test_rest_counts_against_the_bound_of_a_dump() -> None:
+    """A dump that is full takes no further frame, in whichever way."""
+    pair = offering(max_frames=1)
+    pair.ends[RECEIVER].receive(encode(Rest(b"x")))
+    with pytest.raises(PeerError, match="more than 1 frames"):
+        pair.ends[RECEIVER].next_message()
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        Accept(1, bytes(32), torn_bytes=1),
+        Accept(1, bytes(32), torn_hash=bytes(32)),
+        Accept(1, bytes(32), limits.MAX_FRAME_BYTES, bytes(32)),
+        Accept(1, bytes(32), (1 << 32) - 1, bytes(32)),
+    ],
+    ids=["without hash", "without length", "a whole frame", "4 GiB"],
+)
+def test_an_offer_is_a_length_below_a_frames_and_a_hash(accept: Accept) -> None:
+    """Half an offer is a breach, of either end."""
+    pair = Pair()
+    pair.say(RECEIVER, Ready(STORE, 2, "rest"))
+    pair.say(SENDER, SAMPLES[Kind.OPEN])
+    with pytest.raises(Bug, match="ACCEPT h"):
+        pair.ends[RECEIVER].send(accept)
+    pair.ends[SENDER].receive(encode(accept))
+    with pytest.raises(PeerError, match="ACCEPT h"):
+        pair.ends[SENDER].next_message()
+
+
+@pytest.mark.parametrize("message", [Data(b"a frame"), Rest(b"the rest of one")], ids=["data", "rest"])
+def test_a_frame_that_was_cut_is_found_as_far_as_it_came(message: Data | Rest) -> None:
+    """At every offset of its body; and nothing is found before it began, or once it is whole."""
+    data = encode(message)
+    for cut in range(len(data) + 1):
+        receiver = offering().ends[RECEIVER]
+        receiver.receive(data[:cut])
+        heard = receiver.next_message()
+        is_partial = HEADER_BYTES < cut < len(data)
+        expected = (Kind(data[4]), message[0][: cut - HEADER_BYTES]) if is_partial else None
+        assert expected == receiver.find_partial_frame()
+        assert (heard is NEED_DATA) == (cut < len(data))
+
+
+@pytest.mark.parametrize("kind", [Kind.END, Kind.ZERO])
+def test_what_is_no_frame_is_never_taken_for_the_beginning_of_one(kind: Kind) -> None:
+    """A manifest or a count that was cut is forgotten."""
+    receiver = offering().ends[RECEIVER]
+    receiver.receive(encode(SAMPLES[kind])[:-1])
+    assert receiver.next_message() is NEED_DATA
+    assert receiver.find_partial_frame() is None
+
+
+@pytest.mark.parametrize("data", [b"", b"\0\0\0\1", b"\0\0\0\2\xffx", b"\0\0\0\2\x04x", encode(Rest(b"xyz"))[:-1]], ids=repr)
+def test_what_may_not_come_is_never_taken_for_the_beginning_of_a_frame(data: bytes) -> None:
+    """Also when nobody has looked at its header yet, because the connection ended first."""
+    receiver = pair_in(State.STREAMING).ends[RECEIVER]
+    receiver.receive(data)
+    assert receiver.find_partial_frame() is None

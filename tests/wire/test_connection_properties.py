@@ -9,7 +9,21 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from securecore import limits
 from securecore.errors import PeerError
 from securecore.wire.connection import NEED_DATA, Connection
-from securecore.wire.messages import Accept, Ack, Data, Kind, Message, Open, Ready, Refuse, Zero, encode, kind_of, max_body_bytes
+from securecore.wire.messages import (
+    Accept,
+    Ack,
+    Data,
+    Kind,
+    Message,
+    Open,
+    Ready,
+    Refuse,
+    Rest,
+    Zero,
+    encode,
+    kind_of,
+    max_body_bytes,
+)
 from securecore.wire.states import TRANSITIONS, End, State
 from tests.support.wire import DUMP, SAMPLES, STORE, drain, pair_in, speaker
 
@@ -76,17 +90,23 @@ class TwoEnds(RuleBasedStateMachine):
     @rule()
     def greet(self) -> None:
         """The receiver is ready."""
-        self.say(Ready(STORE, self.max_frames))
+        self.say(Ready(STORE, self.max_frames, "rest"))
 
     @rule()
     def open(self) -> None:
         """The sender names a dump."""
         self.say(Open(DUMP, b"{}"))
 
-    @rule(held=st.integers(0, 20))
-    def accept(self, held: int) -> None:
-        """The receiver says what it holds."""
-        self.say(Accept(min(held, self.max_frames), bytes(32)))
+    @rule(held=st.integers(0, 20), torn=st.integers(0, 3))
+    def accept(self, held: int, torn: int) -> None:
+        """The receiver says what it holds, perhaps with the beginning of one frame more."""
+        self.say(Accept(min(held, self.max_frames), bytes(32), torn, bytes(32) if torn else b""))
+
+    @precondition(lambda self: self.ends[End.SENDER].torn_bytes and self.ends[End.SENDER].frames < self.ends[End.SENDER].max_frames)
+    @rule()
+    def send_rest(self) -> None:
+        """The sender goes on within a frame."""
+        self.say(Rest(b"of a frame"))
 
     @precondition(lambda self: self.ends[End.SENDER].frames < self.ends[End.SENDER].max_frames)
     @rule(pieces=st.integers(0, 6))
@@ -137,7 +157,7 @@ class TwoEnds(RuleBasedStateMachine):
         """When nothing is under way both ends agree on where they are and what is held."""
         sender, receiver = self.ends[End.SENDER], self.ends[End.RECEIVER]
         if not any(self.wires.values()):
-            assert (sender.state, sender.frames, sender.acknowledged) == (receiver.state, receiver.frames, receiver.acknowledged)
+            assert len({(end.state, end.frames, end.acknowledged, end.torn_bytes) for end in (sender, receiver)}) == 1
 
 
 TwoEnds.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

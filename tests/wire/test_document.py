@@ -2,6 +2,7 @@
 
 import json
 import re
+from hashlib import sha256
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
@@ -15,12 +16,12 @@ from securecore.merkle import leaf_hash, root_of
 from securecore.names import DumpId, StoreId
 from securecore.wire import messages
 from securecore.wire.connection import NEED_DATA, Connection
-from securecore.wire.messages import Data, Kind, Message, Refusal, encode, is_final, kind_of, max_body_bytes
+from securecore.wire.messages import Data, Kind, Message, Refusal, Rest, encode, is_final, kind_of, max_body_bytes
 from securecore.wire.states import TRANSITIONS, End
 from tests.support.wire import Pair, speaker
 
 DOCUMENT: Final = (Path(__file__).parents[2] / "docs/wire.md").read_text(encoding="utf-8")
-FIELD_KINDS: Final = [kind for kind in Kind if kind is not Kind.DATA]
+FIELD_KINDS: Final = [kind for kind in Kind if kind not in (Kind.DATA, Kind.REST)]
 
 
 def section(title: str) -> str:
@@ -106,7 +107,7 @@ def test_the_numbers_in_the_prose_are_the_code() -> None:
     assert f"at most {limits.MAX_WORDS} characters" in section("Fields")
     assert f"plus {messages._OPTIONAL_SLACK} bytes" in section("Fields")
     assert f"`{tls.ALPN}`" in section("Transport")
-    assert not {int(kind) for kind in Kind} & set(range(16, 48))
+    assert not {int(kind) for kind in Kind} & set(range(17, 48))
 
 
 def test_the_zero_piece_is_the_code() -> None:
@@ -133,8 +134,9 @@ def parse_example(block: str) -> tuple[End, Message, bytes]:
     found = re.fullmatch(r"(sender|receiver): ([A-Z]+) (.*)", head)
     assert found, head
     words = dict(re.findall(r'(\w+)=("(?:[^"\\]|\\.)*"|\S+)', found[3]))
-    if found[2] == "DATA":
-        message: Message = Data(parse_value(words["frame"], None))
+    if found[2] in ("DATA", "REST"):
+        (value,) = words.values()
+        message: Message = (Data if found[2] == "DATA" else Rest)(parse_value(value, None))
     else:
         cls, fields = messages._FIELDS[Kind[found[2]]]
         codecs = {field.name: field.codec for field in fields}
@@ -170,8 +172,11 @@ def test_the_first_example_is_a_whole_conversation() -> None:
     again = section("The same dump, resumed").count("```example")
     for end, message, _ in [EXAMPLES[0], *EXAMPLES[first : first + again]]:
         resumed.say(end, message)
-    assert {("idle", 4), ("streaming", 3)} == {
-        (connection.state.value, connection.frames) for each in (pair, resumed) for connection in each.ends.values()
+    within = Pair()
+    for end, message, _ in EXAMPLES[first + again :][: section("The same dump, resumed within a frame").count("```example")]:
+        within.say(end, message)
+    assert {("idle", 4), ("streaming", 3), ("streaming", 4)} == {
+        (connection.state.value, connection.frames) for each in (pair, resumed, within) for connection in each.ends.values()
     }
 
 
@@ -180,7 +185,16 @@ def test_the_frames_and_roots_of_the_examples_are_real() -> None:
     frames = [message.frame for _, message, _ in EXAMPLES if isinstance(message, Data)]
     roots = [message.root for _, message, _ in EXAMPLES if isinstance(message, messages.Accept)]
     assert [check_frame(frame) for frame in frames] == [12]
-    assert [root_of([]), root_of([leaf_hash(ZERO_PIECE_FRAME)] * 3)] == roots
+    assert [root_of([]), *[root_of([leaf_hash(ZERO_PIECE_FRAME)] * 3)] * 2] == roots
+
+
+def test_the_example_of_rest_is_the_end_of_the_frame_of_the_example_of_data() -> None:
+    """ACCEPT's hash is that of the frame's first bytes."""
+    accept, rest = ([message for _, message, _ in EXAMPLES if type(message) is cls][-1] for cls in (messages.Accept, Rest))
+    (frame,) = [message.frame for _, message, _ in EXAMPLES if isinstance(message, Data)]
+    assert isinstance(accept, messages.Accept)
+    beginning, end = frame[: accept.torn_bytes], frame[accept.torn_bytes :]
+    assert (Rest(end), sha256(beginning).digest()) == (rest, accept.torn_hash)
 
 
 @pytest.mark.parametrize("block", blocks("refused"), ids=lambda block: block.splitlines()[0])

@@ -24,6 +24,7 @@ from securecore.wire.messages import (
     Ready,
     Receipt,
     Refuse,
+    Rest,
     Zero,
     encode,
     kind_of,
@@ -33,11 +34,14 @@ from securecore.wire.states import TRANSITIONS, End, State
 from tests.support.wire import DUMP, STORE, other_end
 
 count = st.integers(0, 9)
+torn_bytes = st.sampled_from([0, 1, limits.MAX_FRAME_BYTES - 8, limits.MAX_FRAME_BYTES - 7, limits.MAX_FRAME_BYTES])
+"""None, and at both sides of what "the rest" fits behind."""
 any_message = st.one_of(
-    st.builds(Ready, st.just(STORE), count, st.just("")),
+    st.builds(Ready, st.just(STORE), count, st.sampled_from(["", "rest"])),
     st.builds(Refuse, st.sampled_from([0, 107, 201, 65535]), st.sampled_from(["no", "\x1b[2J"]), count),
     st.builds(Open, st.just(DUMP), st.just(b"{}"), st.none()),
-    st.builds(Accept, count, st.just(bytes(32))),
+    st.builds(Accept, count, st.just(bytes(32)), torn_bytes, st.sampled_from([b"", bytes(32)])),
+    st.builds(Rest, st.just(b"the rest")),
     st.builds(Data, st.just(b"frame")),
     st.builds(Zero, count | st.sampled_from([limits.MAX_ZERO_PIECES, limits.MAX_ZERO_PIECES + 1, (1 << 32) - 1])),
     st.builds(Ack, count | st.just((1 << 32) - 1)),
@@ -46,9 +50,9 @@ any_message = st.one_of(
     st.builds(Gone, st.just("gone"), st.just(b"receipt"), st.just(b"statement")),
 )
 LIKELY = {
-    (State.GREETING, End.RECEIVER): Ready(STORE, 9),
+    (State.GREETING, End.RECEIVER): Ready(STORE, 9, "rest"),
     (State.IDLE, End.SENDER): Open(DUMP, b"{}"),
-    (State.OPENING, End.RECEIVER): Accept(2, bytes(32)),
+    (State.OPENING, End.RECEIVER): Accept(2, bytes(32), 5, bytes(32)),
     (State.STREAMING, End.SENDER): Data(b"frame"),
     (State.ENDING, End.RECEIVER): Receipt(b"receipt", b"statement"),
 }
@@ -61,7 +65,8 @@ class Model:
     def __init__(self) -> None:
         self.state = State.GREETING
         self.max_frames = limits.MAX_FRAMES
-        self.sent = self.acknowledged = 0
+        self.sent = self.acknowledged = self.torn = 0
+        self.takes_rest = False
         self.is_broken = False
 
     def allows(self, end: End, message: Message) -> bool:
@@ -69,10 +74,12 @@ class Model:
         if (self.state, end, kind_of(message)) not in TRANSITIONS:
             return False
         match message:
-            case Accept(held, _):
-                return held <= self.max_frames
+            case Accept(held, _, torn, digest):
+                return held <= self.max_frames and (torn > 0) == (digest != b"") and torn < limits.MAX_FRAME_BYTES
             case Data():
                 return self.sent < self.max_frames
+            case Rest(rest):
+                return self.sent < self.max_frames and 0 < self.torn <= limits.MAX_FRAME_BYTES - len(rest)
             case Zero(pieces):
                 return 1 <= pieces <= 4096 and self.sent + pieces <= self.max_frames
             case Ack(frames):
@@ -83,14 +90,15 @@ class Model:
         """Go where an allowed message leads."""
         self.state = TRANSITIONS[self.state, end, kind_of(message)]
         match message:
-            case Ready(_, most):
-                self.max_frames = most
-            case Accept(held, _):
+            case Ready(_, most, features):
+                self.max_frames, self.takes_rest = most, features == "rest"
+            case Accept(held, _, torn, _):
                 self.sent = self.acknowledged = held
-            case Data():
-                self.sent += 1
+                self.torn = torn if self.takes_rest else 0
+            case Data() | Rest():
+                self.sent, self.torn = self.sent + 1, 0
             case Zero(pieces):
-                self.sent += pieces
+                self.sent, self.torn = self.sent + pieces, 0
             case Ack(frames):
                 self.acknowledged = frames
 
@@ -109,7 +117,7 @@ class Strangers(RuleBasedStateMachine):
         self.is_cut = dict.fromkeys(End, False)
         self.is_honest = True
         self.counts = {end: (0, 0) for end in End}
-        self.say(End.RECEIVER, Ready(STORE, max_frames))
+        self.say(End.RECEIVER, Ready(STORE, max_frames, "rest"))
         for _ in range(steps):
             for end in End:
                 self.deliver(end, 1000)

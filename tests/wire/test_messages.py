@@ -25,6 +25,7 @@ from securecore.wire.messages import (
     Receipt,
     Refusal,
     Refuse,
+    Rest,
     Zero,
     decode_body,
     decode_header,
@@ -36,7 +37,7 @@ from securecore.wire.messages import (
 from tests.support.wire import DUMP, SAMPLES, STORE
 
 FIELD_HEADER = struct.Struct(">BI")
-FIELD_KINDS = [kind for kind in Kind if kind is not Kind.DATA]
+FIELD_KINDS = [kind for kind in Kind if kind not in (Kind.DATA, Kind.REST)]
 FIELDS = [(kind, field) for kind, (_, fields) in messages._FIELDS.items() for field in fields]
 
 
@@ -92,7 +93,7 @@ def test_truncation_at_every_offset_of_the_body_is_refused(kind: Kind) -> None:
         assert shorter != SAMPLES[kind]
 
 
-@pytest.mark.parametrize("number", [0, *range(11, 256)])
+@pytest.mark.parametrize("number", [0, *range(11, 16), *range(17, 256)])
 def test_an_unknown_kind_is_refused(number: int) -> None:
     """Numbers without a message, those reserved for modules and for later among them, are a breach of protocol."""
     with pytest.raises(PeerError, match=f"kind {number} is unknown"):
@@ -209,10 +210,10 @@ def test_a_field_longer_than_its_message_is_refused(kind: Kind, length: int) -> 
 
 @pytest.mark.parametrize("kind", Kind)
 def test_trailing_bytes_in_a_body_are_refused(kind: Kind) -> None:
-    """Nothing but fields stands in a body; DATA has no fields, there it is the frame check that refuses."""
+    """Nothing but fields stands in a body; DATA and REST have no fields, there it is the frame check that refuses."""
     body = encode(SAMPLES[kind])[HEADER_BYTES:]
-    if kind is Kind.DATA:
-        assert Data(body + b"\0") == decode_body(kind, body + b"\0")
+    if kind in (Kind.DATA, Kind.REST):
+        assert (Data if kind is Kind.DATA else Rest)(body + b"\0") == decode_body(kind, body + b"\0")
     else:
         for extra in (b"\0", b"\xff", b"\xff\0\0\0"):
             with pytest.raises(PeerError, match="field header is cut off"):
@@ -223,6 +224,8 @@ def test_trailing_bytes_in_a_body_are_refused(kind: Kind) -> None:
     "message",
     [
         Data(b""),
+        Rest(b""),
+        Rest(bytes(limits.MAX_FRAME_BYTES)),
         Data(bytes(limits.MAX_FRAME_BYTES + 1)),
         Ready(STORE, 1 << 32),
         Ack(-1),
@@ -277,13 +280,15 @@ def test_refusals_are_final_below_two_hundred() -> None:
 
 uuid7 = st.builds(DumpId.make, st.integers(0, (1 << 48) - 1), st.binary(min_size=10, max_size=10))
 uuid4 = st.builds(StoreId.make, st.binary(min_size=16, max_size=16))
+digest = st.binary(min_size=32, max_size=32)
 u32 = st.integers(0, (1 << 32) - 1)
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=400)
 any_message: st.SearchStrategy[Message] = st.one_of(
     st.builds(Ready, uuid4, u32, words),
     st.builds(Refuse, st.integers(0, (1 << 16) - 1), words, u32),
     st.builds(Open, uuid7, st.binary(max_size=500), st.none() | st.integers(1, (1 << 64) - 1)),
-    st.builds(Accept, u32, st.binary(min_size=32, max_size=32)),
+    st.builds(Accept, u32, digest, u32, st.just(b"") | digest),
+    st.builds(Rest, st.binary(min_size=1, max_size=500)),
     st.builds(Data, st.binary(min_size=1, max_size=500)),
     st.builds(Zero, u32),
     st.builds(Ack, u32),
@@ -306,7 +311,7 @@ def test_arbitrary_bodies_are_refused_or_have_one_encoding(kind: Kind, body: byt
         message = decode_body(kind, body)
     except PeerError:
         return
-    if kind is Kind.DATA or set(split(message)) == _tags(body):
+    if kind in (Kind.DATA, Kind.REST) or set(split(message)) == _tags(body):
         assert body == encode(message)[HEADER_BYTES:]
 
 

@@ -28,7 +28,7 @@ from tests.fuzz.target import Target
 from tests.support.wire import DUMP, NEED_DATA, SAMPLES, STORE, pair_in
 
 _FIELD: Final = struct.Struct(">BI")
-_OPTIONAL: Final = {Kind.READY: {128}, Kind.REFUSE: {128}, Kind.OPEN: {128}}
+_OPTIONAL: Final = {Kind.READY: {128}, Kind.REFUSE: {128}, Kind.OPEN: {128}, Kind.ACCEPT: {128, 129}}
 """Optional fields that docs/wire.md has; a reader skips all others from 128 on."""
 _PLACES: Final = [(state, end) for state in State for end in End]
 
@@ -48,7 +48,7 @@ def check_message(data: bytes) -> None:
     except PeerError:
         return
     assert kind_of(message) is kind
-    known = body if kind is Kind.DATA else _without_unknown(kind, body)
+    known = body if kind in (Kind.DATA, Kind.REST) else _without_unknown(kind, body)
     assert encode(message) == struct.pack(">IB", len(known), kind) + known
     assert decode_body(kind, known) == message
 
@@ -75,9 +75,11 @@ def message_seeds() -> Iterator[bytes]:
 
 _OTHERS: Final[tuple[Message, ...]] = (
     Ready(STORE, 7, "a b"),
+    Ready(STORE, 7),
     Refuse(201, "später \U0001f600"),
     Open(DUMP, b"{}"),
     Accept(5, EMPTY_ROOT),
+    Accept(5, EMPTY_ROOT, 1 << 20, bytes(32)),
 )
 
 
@@ -89,6 +91,9 @@ class _Seen(NamedTuple):
     state: State
     frames: int
     acknowledged: int
+    torn_bytes: int
+    partial: tuple[Kind, bytes] | None
+    """What a cut at the end would leave of a frame."""
 
 
 def check_connection(data: bytes) -> None:
@@ -117,22 +122,28 @@ def _feed(state: State, end: End, parts: list[bytes]) -> _Seen:
             error = refused.message
             break
         assert connection.acknowledged <= connection.frames <= connection.max_frames <= limits.MAX_FRAMES
+        assert connection.torn_bytes < limits.MAX_FRAME_BYTES
     if error is not None:
         assert not connection.holds_partial_message
         for use in (lambda: connection.receive(b""), connection.next_message):
             with pytest.raises(Bug):
                 use()
-    return _Seen(messages, error, connection.state, connection.frames, connection.acknowledged)
+    partial = connection.find_partial_frame()
+    return _Seen(messages, error, connection.state, connection.frames, connection.acknowledged, connection.torn_bytes, partial)
 
 
 def connection_seeds() -> Iterator[bytes]:
     """In every state and at either end: each message that the peer may say there, and some that it may not."""
     stream = [encode(SAMPLES[kind]) for kind in (Kind.DATA, Kind.ZERO, Kind.DATA, Kind.END)]
+    resumed = [encode(SAMPLES[kind]) for kind in (Kind.OPEN, Kind.REST, Kind.DATA)]
+    offered = [encode(SAMPLES[kind]) for kind in (Kind.READY, Kind.ACCEPT)]
     answers = [encode(SAMPLES[kind]) for kind in (Kind.ACK, Kind.RECEIPT, Kind.REFUSE)]
     for place in range(len(_PLACES)):
         yield from (bytes([place, 7]) + encode(message) for message in SAMPLES.values())
         yield bytes([place, 3]) + b"".join(stream)
         yield bytes([place, 11]) + b"".join(answers)
+        yield bytes([place, 13]) + b"".join(resumed)
+        yield bytes([place, 17]) + b"".join(offered)
 
 
 MESSAGE = Target(check_message, message_seeds, ("wire.messages.decode_header", "wire.messages.decode_body"))
