@@ -1,16 +1,18 @@
 """One connection to a receiver: reach it, hear READY, open a dump, send frames, hear what is durable.
 
-One thread owns the socket. Frames go out whole; between them, what the receiver has said is read without waiting. Every wait
-has a deadline. All failures of the network and of the peer come out as SecurecoreError: UnreachableError and BusyError when
-another try may succeed, others when not.
+One thread owns the socket. Frames go out whole, but for one whose beginning the receiver has kept; between them, what the
+receiver has said is read without waiting. Every wait ends (patience.py). All failures of the network and of the peer come out
+as SecurecoreError: UnreachableError and BusyError when another try may succeed, others when not.
 """
 
+import math
 import select
 import socket
 import ssl
 import time
 from _queue import Empty, SimpleQueue  # as in pump.py: without the modules that queue loads first
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from threading import Thread
 from typing import Any, Final, NoReturn
 
@@ -18,8 +20,24 @@ from securecore import limits, tls
 from securecore.dump.frames import ZERO_PIECE_FRAME
 from securecore.errors import BusyError, ClockError, PeerError, RefusedError, SecurecoreError, UnreachableError
 from securecore.names import Address, StoreId
+from securecore.sender.patience import Patience, Wait, count_acknowledged, usual_patience
 from securecore.wire.connection import NEED_DATA, Connection
-from securecore.wire.messages import Accept, Ack, Data, End, Gone, Message, Open, Ready, Receipt, Refusal, Refuse, Zero, is_final
+from securecore.wire.messages import (
+    Accept,
+    Ack,
+    Data,
+    End,
+    Gone,
+    Message,
+    Open,
+    Ready,
+    Receipt,
+    Refusal,
+    Refuse,
+    Rest,
+    Zero,
+    is_final,
+)
 from securecore.wire.states import End as WireEnd
 
 _RECEIVE_BYTES: Final = 64 * limits.KIB
@@ -37,55 +55,65 @@ class OtherStoreError(BusyError):
 class Delivery:
     """A connection whose receiver has said READY."""
 
-    def __init__(self, secured: ssl.SSLSocket, address: Address, ready: Ready, connection: Connection) -> None:
+    def __init__(
+        self, secured: ssl.SSLSocket, address: Address, ready: Ready, connection: Connection, progress_s: float
+    ) -> None:
         self.address = address
         self.store = ready.store
         self._socket = secured
         self._connection = connection
+        self._progress_s = progress_s
+        self._torn_hash = b""
         self._poll = select.poll()
         self._poll.register(secured, select.POLLIN)
         self._on_ack: Callable[[int], None] = lambda frames: None
 
-    def open(
-        self, message: Open, on_ack: Callable[[int], None], deadline_s: float | None = None
-    ) -> Accept | Receipt | Gone:
+    def open(self, message: Open, on_ack: Callable[[int], None], most_s: float = math.inf) -> Accept | Receipt | Gone:
         """Name a dump and return the receiver's answer; *on_ack* is told of every durable count from now on.
 
-        A receiver that holds a part of the dump reads it again before it answers: who resumes gives it more time than the
-        CONNECT_DEADLINE_S of a new dump.
+        A receiver that holds a part of the dump reads it again before it answers: that may take RECEIPT_DEADLINE_S, and *most_s*
+        at most.
         """
         self._on_ack = on_ack
-        patience_s = limits.CONNECT_DEADLINE_S if deadline_s is None else deadline_s
-        self._send(self._connection.send(message), min(patience_s, limits.PROGRESS_DEADLINE_S))
-        answer = self._receive(patience_s)
+        wait = self._wait(limits.RECEIPT_DEADLINE_S, most_s)
+        self._send(self._connection.send(message), wait)
+        answer = self._receive(wait)
         if not isinstance(answer, (Accept, Receipt, Gone)):
             raise PeerError(f"{self.address} answered OPEN with {type(answer).__name__}")
+        if isinstance(answer, Accept):
+            self._torn_hash = answer.torn_hash
         return answer
 
-    def send_frame(self, frame: bytes, deadline_s: float | None = None) -> None:
-        """Send one frame, and read the acknowledgements that have come in meanwhile, within PROGRESS_DEADLINE_S or *deadline_s*.
+    def send_frame(self, frame: bytes, most_s: float = math.inf) -> None:
+        """Send one frame, and read the acknowledgements that have come in meanwhile, within the wait that ``waiting`` returns.
 
-        Raises RefusedError when the receiver has said that it takes no dump of so many frames.
+        Where the receiver has kept the frame's beginning, only the rest is sent. Raises RefusedError when the receiver has said
+        that it takes no dump of so many frames.
         """
         if self._connection.frames >= self._connection.max_frames:
             raise RefusedError(f"{self.address} takes at most {self._connection.max_frames} frames of a dump")
-        patience_s = limits.PROGRESS_DEADLINE_S if deadline_s is None else deadline_s
-        deadline = time.monotonic() + patience_s
-        message = Zero(1) if frame == ZERO_PIECE_FRAME else Data(frame)
-        self._send(self._connection.send(message), patience_s)
+        wait = self.waiting(most_s)
+        self._send(self._connection.send(self._message(frame)), wait)
         while self._is_readable():
-            self._take_ack(deadline - time.monotonic())
+            self.wait_for_ack(wait)
 
-    def wait_for_ack(self, deadline_s: float) -> None:
+    def waiting(self, most_s: float = math.inf) -> Wait:
+        """Return a wait that ends when nothing that was sent has moved for too long, and after *most_s* in any case."""
+        return self._wait(self._progress_s, most_s)
+
+    def wait_for_ack(self, wait: Wait) -> None:
         """Wait for the next acknowledgement; raises UnreachableError when none comes in time."""
-        self._take_ack(deadline_s)
+        self._acknowledge(self._receive(wait))
 
     def end(self, manifest: bytes) -> Receipt:
-        """Send the manifest and return the receipt."""
-        self._send(self._connection.send(End(manifest)), limits.PROGRESS_DEADLINE_S)
-        deadline = time.monotonic() + limits.RECEIPT_DEADLINE_S
+        """Send the manifest and return the receipt.
+
+        The receiver has RECEIPT_DEADLINE_S once it has all that was sent; frames may still be on their way before END.
+        """
+        self._send(self._connection.send(End(manifest)), self.waiting())
+        wait = self._wait(limits.RECEIPT_DEADLINE_S)
         while True:
-            message = self._receive(deadline - time.monotonic())
+            message = self._receive(wait)
             if isinstance(message, Receipt):
                 return message
             self._acknowledge(message)
@@ -94,8 +122,16 @@ class Delivery:
         """Close the connection; says nothing to the peer, for nothing is owed between dumps."""
         self._socket.close()
 
-    def _take_ack(self, deadline_s: float) -> None:
-        self._acknowledge(self._receive(deadline_s))
+    def _wait(self, stock_s: float, most_s: float = math.inf) -> Wait:
+        return Wait(stock_s, most_s, lambda: count_acknowledged(self._socket))
+
+    def _message(self, frame: bytes) -> Message:
+        torn_bytes = self._connection.torn_bytes
+        if frame == ZERO_PIECE_FRAME:
+            return Zero(1)
+        if 0 < torn_bytes < len(frame) and sha256(memoryview(frame)[:torn_bytes]).digest() == self._torn_hash:
+            return Rest(frame[torn_bytes:])
+        return Data(frame)
 
     def _acknowledge(self, message: Message) -> None:
         if not isinstance(message, Ack):
@@ -105,40 +141,57 @@ class Delivery:
     def _is_readable(self) -> bool:
         return bool(self._socket.pending() or self._poll.poll(0))
 
-    def _send(self, data: bytes, deadline_s: float) -> None:
-        # sendall's time-out is a deadline for the whole call, so a peer that reads a byte now and then does not hold us.
-        self._socket.settimeout(deadline_s)
+    def _send(self, data: bytes, wait: Wait) -> None:
         try:
-            self._socket.sendall(data)
+            with memoryview(data) as view:
+                sent = 0
+                while sent < len(data):
+                    sent += self._send_some(view[sent:], wait)
         except OSError as error:
             self._explain_failed_send(error)
 
+    def _send_some(self, view: memoryview, wait: Wait) -> int:
+        """Return how many bytes the kernel has taken; raises TimeoutError once the wait is over.
+
+        A call that timed out is made again with the same bytes: TLS has begun to send them (SSL_write(3)).
+        """
+        while True:
+            left = wait.left_s()
+            if left <= 0:
+                raise TimeoutError
+            self._socket.settimeout(left)
+            try:
+                return self._socket.send(view)
+            except TimeoutError:
+                continue
+
     def _explain_failed_send(self, error: OSError) -> NoReturn:
         """Raise the receiver's own words when it has said any: a refusal is only learned by reading (RFC 8446 appendix E.1.6)."""
-        deadline = time.monotonic() + _LAST_WORDS_S
+        wait = Wait(_LAST_WORDS_S)
         try:
             while True:
-                self._receive(deadline - time.monotonic())
+                self._receive(wait)
         except (UnreachableError, OSError):
             raise tls.explain(error, str(self.address)) from error
 
-    def _receive(self, deadline_s: float) -> Message:
-        return _receive(self._socket, self._connection, self.address, deadline_s)
+    def _receive(self, wait: Wait) -> Message:
+        return _receive(self._socket, self._connection, self.address, wait)
 
 
-def _receive(secured: ssl.SSLSocket, connection: Connection, address: Address, deadline_s: float) -> Message:
-    """Return the receiver's next message within *deadline_s*; a REFUSE is raised as the error that it means.
+def _receive(secured: ssl.SSLSocket, connection: Connection, address: Address, wait: Wait) -> Message:
+    """Return the receiver's next message before *wait* is over; a REFUSE is raised as the error that it means.
 
-    Bytes that come in one by one do not renew the deadline.
+    Bytes that come in one by one do not renew the wait.
     """
-    deadline = time.monotonic() + deadline_s
     while (message := connection.next_message()) is NEED_DATA:
-        left = deadline - time.monotonic()
+        left = wait.left_s()
         if left <= 0:
             raise UnreachableError(f"{address} did not answer in time")
         secured.settimeout(left)
         try:
             data = secured.recv(_RECEIVE_BYTES)
+        except TimeoutError:
+            continue
         except OSError as error:
             raise tls.explain(error, str(address)) from error
         if not data:
@@ -162,19 +215,25 @@ def refusal(message: Refuse, address: Address) -> SecurecoreError:
 
 
 def connect(
-    receivers: Sequence[Address], context: ssl.SSLContext, store: StoreId | None = None, deadline_s: float | None = None
+    receivers: Sequence[Address],
+    context: ssl.SSLContext,
+    store: StoreId | None = None,
+    deadline_s: float | None = None,
+    patience: Patience | None = None,
 ) -> Delivery:
     """Return a Delivery to the first of *receivers*, tried in order, that says READY, with *store* if that is given.
 
-    Each has CONNECT_DEADLINE_S or *deadline_s*.
+    Each has *deadline_s*, or else what *patience* says, which is usual_patience where it is not given.
 
     Raises OtherStoreError when one of them said READY with another store, else the error of the last one that could be reached at
     all, else of the last: a refusal tells more than a dead address.
     """
+    patience = patience or usual_patience()
+    most_s = patience.connect_s if deadline_s is None else deadline_s
     failures: list[SecurecoreError] = []
     for address in receivers:
         try:
-            delivery = _connect_one(address, context, limits.CONNECT_DEADLINE_S if deadline_s is None else deadline_s)
+            delivery = _connect_one(address, context, most_s, patience.progress_s)
         except SecurecoreError as error:
             failures.append(error)
             continue
@@ -192,7 +251,7 @@ def _most_telling(failures: Sequence[SecurecoreError]) -> SecurecoreError:
     return (elsewhere or spoken or failures)[-1]
 
 
-def _connect_one(address: Address, context: ssl.SSLContext, deadline_s: float) -> Delivery:
+def _connect_one(address: Address, context: ssl.SSLContext, deadline_s: float, progress_s: float) -> Delivery:
     """Return a Delivery to the first of the places that *address* stands for which says READY.
 
     Each may take its share of the time that is left: one where nobody answers, or somebody who then says nothing, does not use up
@@ -206,13 +265,13 @@ def _connect_one(address: Address, context: ssl.SSLContext, deadline_s: float) -
         if left <= 0:
             break
         try:
-            return _greet(place, address, context, left / (len(places) - number))
+            return _greet(place, address, context, left / (len(places) - number), progress_s)
         except SecurecoreError as error:
             failures.append(error)
     raise _most_telling(failures or [UnreachableError(f"{address} did not answer in time")])
 
 
-def _greet(place: Place, address: Address, context: ssl.SSLContext, deadline_s: float) -> Delivery:
+def _greet(place: Place, address: Address, context: ssl.SSLContext, deadline_s: float, progress_s: float) -> Delivery:
     """Return a Delivery to *place* once it has said READY, all within *deadline_s*."""
     deadline = time.monotonic() + deadline_s
     family, where = place
@@ -229,13 +288,13 @@ def _greet(place: Place, address: Address, context: ssl.SSLContext, deadline_s: 
         raise tls.explain(error, str(address)) from error
     connection = Connection(WireEnd.SENDER)
     try:
-        ready = _receive(secured, connection, address, max(0.1, deadline - time.monotonic()))
+        ready = _receive(secured, connection, address, Wait(max(0.1, deadline - time.monotonic())))
         if not isinstance(ready, Ready):
             raise PeerError(f"{address} greeted with {type(ready).__name__}")
     except SecurecoreError:
         secured.close()
         raise
-    return Delivery(secured, address, ready, connection)
+    return Delivery(secured, address, ready, connection, progress_s)
 
 
 def _resolve(address: Address, deadline_s: float) -> list[Place]:

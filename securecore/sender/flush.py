@@ -11,6 +11,7 @@ from securecore.errors import BrokenError, ClockError, SecurecoreError, StorageE
 from securecore.merkle import Frontier, leaf_hash
 from securecore.names import Address, DumpId
 from securecore.sender.delivery import Delivery, OtherStoreError, connect
+from securecore.sender.patience import Patience
 from securecore.sender.spool import EntryEnd, Spool, SpoolEntry
 from securecore.sender.transfer import Papers, Parcel, answered_already, keep_receipt, settle
 from securecore.wire.messages import Accept, Open
@@ -27,7 +28,11 @@ class Flushed(NamedTuple):
 
 
 def flush(
-    spool: Spool, receivers: Sequence[Address], papers: Papers, clock: Callable[[], float] = time.time
+    spool: Spool,
+    receivers: Sequence[Address],
+    papers: Papers,
+    clock: Callable[[], float] = time.time,
+    patience: Patience | None = None,
 ) -> Iterator[Flushed]:
     """Deliver each dump of the spool that no other process has locked, and yield what became of it.
 
@@ -46,7 +51,7 @@ def flush(
             continue
         attempt = None
         try:
-            attempt = _Attempt(spool, entry, papers, clock)
+            attempt = _Attempt(spool, entry, papers, clock, patience)
             receipt = attempt.deliver(receivers)
             spool.remove(entry)
         except SecurecoreError as error:
@@ -61,8 +66,10 @@ def flush(
 class _Attempt:
     """One try at one dump."""
 
-    def __init__(self, spool: Spool, entry: SpoolEntry, papers: Papers, clock: Callable[[], float]) -> None:
-        self._spool, self._entry, self._papers, self._clock = spool, entry, papers, clock
+    def __init__(
+        self, spool: Spool, entry: SpoolEntry, papers: Papers, clock: Callable[[], float], patience: Patience | None
+    ) -> None:
+        self._spool, self._entry, self._papers, self._clock, self._patience = spool, entry, papers, clock, patience
         self._reader = entry.reader()
         self.sent_frames = 0
         self.has_found_nobody = False
@@ -71,7 +78,7 @@ class _Attempt:
     def deliver(self, receivers: Sequence[Address]) -> dict[str, Any]:
         """Return the receipt's facts; raises SecurecoreError."""
         try:
-            delivery = connect(receivers, self._papers.context, self._entry.start.store)
+            delivery = connect(receivers, self._papers.context, self._entry.start.store, patience=self._patience)
         except SecurecoreError as error:
             self.has_found_nobody = not isinstance(error, OtherStoreError)
             raise
@@ -83,7 +90,7 @@ class _Attempt:
     def _deliver(self, delivery: Delivery) -> dict[str, Any]:
         start, end = self._entry.start, self._end()
         opening = Open(start.dump, self._entry.report, end.predicted_size)
-        answer = delivery.open(opening, lambda frames: None, limits.RECEIPT_DEADLINE_S)
+        answer = delivery.open(opening, lambda frames: None)
         if not isinstance(answer, Accept):
             facts = answered_already(answer, delivery, self._papers.credentials, start.dump, self._content(), self._clock)
             return keep_receipt(self._spool, facts)

@@ -22,6 +22,7 @@ from securecore.merkle import EMPTY_ROOT, Frontier
 from securecore.names import Address, DumpId, StoreId
 from securecore.sender.credentials import Credentials
 from securecore.sender.delivery import Delivery, connect
+from securecore.sender.patience import Patience, usual_patience
 from securecore.sender.pump import Frame, Pump
 from securecore.sender.spool import EntryEnd, EntryStart, Spool, SpoolEntry
 from securecore.wire.messages import Accept, Gone, Open, Receipt
@@ -100,14 +101,15 @@ class Transfer:
         spool: Spool | None,
         clock: Callable[[], float] = time.time,
         hold_budget_s: float | None = None,
+        patience: Patience | None = None,
     ) -> None:
         """*papers* may be the reason why there are none; then everything goes to the spool.
 
         *hold_budget_s* is for how long the source may stand still in all before the rest goes to the spool, if there is one: a
-        process that crashed is held as long. None where nobody is.
+        process that crashed is held as long. None where nobody is. *patience* has the other deadlines; usual_patience by default.
         """
         self._parcel, self._pump, self._receivers, self._papers = parcel, pump, receivers, papers
-        self._spool, self._clock = spool, clock
+        self._spool, self._clock, self._patience = spool, clock, patience or usual_patience()
         # Without a spool the process must wait: a lost core is worse than one that takes long.
         self._hold_budget_s = hold_budget_s if spool is not None else None
         self._custody = Custody()
@@ -205,7 +207,7 @@ class Transfer:
             self._fall_back(papers)
             return
         failure: SecurecoreError = UnreachableError("no receiver is named")
-        deadline = time.monotonic() + limits.CONNECT_DEADLINE_S
+        deadline = time.monotonic() + self._patience.connect_s
         for number, address in enumerate(self._receivers):
             try:
                 # What an earlier one did not use of its share is the later ones'.
@@ -219,11 +221,11 @@ class Transfer:
         self._fall_back(failure)
 
     def _open_at(self, address: Address, context: ssl.SSLContext, deadline_s: float) -> None:
-        delivery = connect([address], context, deadline_s=deadline_s)
+        delivery = connect([address], context, deadline_s=deadline_s, patience=self._patience)
         try:
             self._pump.first_piece_read.wait()
             opening = Open(self._parcel.dump, self._parcel.report, self._pump.predicted_size)
-            answer = delivery.open(opening, self._custody.acknowledge, self._patience_s(limits.CONNECT_DEADLINE_S))
+            answer = delivery.open(opening, self._custody.acknowledge, self._patience_s(self._patience.connect_s))
             if not isinstance(answer, Accept) or answer.held != 0:
                 raise PeerError(f"{address} says that it has this new dump already")
             if answer.root != EMPTY_ROOT:
@@ -239,11 +241,11 @@ class Transfer:
             self._keep_ring()
             return
         try:
-            self._delivery.send_frame(frame.stored, self._patience_s(limits.PROGRESS_DEADLINE_S))
-            # One deadline for all acknowledgements that it takes: a receiver must not buy time with a small frame after the other.
-            deadline = time.monotonic() + self._patience_s(limits.PROGRESS_DEADLINE_S)
+            self._delivery.send_frame(frame.stored, self._patience_s(math.inf))
+            # One wait for all acknowledgements that it takes: a receiver must not buy time with a small frame after the other.
+            wait = self._delivery.waiting(self._patience_s(math.inf))
             while self._custody.ring_bytes > limits.RING_BYTES:
-                self._delivery.wait_for_ack(deadline - time.monotonic())
+                self._delivery.wait_for_ack(wait)
         except SecurecoreError as error:
             is_late = isinstance(error, UnreachableError) and time.monotonic() >= self._hold_ends
             self._fall_back(BusyError(_TOO_SLOW) if is_late else error)
@@ -326,13 +328,14 @@ def carry(
     spool: Spool | None,
     on_progress: Callable[[int], None] | None = None,
     hold_budget_s: float | None = None,
+    patience: Patience | None = None,
 ) -> Outcome:
     """Drain *source* to a receiver or the spool, close it as soon as it is drained, and return how it ended.
 
-    *on_progress* is told the plaintext bytes read so far. *hold_budget_s* is as Transfer has it.
+    *on_progress* is told the plaintext bytes read so far. *hold_budget_s* and *patience* are as Transfer has them.
     """
     pump = Pump(Compressor, on_progress)
-    transfer = Transfer(parcel, pump, receivers, papers, spool, hold_budget_s=hold_budget_s)
+    transfer = Transfer(parcel, pump, receivers, papers, spool, hold_budget_s=hold_budget_s, patience=patience)
     transfer.start()
     try:
         pump.read(source)

@@ -15,6 +15,7 @@ from securecore import limits
 from securecore.cli.main import run
 from securecore.dump.frames import ZERO_PIECE_FRAME
 from securecore.names import DumpId
+from securecore.sender.patience import Wait
 from securecore.store.layout import open_store
 from securecore.wire.messages import Accept, Ack, Data, End, Kind, Message, Open, Receipt, Refusal, Zero, encode, max_body_bytes
 from securecore.wire.states import TRANSITIONS, State
@@ -331,7 +332,7 @@ def resume(stage: Stage, dump: DumpId) -> Hand:
     pieces = [os.urandom(limits.PIECE_BYTES) for _ in range(9)]
     for piece in pieces:
         first.send(piece)
-    first.delivery.wait_for_ack(10)
+    first.delivery.wait_for_ack(Wait(10))
     first.close()
     second = stage.hand()
     second.tree, second.size = first.tree, first.size

@@ -21,6 +21,7 @@ import pytest
 from securecore.errors import BusyError, StorageError
 from securecore.names import Address
 from securecore.sender.delivery import connect
+from securecore.sender.patience import Wait
 from tests.support.certificates import RECEIVER_NAME, Fleet
 from tests.support.crash_cores import Crash
 from tests.support.hands import Hand
@@ -123,7 +124,7 @@ def test_a_second_signal_does_not_wait_for_dumps_in_flight(number: signal.Signal
         process.logged("stopping, 1 connections; a second signal does not wait for them")
         process.popen.send_signal(number)
         with pytest.raises(BusyError, match="being stopped"):
-            hand.delivery.wait_for_ack(PATIENCE_S)
+            hand.delivery.wait_for_ack(Wait(PATIENCE_S))
         hand.close()
         said = process.rest()
 
@@ -196,7 +197,7 @@ def test_ctrl_c_on_a_terminal_ends_a_receiver_in_good_order(fleet: Fleet, tmp_pa
         with closing(Hand(fleet.host, [Address(found[1])])) as hand:
             os.write(master, b"\x03")
             with pytest.raises(BusyError, match="being stopped"):
-                hand.delivery.wait_for_ack(PATIENCE_S)
+                hand.delivery.wait_for_ack(Wait(PATIENCE_S))
         rest = read_terminal(master, None)
         code = popen.wait(PATIENCE_S)
 

@@ -20,6 +20,7 @@ from securecore.pki.revocation import revoke_name
 from securecore.receiver.server import ReceiverSettings, open_receiver
 from securecore.sender import evidence
 from securecore.sender.delivery import connect
+from securecore.sender.patience import Wait
 from securecore.store.layout import create_store, open_store
 from securecore.store.writer import IncomingDump
 from securecore.wire.messages import Accept, End, Receipt, encode
@@ -97,7 +98,7 @@ def test_a_stalled_transfer_does_not_keep_a_receiver_from_ending(
     took_s = time.monotonic() - began
 
     with pytest.raises(BusyError, match="being stopped"):
-        hand.delivery.wait_for_ack(PATIENCE_S)
+        hand.delivery.wait_for_ack(Wait(PATIENCE_S))
     hand.close()
     assert 0.3 <= took_s < 5
     assert disk.survivors()[core] == (path / core).read_bytes()

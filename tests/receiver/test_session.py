@@ -20,6 +20,7 @@ from securecore.names import DumpId, HostName, StoreId
 from securecore.pki.revocation import revoke_name
 from securecore.receiver.server import Receiver
 from securecore.sender import evidence
+from securecore.sender.patience import Wait
 from securecore.sender.transfer import Outcome
 from securecore.store.layout import open_store
 from securecore.wire.messages import Accept, Ack, Data, End, Zero
@@ -108,7 +109,7 @@ def test_the_newest_session_for_a_dump_wins(fleet: Fleet, receiver: Receiver, tm
 
     assert isinstance(answer, Accept)
     with pytest.raises(BusyError, match="newer connection"):
-        older.delivery.wait_for_ack(10)
+        older.delivery.wait_for_ack(Wait(10))
 
 
 MANIFEST_LIES: dict[str, tuple[Callable[[Hand, DumpId], bytes], str]] = {

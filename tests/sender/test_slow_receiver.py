@@ -15,6 +15,7 @@ from securecore.errors import BusyError, SecurecoreError, UnreachableError
 from securecore.merkle import EMPTY_ROOT
 from securecore.names import Address
 from securecore.sender import transfer
+from securecore.sender.patience import Patience
 from securecore.sender.spool import Spool
 from securecore.wire.messages import Accept, Ack, Ready, Receipt, encode
 from securecore.wire.states import State
@@ -277,7 +278,7 @@ def test_receivers_share_one_deadline(fleet: Fleet, spool: Spool, monkeypatch: p
     """Three that do not answer take no longer than one: each may take its share of what is left."""
     given: list[float] = []
 
-    def connect(receivers: list[Address], context: object, store: None = None, deadline_s: float = 0) -> NoReturn:
+    def connect(receivers: list[Address], context: object, deadline_s: float, patience: Patience) -> NoReturn:
         given.append(deadline_s)
         raise UnreachableError("nobody")
 

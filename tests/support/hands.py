@@ -16,6 +16,7 @@ from securecore.merkle import Frontier, leaf_hash
 from securecore.names import Address, DumpId, StoreId
 from securecore.sender import evidence
 from securecore.sender.delivery import Delivery, connect
+from securecore.sender.patience import Wait
 from securecore.sender.spool import EntryEnd
 from securecore.wire import messages
 from securecore.wire.messages import Accept, Message, Open, Receipt, Refuse
@@ -67,12 +68,12 @@ class Hand:
     def wait_until_acknowledged(self) -> None:
         """Wait for the first acknowledgement, which may have come while the last frame was sent."""
         while not self.acknowledged:
-            self.delivery.wait_for_ack(20)
+            self.delivery.wait_for_ack(Wait(20))
 
     def say(self, message: Message) -> None:
         """Send any message past our own state table, and read the answer."""
-        self.delivery._send(messages.encode(message), 10)
-        self.delivery._receive(10)
+        self.delivery._send(messages.encode(message), Wait(10))
+        self.delivery._receive(Wait(10))
 
     def put(self, data: bytes) -> None:
         """Send any bytes inside TLS; a receiver that has gone meanwhile is no error here."""
@@ -121,7 +122,7 @@ class Hand:
     def send_and_wait(self, frame: bytes) -> None:
         """Send any bytes as a frame and wait for what the receiver says to it."""
         self.delivery.send_frame(frame)
-        self.delivery.wait_for_ack(10)
+        self.delivery.wait_for_ack(Wait(10))
 
     def manifest(self, dump: DumpId, *, store: StoreId | None = None, report: bytes = REPORT, **changes: object) -> bytes:
         """Return a signed manifest for what was sent, with *changes* to how the source ended."""
