@@ -115,7 +115,7 @@ def flush_(
         # Files that root would leave in the spool could not be read by the handler's user, and root has no business on the wire.
         privileges.drop(*spool.owner)
     results, code = [], 0
-    for flushed in flush(spool, targets, papers):
+    for flushed in flush(spool, targets, papers, patience=settings.deadlines if settings else None):
         failure = flushed.failure
         results.append(
             {

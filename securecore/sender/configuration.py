@@ -1,7 +1,7 @@
 """sender.toml: what a person says about this sender; ``securecore setup sender`` compiles it into the handler's settings.
 
-With the table ``[local]`` in the place of receivers, identity and spool, cores are kept on this machine; core_pattern then says all
-that the handler must know.
+The table ``[deadlines]`` changes for how long the handler and a flush wait. With the table ``[local]`` in the place of
+receivers, identity and spool, cores are kept on this machine; core_pattern then says all that the handler must know.
 
 The file is versioned, and strict: a key that is not known is an error with file and line, because a misspelt one would otherwise
 be a setting that silently does not hold.
@@ -13,16 +13,19 @@ import tomllib
 from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
+from securecore import limits
 from securecore.errors import ConfigError
 from securecore.names import Address, NameRefused
 from securecore.sender import installation
 from securecore.sender.local_mode import LocalMode, is_plain_path
+from securecore.sender.patience import Patience, is_deadline, usual_patience
 
 DEFAULT_SPOOL: Final = "/var/lib/securecore/spool"
 DEFAULT_USER: Final = "securecore"
 
 _VERSION: Final = 1
-_KEYS: Final = ("version", "receivers", "identity", "spool", "user", "local")
+_KEYS: Final = ("version", "receivers", "identity", "spool", "user", "deadlines", "local")
+_DEADLINE_KEYS: Final = ("connect", "progress", "hold")
 _LOCAL_KEYS: Final = ("directory", "format", "level", "keep")
 _USER: Final = re.compile(r"[a-z_][a-z0-9_-]{0,30}|[0-9]{1,10}:[0-9]{1,10}")
 """A name as useradd(8) takes it, or UID:GID."""
@@ -36,6 +39,8 @@ class SenderConfiguration:
     identity: str
     spool: str = DEFAULT_SPOOL
     user: str = DEFAULT_USER
+    deadlines: Patience | None = None
+    """None leaves them to the version that is installed."""
 
     def check(self, where: str) -> Self:
         """Return itself; raises ConfigError, which begins with *where*, when a value is none that could work."""
@@ -57,7 +62,14 @@ class SenderConfiguration:
             identity=_quoted(self.identity),
             spool=_quoted(self.spool),
             user=_quoted(self.user),
+            deadlines=self._encode_deadlines(),
         ).encode()
+
+    def _encode_deadlines(self) -> str:
+        if self.deadlines is None:
+            return _NO_DEADLINES
+        lines = (f"{key} = {seconds!r}\n" for key, seconds in zip(_DEADLINE_KEYS, self.deadlines, strict=True))
+        return "".join((_DEADLINES, *lines))
 
 
 @dataclass(frozen=True)
@@ -106,6 +118,16 @@ spool = {spool}
 
 # Whom the crash handler becomes before it says its first word to the network: a name, or "UID:GID".
 user = {user}
+{deadlines}"""
+
+_DEADLINES: Final = """
+# Seconds: connect, to reach a receiver; progress, for which what was sent may stand still; hold, for which a crashed process may
+# stand still for the network in all.
+[deadlines]
+"""
+
+_NO_DEADLINES: Final = """
+# A table [deadlines] with connect, progress and hold, in seconds, is for links that need others than the usual ones.
 """
 
 
@@ -153,17 +175,25 @@ def parse_configuration(data: bytes, path: str) -> SenderConfiguration | LocalCo
     for key in ("spool", "user"):
         if key in fields:
             configuration = replace(configuration, **{key: _value(fields, key, str, path, text)})
+    if "deadlines" in fields:
+        configuration = replace(configuration, deadlines=_parse_deadlines(fields, path, text))
     return configuration.check(path)
 
 
+def _parse_deadlines(fields: dict[str, Any], path: str, text: str) -> Patience:
+    table = _table(fields, "deadlines", _DEADLINE_KEYS, path, text)
+    for key, value in table.items():
+        if not is_deadline(value):
+            most = f"{limits.MAX_DEADLINE_S:.0f}"
+            raise ConfigError(f"{_at(path, text, key)}: {key} must be seconds: a number above 0, at most {most}")
+    return usual_patience()._replace(**{f"{key}_s": value for key, value in table.items()})
+
+
 def _parse_local(fields: dict[str, Any], path: str, text: str) -> LocalConfiguration:
-    for key in ("receivers", "identity", "spool"):
+    for key in ("receivers", "identity", "spool", "deadlines"):
         if key in fields:
             raise ConfigError(f"{_at(path, text, key)}: {key} and [local] exclude each other: cores are sent, or kept here")
-    table = _value(fields, "local", dict, path, text)
-    for key in table:
-        if key not in _LOCAL_KEYS:
-            raise ConfigError(f"{_at(path, text, key)}: unknown key {key!a}", hint=f"known keys are {', '.join(_LOCAL_KEYS)}")
+    table = _table(fields, "local", _LOCAL_KEYS, path, text)
     mode = LocalMode(_value(table, "directory", str, path, text))
     if "format" in table:
         mode = mode._replace(kind=_value(table, "format", str, path, text))
@@ -173,6 +203,14 @@ def _parse_local(fields: dict[str, Any], path: str, text: str) -> LocalConfigura
         mode = mode._replace(keep=_value(table, "keep", int, path, text))
     user = _value(fields, "user", str, path, text) if "user" in fields else DEFAULT_USER
     return LocalConfiguration(mode, user).check(path)
+
+
+def _table(fields: dict[str, Any], name: str, known: tuple[str, ...], path: str, text: str) -> dict[str, Any]:
+    table: dict[str, Any] = _value(fields, name, dict, path, text)
+    for key in table:
+        if key not in known:
+            raise ConfigError(f"{_at(path, text, key)}: unknown key {key!a}", hint=f"known keys are {', '.join(known)}")
+    return table
 
 
 def check_user(user: str, where: str) -> None:

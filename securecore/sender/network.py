@@ -4,12 +4,13 @@ import os
 import sys
 import time
 
-from securecore import limits, tls
+from securecore import tls
 from securecore.errors import ConfigError, SecurecoreError
 from securecore.names import DumpId
 from securecore.report import CrashReport
 from securecore.sender import privileges
 from securecore.sender.credentials import read_credentials
+from securecore.sender.patience import usual_patience
 from securecore.sender.settings import load_settings
 from securecore.sender.spool import Spool, open_spool
 from securecore.sender.system_log import log
@@ -30,7 +31,9 @@ def send(core: int, settings_path: str, dump: DumpId, report: CrashReport) -> in
         # Installed where only root can read, as in a checkout under /root: what is loaded last must be loaded while we still may.
         from securecore.sender import evidence  # noqa: F401
     privileges.drop(settings.uid, settings.gid)
-    return conclude(dump, carry(core, parcel, settings.receivers, papers, spool, hold_budget_s=limits.HOLD_BUDGET_S))
+    patience = settings.deadlines or usual_patience()
+    outcome = carry(core, parcel, settings.receivers, papers, spool, hold_budget_s=patience.hold_s, patience=patience)
+    return conclude(dump, outcome)
 
 
 def find_spool(path: str) -> Spool | None:

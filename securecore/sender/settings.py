@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from securecore.errors import ConfigError
 from securecore.names import Address, NameRefused
+from securecore.sender.patience import Patience, is_deadline
 
 _VERSION: Final = 1
 _MAX_BYTES: Final = 64 * 1024
@@ -31,10 +32,14 @@ class Settings(NamedTuple):
     uid: int
     """The user that the handler becomes; never 0."""
     gid: int
+    deadlines: Patience | None = None
+    """None leaves them to the version that is installed; as in settings that a version without them has compiled."""
 
     def encode(self) -> bytes:
         """Return the JSON that load_settings reads."""
         fields = self._asdict() | {"version": _VERSION, "receivers": [str(address) for address in self.receivers]}
+        if (deadlines := fields.pop("deadlines")) is not None:
+            fields["deadlines"] = deadlines._asdict()
         return json.dumps(fields, sort_keys=True, indent=1).encode("ascii") + b"\n"
 
 
@@ -59,11 +64,17 @@ def load_settings(path: str) -> Settings:
 
 
 def _settings(fields: dict[str, Any]) -> Settings:
-    if fields.pop("version") != _VERSION or set(fields) != set(Settings._fields):
+    deadlines = fields.pop("deadlines", None)
+    if fields.pop("version") != _VERSION or {*fields, "deadlines"} != set(Settings._fields):
         raise ValueError
     if type(fields["receivers"]) is not list:
         raise ValueError
-    settings = Settings(**fields)._replace(receivers=tuple(Address(text) for text in fields["receivers"]))
+    settings = Settings(**fields)._replace(
+        receivers=tuple(Address(text) for text in fields["receivers"]),
+        deadlines=None if deadlines is None else Patience(**deadlines),
+    )
+    if settings.deadlines is not None and not all(map(is_deadline, settings.deadlines)):
+        raise ValueError
     paths = (settings.identity, settings.spool)
     if not settings.receivers or not all(type(path) is str and path.startswith("/") and path.isprintable() for path in paths):
         raise ValueError

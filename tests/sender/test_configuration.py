@@ -14,6 +14,7 @@ from securecore.sender.configuration import (
     parse_configuration,
 )
 from securecore.sender.local_mode import KEEP_MAX, LocalMode, is_plain_path
+from securecore.sender.patience import Patience, usual_patience
 
 GOOD = 'version = 1\nreceivers = ["collector.example:4455"]\nidentity = "/etc/securecore/identity"\n'
 
@@ -22,11 +23,19 @@ paths = st.lists(
 ).map(lambda parts: "/" + "/".join(parts))
 
 
-@given(paths.filter(is_plain_path), paths.filter(is_plain_path), st.sampled_from(["securecore", "_x-1", "990:991"]))
-def test_written_configuration_reads_back(identity: str, spool: str, user: str) -> None:
+seconds = st.integers(1, 600) | st.floats(0, 600, exclude_min=True)
+
+
+@given(
+    paths.filter(is_plain_path),
+    paths.filter(is_plain_path),
+    st.sampled_from(["securecore", "_x-1", "990:991"]),
+    st.none() | st.builds(Patience, seconds, seconds, seconds),
+)
+def test_written_configuration_reads_back(identity: str, spool: str, user: str, deadlines: Patience | None) -> None:
     """For every path and user, parse(encode(x)) is x, quotes, backslashes and letters of any script included."""
     receivers = (Address("collector.example:4455"), Address("[fd00::5]:1"))
-    configuration = SenderConfiguration(receivers, identity, spool, user)
+    configuration = SenderConfiguration(receivers, identity, spool, user, deadlines)
     assert parse_configuration(configuration.encode(), "sender.toml") == configuration
 
 
@@ -73,6 +82,15 @@ def refusal(data: bytes) -> str:
         (GOOD.replace('"collector.example:4455"', ""), "sender.toml: no receiver"),
         (GOOD.replace('["collector.example:4455"]', '"collector.example:4455"'), "sender.toml:2: receivers must be a list"),
         (GOOD.replace("identity", "#"), "sender.toml: identity is missing"),
+        (GOOD + "[deadlines]\nconect = 5\n", "sender.toml:5: unknown key 'conect'"),
+        (GOOD + "deadlines = 5\n", "sender.toml:4: deadlines must be a table"),
+        (GOOD + "[deadlines]\nhold = 0\n", "sender.toml:5: hold must be seconds: a number above 0, at most 600"),
+        (GOOD + "[deadlines]\n\nhold = -1.5\n", "sender.toml:6: hold must be seconds"),
+        (GOOD + "[deadlines]\nprogress = 600.1\n", "sender.toml:5: progress must be seconds"),
+        (GOOD + "[deadlines]\nprogress = inf\n", "sender.toml:5: progress must be seconds"),
+        (GOOD + "[deadlines]\nprogress = nan\n", "sender.toml:5: progress must be seconds"),
+        (GOOD + "[deadlines]\nconnect = true\n", "sender.toml:5: connect must be seconds"),
+        (GOOD + '[deadlines]\nconnect = "5"\n', "sender.toml:5: connect must be seconds"),
         (GOOD + "spool = 7\n", "sender.toml:4: spool must be a text"),
         (GOOD + 'spool = "/a/../b"\n', "sender.toml: spool must be an absolute path"),
         (GOOD + 'spool = "/a\\nb"\n', "sender.toml: spool must be an absolute path"),
@@ -137,3 +155,13 @@ def test_mistake_in_a_local_configuration_is_named(text: str, message: str) -> N
     with pytest.raises(ConfigError) as caught:
         parse_configuration(text.encode(), "sender.toml")
     assert caught.value.message.startswith(message)
+
+
+def test_a_deadline_that_is_left_out_is_the_usual_one() -> None:
+    """Who changes one of them says nothing about the others; who changes none leaves all of them to the version."""
+    configuration = parse_configuration((GOOD + "[deadlines]\nconnect = 30\n").encode(), "sender.toml")
+    assert isinstance(configuration, SenderConfiguration)
+    assert configuration.deadlines == usual_patience()._replace(connect_s=30)
+    nothing = parse_configuration(GOOD.encode(), "sender.toml")
+    assert isinstance(nothing, SenderConfiguration)
+    assert nothing.deadlines is None

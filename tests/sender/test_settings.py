@@ -7,9 +7,13 @@ import pytest
 
 from securecore.errors import ConfigError
 from securecore.names import Address
+from securecore.sender.patience import Patience
 from securecore.sender.settings import Settings, load_settings
 
 GOOD = Settings((Address("collector.example.org:4455"), Address("[::1]:4455")), "/etc/securecore/identity", "/var/spool", 999, 998)
+
+
+SLOW = GOOD._replace(deadlines=Patience(30, 60.5, 0.5))
 
 
 def write(path: Path, data: bytes, mode: int = 0o644) -> str:
@@ -21,7 +25,13 @@ def write(path: Path, data: bytes, mode: int = 0o644) -> str:
 
 def test_settings_come_back_as_they_were_compiled(tmp_path: Path) -> None:
     """encode and load are each other's inverse."""
-    assert load_settings(write(tmp_path / "s", GOOD.encode())) == GOOD
+    for settings in (GOOD, SLOW):
+        assert load_settings(write(tmp_path / "s", settings.encode())) == settings
+
+
+def test_settings_of_a_version_without_deadlines_hold(tmp_path: Path) -> None:
+    """An upgrade must not make the handler lose crashes until somebody has run setup again."""
+    assert load_settings(write(tmp_path / "s", changed(deadlines=None))) == GOOD
 
 
 def changed(**fields: object) -> bytes:
@@ -51,6 +61,14 @@ BAD = {
     "receivers that are the keys of an object": changed(receivers={"collector.example.org:4455": 1}),
     "a path with a NUL": changed(spool="/var\0spool"),
     "a path with a lone surrogate": changed(identity="/etc/\ud800"),
+    "deadlines that are a number": changed(deadlines=5),
+    "deadlines that are a list": changed(deadlines=[5, 5, 5]),
+    "deadlines that lack one": changed(deadlines={"connect_s": 5, "progress_s": 5}),
+    "deadlines with one more": changed(deadlines={"connect_s": 5, "progress_s": 5, "hold_s": 5, "x": 5}),
+    "a deadline of nothing": changed(deadlines={"connect_s": 5, "progress_s": 0, "hold_s": 5}),
+    "a deadline that never comes": changed(deadlines={"connect_s": float("inf"), "progress_s": 5, "hold_s": 5}),
+    "a deadline that is no number": changed(deadlines={"connect_s": float("nan"), "progress_s": 5, "hold_s": 5}),
+    "a deadline that is true": changed(deadlines={"connect_s": 5, "progress_s": 5, "hold_s": True}),
     "deep nesting": b"[" * 100_000,
 }
 
