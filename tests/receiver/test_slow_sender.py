@@ -3,6 +3,7 @@
 The receiver's patience is shortened here. What must not happen is told by counting what a sender could still say.
 """
 
+import random
 import select
 import socket
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 
 from securecore import limits
 from securecore.dump.compression import Compressor
+from securecore.merkle import leaf_hash
 from securecore.receiver.server import Receiver
-from securecore.wire.messages import Data, End, Open, Refusal, Refuse, encode
+from securecore.wire.messages import HEADER_BYTES, Ack, Data, End, Open, Receipt, Refusal, Refuse, encode
 from tests.support.certificates import Fleet
 from tests.support.hands import REPORT, Hand
 from tests.support.receivers import new_dump_id, running_receiver
@@ -117,6 +119,55 @@ def test_a_connection_that_died_within_a_record_does_not_hold_a_receiver_that_st
 
     assert isinstance(message, Refuse)
     assert message.code == Refusal.SHUTTING_DOWN
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("impatient")
+def test_a_large_message_has_its_time_on_a_slow_link(stage: Stage) -> None:
+    """A frame that takes several times the patience with silence becomes whole: its header says how long it may take."""
+    piece, dump, hand = random.Random(8).randbytes(limits.PIECE_BYTES), new_dump_id(), stage.hand()
+    hand.open(dump)
+    data = encode(Data(Compressor().frame(piece)))
+    poll = select.poll()
+    poll.register(hand.socket, select.POLLIN)
+    for part in range(6):
+        assert not poll.poll(PATIENCE_S * 500)
+        hand.put(data[part * len(data) // 6 : (part + 1) * len(data) // 6])
+    hand.tree.append(leaf_hash(data[HEADER_BYTES:]))
+    hand.size = len(piece)
+    hand.put(encode(End(hand.manifest(dump))))
+    while isinstance(answer := hand.answer(), Ack):
+        pass
+
+    assert isinstance(answer, Receipt)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("impatient")
+def test_a_message_that_says_it_is_long_has_no_more_than_its_length_takes(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The header of the longest frame, and drops: a second for its length, then it is over."""
+    monkeypatch.setattr(limits, "MIN_RATE_BYTES_PER_S", limits.MAX_FRAME_BYTES)
+    hand = hand_before("DATA", stage)
+    hand.put(limits.MAX_FRAME_BYTES.to_bytes(4, "big") + bytes([5]))
+
+    assert drip(hand, bytes(10 * ENOUGH)) < 2 * ENOUGH
+    assert hand.answer() is None
+    stage.ended(hand, "message was not whole after 2 s")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("goes_on", [False, True], ids=["silence", "drops"])
+def test_a_frame_does_not_wait_long_for_its_acknowledgement(goes_on: bool, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether nothing follows it or the next one comes in drops: custody moves on, on a slow link too."""
+    monkeypatch.setattr(limits, "ACK_EVERY_S", PATIENCE_S)
+    hand = stage.hand()
+    hand.open(new_dump_id())
+    hand.send(b"x" * limits.PIECE_BYTES)
+    hand.send(b"y" * limits.PIECE_BYTES)
+    if goes_on:
+        assert drip(hand, encode(Data(bytes(10 * ENOUGH)))) < 2 * ENOUGH
+
+    assert hand.answer() == Ack(2)
 
 
 @pytest.mark.slow

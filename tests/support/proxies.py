@@ -4,6 +4,8 @@ import select
 import socket
 import struct
 import threading
+import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -89,6 +91,110 @@ class CuttingProxy:
 def cutting(target: Address, cut: Cut, chunk: int = 65536) -> Iterator[CuttingProxy]:
     """Run a proxy while the block runs."""
     proxy = CuttingProxy(target, cut, chunk)
+    thread = threading.Thread(target=proxy.serve)
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        proxy.close()
+        thread.join()
+
+
+class Link(NamedTuple):
+    """How bad a connection is, in each of its directions."""
+
+    bytes_per_s: float
+    latency_s: float = 0.0
+    """For one way."""
+    cut_after_bytes: int | None = None
+    """Bytes from the sender after which every connection is cut; None never ends one.
+
+    What is on its way then is lost. The receiver hears an end, so that what has reached its host is not thrown away as by a reset:
+    a link that goes dark throws nothing away either.
+    """
+
+
+class _Lane:
+    """What is under way in one direction."""
+
+    def __init__(self, source: socket.socket, target: socket.socket, link: Link) -> None:
+        self.source, self.target, self._link = source, target, link
+        self._under_way: deque[tuple[float, bytes]] = deque()
+        self._free_at = 0.0
+        self.taken = 0
+        self.has_ended = False
+
+    def has_room(self) -> bool:
+        """Whether the link takes more: it holds what its rate lets through in its latency and a twentieth of a second more."""
+        return not self.has_ended and self._free_at - time.monotonic() < 0.05
+
+    def take(self) -> None:
+        """Read what the source has, up to a small packet."""
+        data = self.source.recv(8192)
+        self.has_ended = not data
+        self.taken += len(data)
+        self._free_at = max(self._free_at, time.monotonic()) + len(data) / self._link.bytes_per_s
+        self._under_way.append((self._free_at + self._link.latency_s, data))
+
+    def bring(self) -> float:
+        """Hand over what has arrived, and return the seconds until more does; raises EOFError behind the source's last byte."""
+        while self._under_way:
+            left = self._under_way[0][0] - time.monotonic()
+            if left > 0:
+                return left
+            data = self._under_way.popleft()[1]
+            if not data:
+                raise EOFError
+            self.target.sendall(data)
+        return max(self._free_at - time.monotonic(), 0.01)
+
+
+class BadLink:
+    """Passes bytes both ways as slowly as a link does, and cuts every connection where it says."""
+
+    def __init__(self, target: Address, link: Link) -> None:
+        self._target, self._link = target, link
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        # Accepted sockets inherit it: what the link does not take must wait in the sender, not here.
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+        self.address = Address(f"127.0.0.1:{self._listener.getsockname()[1]}")
+        self.passed: list[int] = []
+        """Bytes from the sender that each connection has taken."""
+
+    def serve(self) -> None:
+        """Accept until the listener is closed, one connection after the other."""
+        while True:
+            try:
+                sender, _ = self._listener.accept()
+            except OSError:
+                return
+            with sender, socket.create_connection((self._target.host, self._target.port)) as receiver:
+                lanes = [_Lane(sender, receiver, self._link), _Lane(receiver, sender, self._link)]
+                try:
+                    self._pass(lanes)
+                except (OSError, EOFError):
+                    pass  # An end has gone: so does the connection.
+                self.passed.append(lanes[0].taken)
+
+    def _pass(self, lanes: list[_Lane]) -> None:
+        most = self._link.cut_after_bytes
+        while most is None or lanes[0].taken < most:
+            wait_s = min(lane.bring() for lane in lanes)
+            readable = select.select([lane.source for lane in lanes if lane.has_room()], [], [], wait_s)[0]
+            for lane in lanes:
+                if lane.source in readable:
+                    lane.take()
+
+    def close(self) -> None:
+        """Stop accepting; a connection that is open goes on to its end."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+@contextmanager
+def bad_link(target: Address, link: Link) -> Iterator[BadLink]:
+    """Run a bad link while the block runs."""
+    proxy = BadLink(target, link)
     thread = threading.Thread(target=proxy.serve)
     thread.start()
     try:

@@ -19,7 +19,7 @@ from securecore.certs.identity_directory import load_log_key
 from securecore.dump.manifest import parse_manifest
 from securecore.merkle import EMPTY_ROOT, leaf_hash
 from securecore.names import Address, HostName, StoreId
-from securecore.wire.messages import Accept, Data, End, Message, Open, Ready, Receipt, Zero, encode
+from securecore.wire.messages import Accept, Data, End, Message, Open, Ready, Receipt, Rest, Zero, encode
 from securecore.wire.states import State
 from tests.support.certificates import RECEIVER_NAME
 from tests.support.dumps import NOW
@@ -58,7 +58,7 @@ class Peer:
         del self._heard[:length]
         if isinstance(message, Open):
             self.opened = message
-        elif isinstance(message, (Data, Zero)):
+        elif isinstance(message, (Data, Rest, Zero)):
             self.frames += message.pieces if isinstance(message, Zero) else 1
         elif isinstance(message, End):
             self.manifest = message.manifest

@@ -37,6 +37,10 @@ class Stage:
         """Return what the receiver's log says of connections that failed."""
         return [record.getMessage() for record in self._log.records if record.levelno >= logging.WARNING]
 
+    def forget_log(self) -> None:
+        """Begin the log anew: what happened up to now was the way to the test's own subject."""
+        self._log.clear()
+
     def published(self) -> list[DumpId]:
         """Return all published dumps."""
         with open_store(str(self.store)) as store:
