@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from securecore import limits
 from securecore.dump.compression import Compressor, Decompressor
-from securecore.dump.frames import ZERO_PIECE_FRAME, FrameCut, FrameRefused, check_frame, is_zero, walk_frame, zero_frame
+from securecore.dump.frames import (
+    ZERO_PIECE_FRAME,
+    FrameCut,
+    FrameRefused,
+    check_frame,
+    is_torn_frame,
+    is_zero,
+    walk_frame,
+    zero_frame,
+)
 from securecore.errors import BrokenError
 
 LENGTHS: Final = [1, 2, 3, 255, 256, 257, 65536, 131071, 131072, 131073, 131074, 262145, (1 << 20) - 1, 1 << 20]
@@ -126,6 +135,23 @@ def test_truncation_at_every_offset_is_a_cut_frame(stored: bytes) -> None:
     for cut in range(len(stored)):
         with pytest.raises(FrameCut):
             check_frame(stored[:cut])
+
+
+@pytest.mark.parametrize("stored", [Compressor().frame(PIECE), zero_frame(300_000), GOOD], ids=["compressed", "zero", "raw"])
+def test_any_beginning_of_a_frame_is_known_for_one(stored: bytes) -> None:
+    """At every offset; the whole of it, and more than the whole, is none."""
+    assert all(is_torn_frame(stored[:cut]) for cut in range(len(stored)))
+    assert not is_torn_frame(stored)
+    assert not is_torn_frame(stored + b"x")
+
+
+NO_BEGINNINGS: Final = [b"\0", b"\x28\xb5\x2f\xfe", bytes(100), MAGIC + b"\xff", GOOD[:9] + block(0, RESERVED)]
+
+
+@pytest.mark.parametrize("data", NO_BEGINNINGS, ids=lambda data: data.hex()[:20])
+def test_what_no_frame_begins_with_is_not_the_beginning_of_one(data: bytes) -> None:
+    """From the first byte on that tells."""
+    assert not is_torn_frame(data)
 
 
 @pytest.mark.parametrize("extra", [b"\0", GOOD, ZERO_PIECE_FRAME, b"\x5e\x2a\x4d\x18\0\0\0\0"])

@@ -10,7 +10,7 @@ import zstandard
 from securecore import limits
 from securecore.dump.compression import Compressor, Decompressor
 from securecore.dump.container import FrameEntry, seek_table, seek_table_bytes
-from securecore.dump.frames import FrameCut, FrameRefused, check_frame, walk_frame, zero_frame
+from securecore.dump.frames import FrameCut, FrameRefused, check_frame, is_torn_frame, walk_frame, zero_frame
 from securecore.dump.manifest import OUTCOMES, Manifest, parse_manifest
 from securecore.dump.reader import DumpReader, open_container, open_frames
 from securecore.errors import BrokenError
@@ -34,8 +34,11 @@ def check_frame_bytes(data: bytes) -> None:
         return
     assert 1 <= length <= limits.PIECE_BYTES
     assert walk_frame(b"<" + data + b">", 1) == (length, 1 + len(data))
+    beginning = data[: crc32(data) % len(data)]
     with pytest.raises(FrameCut):
-        walk_frame(data[: crc32(data) % len(data)], 0)
+        walk_frame(beginning, 0)
+    assert is_torn_frame(beginning)
+    assert not is_torn_frame(data)
     parameters = zstandard.get_frame_parameters(data)
     assert (parameters.content_size, parameters.dict_id) == (length, 0)
     assert parameters.window_size <= 8 * limits.MIB
@@ -147,7 +150,9 @@ def manifest_seeds() -> Iterator[bytes]:
 
 
 FRAME = Target(
-    check_frame_bytes, frame_seeds, ("dump.frames.check_frame", "dump.frames.walk_frame", "dump.compression.Decompressor.piece")
+    check_frame_bytes,
+    frame_seeds,
+    ("dump.frames.check_frame", "dump.frames.walk_frame", "dump.frames.is_torn_frame", "dump.compression.Decompressor.piece"),
 )
 CONTAINER = Target(
     check_container_bytes,

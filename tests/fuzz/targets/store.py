@@ -6,11 +6,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
+from securecore import limits
 from securecore.audit.checkpoint import origin_of
 from securecore.audit.entry import extracted_entry, parse_entry
 from securecore.audit.log import HostLog
 from securecore.audit.proof import verify_receipt
 from securecore.dump.container import seek_table
+from securecore.dump.frames import is_torn_frame
 from securecore.dump.reader import open_container, open_frames
 from securecore.errors import BrokenError, PeerError
 from securecore.merkle import leaf_hash, root_of
@@ -123,22 +125,28 @@ def check_resume(data: bytes) -> None:
         if has_manifest:
             assert open_container(file_of(content)).entries == reader.entries
         else:
-            assert (directory / "core.zst").read_bytes() == content[:end]
-            _go_on(incoming)
+            torn = incoming.torn()
+            assert torn in (b"", content[end:])
+            assert len(torn) < limits.MAX_FRAME_BYTES
+            assert torn == b"" or is_torn_frame(torn)
+            assert (directory / "core.zst").read_bytes() == content[:end] + torn
+            appended = _go_on(incoming)
+            assert (directory / "core.zst").read_bytes() == content[:end] + (appended or torn)
     finally:
         incoming.close()
 
 
-def _go_on(incoming: IncomingDump) -> None:
-    """Append a frame, which fits unless the last one was short."""
+def _go_on(incoming: IncomingDump) -> bytes:
+    """Append a frame, which fits unless the last one was short, and return what was appended."""
     ((frame, plain),) = frames_of(b"more")
     before = incoming.frames
     try:
         incoming.append(frame, plain)
     except PeerError:
         assert incoming.plain_bytes % (1 << 20) != 0
-    else:
-        assert incoming.frames == before + 1
+        return b""
+    assert incoming.frames == before + 1
+    return frame
 
 
 def resume_seeds() -> Iterator[bytes]:
@@ -147,7 +155,8 @@ def resume_seeds() -> Iterator[bytes]:
     last = frames_of(b"the end")[0][0]
     reader, _ = open_frames(file_of(frames + last))
     whole = frames + last + seek_table(reader.entries)
-    for content in (b"", frames, frames + last, whole, whole[:-3]):
+    torn = frames_of(b"b" * (1 << 20))[0][0][:-3]
+    for content in (b"", frames, frames + last, whole, whole[:-3], torn, frames + torn, frames + last + torn):
         yield b"\0" + content
         yield b"\1" + content
 

@@ -147,4 +147,8 @@ def connection_seeds() -> Iterator[bytes]:
 
 
 MESSAGE = Target(check_message, message_seeds, ("wire.messages.decode_header", "wire.messages.decode_body"))
-CONNECTION = Target(check_connection, connection_seeds, ("wire.connection.Connection.next_message",))
+CONNECTION = Target(
+    check_connection,
+    connection_seeds,
+    ("wire.connection.Connection.next_message", "wire.connection.Connection.find_partial_frame"),
+)
