@@ -300,8 +300,8 @@ class Session:
 
     def _patience_s(self) -> float:
         """Return how long the peer has for the message that is under way, in seconds from when it began."""
-        begun = self._connection.find_begun()
-        return limits.IDLE_DEADLINE_S + (begun.length / limits.MIN_RATE_BYTES_PER_S if begun is not None else 0)
+        _, length = self._connection.find_begun() or (None, 0)
+        return limits.IDLE_DEADLINE_S + length / limits.MIN_RATE_BYTES_PER_S
 
     def _end_badly(self, error: SecurecoreError, host: HostName | None) -> None:
         """Log why, and tell the peer when it still listens."""

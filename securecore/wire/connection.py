@@ -6,7 +6,6 @@ REFUSE that says why.
 """
 
 from enum import Enum
-from typing import NamedTuple
 
 from securecore import limits
 from securecore.errors import Bug, PeerError
@@ -22,14 +21,6 @@ class NeedData(Enum):
 
 
 NEED_DATA = NeedData.NEED_DATA
-
-
-class Begun(NamedTuple):
-    """What the header of a message says."""
-
-    kind: Kind
-    length: int
-    """Bytes of its body when it is whole."""
 
 
 class Connection:
@@ -96,24 +87,26 @@ class Connection:
         """Whether the peer has begun a message that is not yet whole: an end of stream now is a cut in the middle of it."""
         return bool(self._buffer)
 
-    def find_begun(self) -> Begun | None:
-        """Return the message that comes next from the peer, None before its header is whole or when it may not come."""
+    def find_begun(self) -> tuple[Kind, int] | None:
+        """Return what comes next from the peer and how long its body will be.
+
+        None before its header is whole, and when it may not come.
+        """
         if self._broken or len(self._buffer) < messages.HEADER_BYTES:
             return None
         try:
-            begun = Begun(*messages.decode_header(self._buffer))
-            self._check_header(begun.kind, begun.length)
+            kind, length = messages.decode_header(self._buffer)
+            self._check_header(kind, length)
         except PeerError:
             return None
-        return begun
+        return kind, length
 
     def find_partial_frame(self) -> tuple[Kind, bytes] | None:
         """Return DATA or REST, and what has come of its body, when it is cut in its middle; else None."""
-        begun = self.find_begun()
-        length = len(self._buffer) - messages.HEADER_BYTES
-        if begun is None or begun.kind not in (Kind.DATA, Kind.REST) or not 0 < length < begun.length:
+        kind, length = self.find_begun() or (None, 0)
+        if (kind is not Kind.DATA and kind is not Kind.REST) or not 0 < len(self._buffer) - messages.HEADER_BYTES < length:
             return None
-        return begun.kind, bytes(memoryview(self._buffer)[messages.HEADER_BYTES :])
+        return kind, bytes(memoryview(self._buffer)[messages.HEADER_BYTES :])
 
     def _take(self) -> Message | NeedData:
         if len(self._buffer) < messages.HEADER_BYTES:
