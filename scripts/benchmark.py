@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from securecore import limits, tls
 from securecore.cli import core_pattern
+from securecore.merkle import EMPTY_ROOT
 from securecore.names import Address, HostName, StoreId
 from securecore.pki import creation, issue
 from securecore.sender import privileges
@@ -114,7 +115,7 @@ class FirstByteServer:
                 while (message := connection.next_message()) is NEED_DATA:
                     connection.receive(secured.recv(65536))
                 if isinstance(message, Open):
-                    secured.sendall(connection.send(Accept(0, bytes(32))))
+                    secured.sendall(connection.send(Accept(0, EMPTY_ROOT)))
                 if isinstance(message, Data):
                     self.arrived = time.perf_counter()
                     return
