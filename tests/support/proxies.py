@@ -121,7 +121,7 @@ class _Lane:
         self.source, self.target, self._link = source, target, link
         self._under_way: deque[tuple[float, bytes]] = deque()
         self._free_at = 0.0
-        self.taken = 0
+        self.brought = 0
         self.has_ended = False
 
     def has_room(self) -> bool:
@@ -132,7 +132,6 @@ class _Lane:
         """Read what the source has, up to a small packet."""
         data = self.source.recv(8192)
         self.has_ended = not data
-        self.taken += len(data)
         self._free_at = max(self._free_at, time.monotonic()) + len(data) / self._link.bytes_per_s
         self._under_way.append((self._free_at + self._link.latency_s, data))
 
@@ -146,6 +145,7 @@ class _Lane:
             if not data:
                 raise EOFError
             self.target.sendall(data)
+            self.brought += len(data)
         return max(self._free_at - time.monotonic(), 0.01)
 
 
@@ -159,7 +159,7 @@ class BadLink:
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
         self.address = Address(f"127.0.0.1:{self._listener.getsockname()[1]}")
         self.passed: list[int] = []
-        """Bytes from the sender that each connection has taken."""
+        """Bytes from the sender that each connection has brought."""
 
     def serve(self) -> None:
         """Accept until the listener is closed, one connection after the other."""
@@ -174,11 +174,11 @@ class BadLink:
                     self._pass(lanes)
                 except (OSError, EOFError):
                     pass  # An end has gone: so does the connection.
-                self.passed.append(lanes[0].taken)
+                self.passed.append(lanes[0].brought)
 
     def _pass(self, lanes: list[_Lane]) -> None:
         most = self._link.cut_after_bytes
-        while most is None or lanes[0].taken < most:
+        while most is None or lanes[0].brought < most:
             wait_s = min(lane.bring() for lane in lanes)
             readable = select.select([lane.source for lane in lanes if lane.has_room()], [], [], wait_s)[0]
             for lane in lanes:
