@@ -83,7 +83,7 @@ def test_a_crashed_process_does_not_wait_for_a_slow_link(
     assert published(tmp_path / "store") == [core]
 
 
-@pytest.mark.parametrize("cut_after", [100_000, 700_000])
+@pytest.mark.parametrize("cut_after", [250_000, 700_000])
 def test_a_link_that_is_cut_in_every_frame_brings_a_core_all_the_same(
     cut_after: int, fleet: Fleet, receiver: Receiver, spool: Spool, tmp_path: Path
 ) -> None:
