@@ -15,6 +15,7 @@ from securecore.cli.machine.root import Root
 from securecore.errors import ConfigError, StorageError
 from securecore.sender import installation
 from securecore.sender.configuration import DEFAULT_SPOOL
+from securecore.sender.patience import usual_patience
 from securecore.sender.settings import load_settings
 from tests.support.certificates import Fleet
 from tests.support.machines import USER, make_root, setup
@@ -263,6 +264,21 @@ def test_edited_configuration_is_compiled_and_kept(root: Path) -> None:
     assert configuration.read_text() == text
     settings = load_settings(str(root / "etc/securecore/handler.json"))
     assert str(settings.receivers[0]) == "other.example:1"
+
+
+def test_deadlines_that_a_person_wrote_are_compiled(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A table at the end of the file reaches the handler's settings, survives other options, and a wrong one names its line."""
+    setup(root, "sender", *SENDER)
+    configuration, compiled = root / "etc/securecore/sender.toml", root / "etc/securecore/handler.json"
+    assert load_settings(str(compiled)).deadlines is None
+    configuration.write_text(configuration.read_text() + "[deadlines]\nconnect = 20\nhold = 0.5\n")
+    assert setup(root, "sender", "--to", "third.example:1") == 0
+    assert load_settings(str(compiled)).deadlines == usual_patience()._replace(connect_s=20, hold_s=0.5)
+    lines = configuration.read_text().splitlines()
+    configuration.write_text("\n".join(lines).replace("hold = 0.5", "hold = 601"))
+    capsys.readouterr()
+    assert setup(root, "sender") == 3
+    assert f"sender.toml:{lines.index('hold = 0.5') + 1}: hold must be seconds" in capsys.readouterr().err
 
 
 def test_unknown_key_names_file_and_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
