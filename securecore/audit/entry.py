@@ -2,21 +2,32 @@
 
 Sorted keys, no spaces, ASCII with everything else escaped: an entry cannot hold a newline, so nothing that a peer says can forge
 one (R14). Peer-supplied words are cut. The fields are listed in ``docs/store.md``.
+
+Three events say where a dump stands: received, incomplete (its sender did not come back), deleted. The newest of them counts.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Final
+from typing import Final, NamedTuple
 
 from securecore import limits
 from securecore.dump.manifest import COMPLETE, Manifest
 from securecore.errors import BrokenError, Bug
-from securecore.names import DumpId, HostName
+from securecore.names import DumpId, HostName, StoreId
 
 RECEIVED: Final = "received"
+INCOMPLETE: Final = "incomplete"
+DELETED: Final = "deleted"
 EXTRACTED: Final = "extracted"
+
+_DIGESTS: Final = {RECEIVED: "manifest_sha256", INCOMPLETE: "root", DELETED: None}
+"""The events that say where a dump stands, and the field of each that tells two of them apart."""
+_STANDS: Final = re.compile(b'"event":"(?:received|incomplete|deleted)"')
+"""Quotes within text are escaped, so these bytes in an entry are a field and nothing else."""
+_HEX: Final = re.compile("[0-9a-f]{64}")
 
 _VERSION: Final = 1
 _WORD_MAX: Final = 255
@@ -24,6 +35,36 @@ _WORD_MAX: Final = 255
 
 Value = str | int | None
 """What a field of an entry holds; entries are flat."""
+
+
+class Statement(NamedTuple):
+    """What an entry says of where a dump stands."""
+
+    dump: DumpId
+    event: str
+    digest: bytes
+    """SHA-256 of the manifest of what was received, Merkle root of what is incomplete; empty for a deletion, and where the entry
+    does not say."""
+
+    def follows(self, event: str, digest: bytes) -> bool:
+        """Return whether this may be said of a dump of which *event* and *digest* were said last.
+
+        A dump may be received again when its files were lost, and given up again with other frames. Not twice with the same: that
+        would be one event written down two times. What was deleted is not given up.
+        """
+        return (self.event, self.digest) != (event, digest) and (self.event, event) != (INCOMPLETE, DELETED)
+
+
+class Held(NamedTuple):
+    """What is held of a dump that is given up."""
+
+    frames: int
+    size: int
+    """Plaintext bytes."""
+    root: bytes
+    report_sha256: bytes
+    stored_bytes: int
+    """Length of core.zst with its seek table."""
 
 
 def timestamp(moment: datetime) -> str:
@@ -48,22 +89,56 @@ def received_entry(
     *certificate* is the fingerprint of the host's certificate, *stored_bytes* the length of core.zst with its seek table;
     *program* and *signal* are the report's, kept so that the log still says what was there when the dump has been deleted.
     """
-    fields: dict[str, Value] = {
-        **_common(RECEIVED, moment, manifest.dump, manifest.host),
-        **_agreed(manifest, manifest_jws),
-        "stored_bytes": stored_bytes,
-        "certificate": certificate,
-    }
-    if program is not None:
-        fields["program"] = program[:_WORD_MAX]
-    if signal is not None:
-        fields["signal"] = signal
-    return encode(fields)
+    return encode(
+        {
+            **_common(RECEIVED, moment, manifest.dump, manifest.host),
+            **_agreed(manifest, manifest_jws),
+            "stored_bytes": stored_bytes,
+            "certificate": certificate,
+            **_crash(program, signal),
+        }
+    )
+
+
+def incomplete_entry(
+    moment: datetime,
+    dump_id: DumpId,
+    host: HostName,
+    store: StoreId,
+    held: Held,
+    *,
+    last_at: datetime,
+    program: str | None = None,
+    signal: int | None = None,
+) -> bytes:
+    """Return the entry that says that a dump's sender did not come back, and what is durable of the dump.
+
+    *last_at* is when its last frame came, by the receiver's clock; *program* and *signal* as in received_entry.
+    """
+    return encode(
+        {
+            **_common(INCOMPLETE, moment, dump_id, host),
+            "store": str(store),
+            "frames": held.frames,
+            "size": held.size,
+            "root": held.root.hex(),
+            "report_sha256": held.report_sha256.hex(),
+            "stored_bytes": held.stored_bytes,
+            "last_at": timestamp(last_at),
+            **_crash(program, signal),
+        }
+    )
+
+
+def deleted_entry(moment: datetime, dump_id: DumpId, host: HostName, *, uid: int, user: str | None, reason: str | None) -> bytes:
+    """Return the entry that says that a dump was deleted and why: its tombstone; *uid* and *user* as in extracted_entry."""
+    words = None if reason is None else reason[: limits.MAX_WORDS]
+    return encode({**_common(DELETED, moment, dump_id, host), **_person(uid, user), "reason": words})
 
 
 def extracted_entry(moment: datetime, dump_id: DumpId, host: HostName, *, uid: int, user: str | None) -> bytes:
     """Return the entry that says that somebody took a core out; *uid* is the kernel's word (SO_PEERCRED), *user* only its name."""
-    return encode({**_common(EXTRACTED, moment, dump_id, host), "uid": uid, "user": None if user is None else user[:_WORD_MAX]})
+    return encode({**_common(EXTRACTED, moment, dump_id, host), **_person(uid, user)})
 
 
 def encode(fields: Mapping[str, Value]) -> bytes:
@@ -95,14 +170,19 @@ def parse_entry(entry: bytes) -> dict[str, Value]:
     return fields
 
 
-def find_received(entry: bytes) -> DumpId | None:
-    """Return the dump of which *entry* says that it was received; None for other events and for what is no entry."""
-    if b'"event":"received"' not in entry:  # Quotes within text are escaped, so these bytes are a field and nothing else.
+def find_statement(entry: bytes) -> Statement | None:
+    """Return what *entry* says of where a dump stands; None for other events and for what is no entry."""
+    if _STANDS.search(entry) is None:
         return None
     try:
-        return DumpId.parse(str(parse_entry(entry).get("dump")))
+        fields = parse_entry(entry)
+        dump_id = DumpId.parse(str(fields.get("dump")))
     except (BrokenError, ValueError):
         return None
+    event = str(fields["event"])
+    field = _DIGESTS[event]
+    digest = str(fields.get(field)) if field is not None else ""
+    return Statement(dump_id, event, bytes.fromhex(digest) if _HEX.fullmatch(digest) else b"")
 
 
 def find_time(fields: Mapping[str, Value]) -> datetime | None:
@@ -120,6 +200,19 @@ def check_received(fields: Mapping[str, Value], manifest: Manifest, manifest_jws
     for name, value in expected.items():
         if name not in fields or fields[name] != value:
             raise BrokenError(f"audit entry says {name} is {fields.get(name)!a:.100}, the manifest says {value!a}")
+
+
+def _crash(program: str | None, signal: int | None) -> dict[str, Value]:
+    fields: dict[str, Value] = {}
+    if program is not None:
+        fields["program"] = program[:_WORD_MAX]
+    if signal is not None:
+        fields["signal"] = signal
+    return fields
+
+
+def _person(uid: int, user: str | None) -> dict[str, Value]:
+    return {"uid": uid, "user": None if user is None else user[:_WORD_MAX]}
 
 
 def _common(event: str, moment: datetime, dump_id: DumpId, host: HostName) -> dict[str, Value]:

@@ -12,7 +12,7 @@ from securecore import limits
 from securecore.audit.checkpoint import Checkpoint, verify_checkpoint
 from securecore.audit.checks import Check, Steps, read_needed
 from securecore.audit.damage import Progress
-from securecore.audit.entry import find_received, parse_entry
+from securecore.audit.entry import RECEIVED, Statement, find_statement, parse_entry
 from securecore.audit.log import CHECKPOINT, ENTRIES, scan_lines
 from securecore.dump import directory
 from securecore.errors import BrokenError
@@ -24,7 +24,7 @@ _NAMED: Final = 3
 
 
 class Received(NamedTuple):
-    """What an entry says of a dump that was received."""
+    """What a received entry says of its dump."""
 
     dump: DumpId
     manifest_sha256: str
@@ -74,10 +74,10 @@ def verify_log(
 ) -> LogVerification:
     """Return what holds of the log in a directory (None: there is none); linear, streaming, without any lock.
 
-    Only the ids of dumps are kept. *earlier* are verified checkpoints of the same log that somebody kept, as in receipts: the log
-    must still contain them. With *holdings* the log is compared with the dumps too. Both must have been read before this is called,
-    because a receiver may be appending. Behind the checkpoint's entries, a last line that is not whole is an append under way, not
-    damage. Raises nothing that a log can cause. Not checked: the dumps (verify_dump does that).
+    Of each dump only where it stands is kept. *earlier* are verified checkpoints of the same log that somebody kept, as in
+    receipts: the log must still contain them. With *holdings* the log is compared with the dumps too. Both must have been read
+    before this is called, because a receiver may be appending. Behind the checkpoint's entries, a last line that is not whole is an
+    append under way, not damage. Raises nothing that a log can cause. Not checked: the dumps (verify_dump does that).
     """
     reading = _LogReading(directory_fd, origin, public_key, progress)
     for kept in earlier:
@@ -87,12 +87,12 @@ def verify_log(
             reading.expect(size, root)
     comparison = _Comparison(holdings) if holdings else None
     if comparison is not None:
-        reading.on_received = comparison.take
+        reading.on_statement = comparison.take
     steps = Steps()
     steps.run("the checkpoint is signed with the log's key", reading.check_signature)
     steps.run("every entry is whole and canonical", reading.check_entries)
     steps.run("the entries give the checkpoint's root", reading.check_root, possible=reading.checkpoint is not None)
-    steps.run("no dump was received twice", reading.check_unique)
+    steps.run("no dump was received twice, or given up after its deletion", reading.check_order)
     steps.run("the log contains every earlier checkpoint", reading.check_earlier)
     if comparison is not None:
         steps.run("every dump's receipt proves its entry", comparison.check_receipts)
@@ -104,7 +104,7 @@ def verify_log(
 
 
 def read_received(dump: DumpId, entry: bytes) -> Received:
-    """Return what an entry says that find_received has found; what it does not say fits no dump."""
+    """Return what a received entry says that find_statement has found; what it does not say fits no dump."""
     fields = parse_entry(entry)
     stored = fields.get("stored_bytes")
     return Received(dump, str(fields.get("manifest_sha256")), stored if isinstance(stored, int) else -1)
@@ -119,9 +119,9 @@ class _LogReading:
         self._progress = progress
         self._contradictions: list[int] = []
         self._agrees = False
-        self._twice: DumpId | None = None
-        self._received: set[DumpId] = set()
-        self.on_received: Callable[[DumpId, bytes], None] = lambda dump, entry: None
+        self._disorder: str | None = None
+        self._standings: dict[DumpId, tuple[str, bytes]] = {}
+        self.on_statement: Callable[[Statement, bytes], None] = lambda statement, entry: None
         self.checkpoint: Checkpoint | None = None
         self.frontier = Frontier()
 
@@ -168,10 +168,10 @@ class _LogReading:
             raise BrokenError(f"the first {size} entries are not those that were signed")
         return f"{size} entries hash to it"
 
-    def check_unique(self) -> str:
-        if self._twice is not None:
-            raise BrokenError(f"dump {self._twice} was received twice")
-        return f"{len(self._received)} dumps"
+    def check_order(self) -> str:
+        if self._disorder is not None:
+            raise BrokenError(self._disorder)
+        return f"{len(self._standings)} dumps"
 
     def check_earlier(self) -> str:
         # A receipt is given for what is under the checkpoint on the disk, so entries behind that do not count.
@@ -190,12 +190,15 @@ class _LogReading:
         return self._fd
 
     def _take(self, entry: bytes) -> None:
-        dump = find_received(entry)
-        if dump is not None:
-            if dump in self._received:
-                self._twice = dump
-            self._received.add(dump)
-            self.on_received(dump, entry)
+        statement = find_statement(entry)
+        if statement is not None:
+            before = self._standings.get(statement.dump)
+            if before is not None and not statement.follows(*before):
+                self._disorder = (
+                    f"entry {self.frontier.size}: dump {statement.dump} is {statement.event}, and was {before[0]} before"
+                )
+            self._standings[statement.dump] = (statement.event, statement.digest)
+            self.on_statement(statement, entry)
         self.frontier.append(leaf_hash(entry))
         self._compare()
 
@@ -223,13 +226,16 @@ class _Comparison:
         """Published dumps of which no entry was taken."""
         return sorted(self._unlogged, key=str)
 
-    def take(self, dump: DumpId, entry: bytes) -> None:
-        """Note that the log says that *dump* was received. What says of a dump that it may be gone would be noted beside it."""
-        self._logged += 1
-        if dump in self._holdings.published:
-            self._unlogged.discard(dump)
+    def take(self, statement: Statement, entry: bytes) -> None:
+        """Note where the log says that a dump stands."""
+        if statement.event == RECEIVED:
+            self._logged += 1
+            if statement.dump in self._holdings.published:
+                self._unlogged.discard(statement.dump)
+            else:
+                self._absent[statement.dump] = read_received(statement.dump, entry)
         else:
-            self._absent[dump] = read_received(dump, entry)
+            self._absent.pop(statement.dump, None)
 
     def check_receipts(self) -> str:
         unproved = sorted(self._holdings.unproved, key=lambda found: str(found[0]))

@@ -4,7 +4,7 @@ import os
 from hashlib import sha256
 
 from securecore.audit.checkpoint import origin_of
-from securecore.audit.entry import RECEIVED, find_received
+from securecore.audit.entry import RECEIVED, find_statement
 from securecore.audit.log import ENTRIES, scan_lines
 from securecore.audit.log_verification import Holdings, Received, read_received
 from securecore.audit.proof import Receipt, verify_receipt
@@ -56,9 +56,13 @@ def find_absent(store: Store, host: HostName) -> list[Received]:
     absent: dict[DumpId, Received] = {}
     try:
         for line in scan_lines(entries):
-            dump = find_received(line.data)
-            if dump is not None and dump not in published:
-                absent[dump] = read_received(dump, line.data)
+            statement = find_statement(line.data)
+            if statement is None or statement.dump in published:
+                continue
+            if statement.event == RECEIVED:
+                absent[statement.dump] = read_received(statement.dump, line.data)
+            else:
+                absent.pop(statement.dump, None)
     finally:
         os.close(entries)
     return sorted(absent.values(), key=lambda received: str(received.dump))

@@ -7,14 +7,15 @@
 5. The directory is moved among the published ones: durable.
 6. Only then does the sender hear of it.
 
-A start finds a dump in any of these states and goes on from step 3: an entry that is there already is not written again.
+A start finds a dump in any of these states and goes on from step 3: an entry that is there already is not written again. It is this
+dump's when it names this manifest; a dump whose files were lost may have been received before.
 """
 
 from collections.abc import Callable
 from datetime import UTC, datetime
 from hashlib import sha256
 
-from securecore.audit.entry import received_entry
+from securecore.audit.entry import RECEIVED, received_entry
 from securecore.audit.log import HostLogs
 from securecore.certs import jws
 from securecore.certs.chain import Anchors
@@ -57,8 +58,12 @@ class Committer:
             receipt = dump.read_receipt()
         else:
             with self._logs.using(dump.host) as log:
-                index = log.find(dump.dump_id)
-                receipt = log.append(self._entry(dump)) if index is None else log.receipt_for(index)
+                standing = log.standing(dump.dump_id)
+                digest = sha256(dump.read_manifest()).digest()
+                if standing is not None and (standing.event, standing.digest) == (RECEIVED, digest):
+                    receipt = log.receipt_for(standing.index)
+                else:
+                    receipt = log.append(self._entry(dump))
             dump.put_receipt(receipt)
         dump.publish()
         return receipt

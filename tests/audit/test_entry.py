@@ -8,7 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from securecore import limits
-from securecore.audit.entry import check_received, encode, extracted_entry, find_received, parse_entry, received_entry, timestamp
+from securecore.audit.entry import (
+    Held,
+    Statement,
+    check_received,
+    deleted_entry,
+    encode,
+    extracted_entry,
+    find_statement,
+    incomplete_entry,
+    parse_entry,
+    received_entry,
+    timestamp,
+)
 from securecore.dump.manifest import CUT, Manifest
 from securecore.errors import BrokenError, Bug
 from securecore.names import StoreId
@@ -17,6 +29,7 @@ from tests.support.dumps import NOW, WEB, dump_id
 STORE = StoreId.make(bytes(16))
 MANIFEST = Manifest(dump_id(1), WEB, STORE, "complete", 10, 10, 1, b"\x01" * 32, b"\x02" * 32, 1, 2, "securecore test")
 TOKEN = b"a.b.c"
+HELD = Held(1, 10, b"\x01" * 32, b"\x02" * 32, 50)
 
 
 def make(**more: object) -> bytes:
@@ -52,6 +65,74 @@ def test_other_outcomes_are_incomplete() -> None:
     assert (parse_entry(entry)["state"], parse_entry(entry)["outcome"]) == ("incomplete", "cut")
 
 
+def test_fields_of_an_incomplete_entry() -> None:
+    """It says what is durable of a dump whose sender did not come back, and when its last frame came."""
+    entry = incomplete_entry(NOW, dump_id(1), WEB, STORE, HELD, last_at=NOW - timedelta(days=7), program="nginx", signal=11)
+    assert parse_entry(entry) == {
+        "version": 1,
+        "event": "incomplete",
+        "time": "2026-11-22T09:14:22.123Z",
+        "dump": str(dump_id(1)),
+        "host": str(WEB),
+        "store": str(STORE),
+        "frames": 1,
+        "size": 10,
+        "root": "01" * 32,
+        "report_sha256": "02" * 32,
+        "stored_bytes": 50,
+        "last_at": "2026-11-15T09:14:22.123Z",
+        "program": "nginx",
+        "signal": 11,
+    }
+
+
+def test_fields_of_a_deleted_entry() -> None:
+    """A tombstone names the dump, who deleted it, and the reason in bounded words."""
+    assert parse_entry(deleted_entry(NOW, dump_id(1), WEB, uid=1000, user="anna", reason="x" * 1000)) == {
+        "version": 1,
+        "event": "deleted",
+        "time": "2026-11-22T09:14:22.123Z",
+        "dump": str(dump_id(1)),
+        "host": str(WEB),
+        "uid": 1000,
+        "user": "anna",
+        "reason": "x" * limits.MAX_WORDS,
+    }
+
+
+def test_what_entries_say_of_where_a_dump_stands() -> None:
+    """Received with its manifest's digest, incomplete with its root, deleted; an extraction says nothing of that."""
+    incomplete = incomplete_entry(NOW, dump_id(1), WEB, STORE, HELD, last_at=NOW)
+    deleted = deleted_entry(NOW, dump_id(1), WEB, uid=0, user=None, reason=None)
+    assert find_statement(make()) == Statement(dump_id(1), "received", sha256(TOKEN).digest())
+    assert find_statement(incomplete) == Statement(dump_id(1), "incomplete", HELD.root)
+    assert find_statement(deleted) == Statement(dump_id(1), "deleted", b"")
+    assert find_statement(extracted_entry(NOW, dump_id(1), WEB, uid=0, user=None)) is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "may"),
+    [
+        ("received a", "received a", False),
+        ("received a", "received b", True),
+        ("received a", "incomplete a", True),
+        ("received a", "deleted", True),
+        ("incomplete a", "incomplete a", False),
+        ("incomplete a", "incomplete b", True),
+        ("incomplete a", "received a", True),
+        ("incomplete a", "deleted", True),
+        ("deleted", "deleted", False),
+        ("deleted", "incomplete a", False),
+        ("deleted", "received a", True),
+    ],
+)
+def test_what_may_be_said_after_what(before: str, after: str, may: bool) -> None:
+    """One event is not written down twice, what was deleted is not given up, and everything else may happen to a dump."""
+    event, _, digest = before.partition(" ")
+    new_event, _, new_digest = after.partition(" ")
+    assert Statement(dump_id(1), new_event, new_digest.encode()).follows(event, digest.encode()) is may
+
+
 def test_fields_of_an_extracted_entry() -> None:
     """An extraction names the dump and who took it, by number and name."""
     assert parse_entry(extracted_entry(NOW, dump_id(1), WEB, uid=1000, user="anna")) == {
@@ -72,8 +153,10 @@ def test_no_text_forges_a_line(text: str) -> None:
     assert all(0x20 <= byte < 0x7F for byte in entry)
     assert len(entry) <= limits.MAX_ENTRY_BYTES
     assert parse_entry(entry)["program"] == text[:255]
-    assert find_received(entry) == dump_id(1)
-    assert find_received(extracted_entry(NOW, dump_id(1), WEB, uid=0, user=text)) is None
+    assert find_statement(entry) == Statement(dump_id(1), "received", sha256(TOKEN).digest())
+    assert find_statement(extracted_entry(NOW, dump_id(1), WEB, uid=0, user=text)) is None
+    deleted = deleted_entry(NOW, dump_id(1), WEB, uid=0, user=None, reason=text)
+    assert find_statement(deleted) == Statement(dump_id(1), "deleted", b"")
 
 
 def test_a_newline_in_a_name_stays_a_name() -> None:
@@ -109,17 +192,21 @@ def test_other_forms_are_refused(entry: bytes) -> None:
     """Anything but a flat object with event and time in its canonical encoding is no entry."""
     with pytest.raises(BrokenError, match="audit entry"):
         parse_entry(entry)
-    assert find_received(entry) is None
+    assert find_statement(entry) is None
 
 
 def test_an_entry_cut_at_every_offset_is_none() -> None:
-    """No beginning of an entry is one, and none with a byte behind."""
-    whole = make(program="nginx", signal=11)
-    for other in [*(whole[:cut] for cut in range(len(whole))), whole + b" ", whole + b"\n", whole + whole]:
-        with pytest.raises(BrokenError, match="audit entry"):
-            parse_entry(other)
-        assert find_received(other) is None
-    assert find_received(whole) == dump_id(1)
+    """No beginning of an entry is one, and none with a byte behind, whatever its event."""
+    incomplete = incomplete_entry(NOW, dump_id(1), WEB, STORE, HELD, last_at=NOW, program="nginx", signal=11)
+    deleted = deleted_entry(NOW, dump_id(1), WEB, uid=0, user="root", reason="x")
+    for whole in (make(program="nginx", signal=11), incomplete, deleted):
+        for other in [*(whole[:cut] for cut in range(len(whole))), whole + b" ", whole + b"\n", whole + whole]:
+            with pytest.raises(BrokenError, match="audit entry"):
+                parse_entry(other)
+            assert find_statement(other) is None
+        found = find_statement(whole)
+        assert found is not None
+        assert found.dump == dump_id(1)
 
 
 def test_unknown_events_and_fields_are_let_through() -> None:
@@ -127,9 +214,12 @@ def test_unknown_events_and_fields_are_let_through() -> None:
     assert parse_entry(b'{"event":"x","new":null,"time":"y"}') == {"event": "x", "new": None, "time": "y"}
 
 
-def test_an_entry_without_a_dump_id_received_nothing() -> None:
-    """An entry that calls itself received but names no dump stands for none."""
-    assert find_received(b'{"dump":"nonsense","event":"received","time":"y"}') is None
+def test_an_entry_without_a_dump_id_says_nothing_of_one() -> None:
+    """An entry that calls itself received but names no dump stands for none; one without a digest says so much less."""
+    assert find_statement(b'{"dump":"nonsense","event":"received","time":"y"}') is None
+    for digest in (None, 7, "AB" * 32, "ab" * 31, "xy" * 32):
+        entry = encode({"event": "received", "time": "y", "dump": str(dump_id(1)), "manifest_sha256": digest})
+        assert find_statement(entry) == Statement(dump_id(1), "received", b"")
 
 
 def test_agreement_with_the_manifest() -> None:

@@ -10,12 +10,12 @@ import pytest
 
 from securecore import limits
 from securecore.audit.checkpoint import LogSigner, origin_of, verify_checkpoint
-from securecore.audit.entry import extracted_entry
-from securecore.audit.log import HostLog, HostLogs, scan_lines
+from securecore.audit.entry import Held, deleted_entry, extracted_entry, incomplete_entry
+from securecore.audit.log import HostLog, HostLogs, Standing, scan_lines
 from securecore.audit.proof import verify_receipt
 from securecore.errors import BrokenError, Bug, NotFoundError, SecurecoreError, StorageError
 from securecore.merkle import EMPTY_ROOT, leaf_hash, root_of
-from securecore.names import HostName
+from securecore.names import HostName, StoreId
 from tests.support.dumps import LOG_NAME, NOW, WEB, dump_id, log_of, make_log_signer, opened
 
 ORIGIN = origin_of(LOG_NAME, WEB)
@@ -23,6 +23,24 @@ ORIGIN = origin_of(LOG_NAME, WEB)
 
 def received(number: int) -> bytes:
     return f'{{"dump":"{dump_id(number)}","event":"received","time":"t"}}'.encode()
+
+
+def received_as(number: int, digest: bytes) -> bytes:
+    return f'{{"dump":"{dump_id(number)}","event":"received","manifest_sha256":"{digest.hex()}","time":"t"}}'.encode()
+
+
+def incomplete(number: int, root: bytes) -> bytes:
+    held = Held(1, 10, root, bytes(32), 50)
+    return incomplete_entry(NOW, dump_id(number), WEB, StoreId.make(bytes(16)), held, last_at=NOW)
+
+
+def deleted(number: int) -> bytes:
+    return deleted_entry(NOW, dump_id(number), WEB, uid=0, user="root", reason=None)
+
+
+def index_of(log: HostLog, number: int) -> int | None:
+    standing = log.standing(dump_id(number))
+    return standing.index if standing is not None else None
 
 
 ENTRIES = [received(0), received(1), extracted_entry(NOW, dump_id(0), WEB, uid=0, user="root"), received(3)]
@@ -107,13 +125,57 @@ def test_an_opened_log_goes_on(place: Path, signer: LogSigner) -> None:
     assert verify_receipt(receipts[-1], ORIGIN, signer.public_key).checkpoint.root == root_of(map(leaf_hash, ENTRIES))
 
 
-def test_find_names_received_dumps(place: Path, signer: LogSigner) -> None:
+def test_received_dumps_are_found(place: Path, signer: LogSigner) -> None:
     """A dump that was received is found at its index, before and after opening again; an extraction is no receipt."""
     log = open_log(place, signer)
     log.append_all(ENTRIES)
     for each in (log, open_log(place, signer)):
-        assert [each.find(dump_id(number)) for number in range(5)] == [0, 1, None, 3, None]
+        assert [index_of(each, number) for number in range(5)] == [0, 1, None, 3, None]
         each.close()
+
+
+def test_where_a_dump_stands_is_what_its_newest_entry_says(place: Path, signer: LogSigner) -> None:
+    """Given up, given up with more, received, deleted, received again: each time the newest counts, also after opening again."""
+    first, second = b"\x01" * 32, b"\x02" * 32
+    steps = [
+        (incomplete(7, first), "incomplete", first),
+        (incomplete(7, second), "incomplete", second),
+        (received_as(7, first), "received", first),
+        (received_as(7, second), "received", second),
+        (deleted(7), "deleted", b""),
+        (received_as(7, first), "received", first),
+    ]
+    for index, (entry, event, digest) in enumerate(steps):
+        log = open_log(place, signer)
+        log.append_all([extracted_entry(NOW, dump_id(7), WEB, uid=0, user=None), entry])
+        found = log.standing(dump_id(7))
+        log.close()
+        again = open_log(place, signer)
+        assert found == again.standing(dump_id(7)) == Standing(event, 2 * index + 1, digest)
+        assert again.standing(dump_id(8)) is None
+        again.close()
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [incomplete(7, bytes(32)), incomplete(7, bytes(32))],
+        [deleted(7), deleted(7)],
+        [received_as(7, bytes(32)), deleted(7), incomplete(7, bytes(32))],
+        [incomplete(7, bytes(32)), received_as(7, bytes(32)), received_as(7, bytes(32))],
+    ],
+)
+def test_what_cannot_follow_is_not_written(entries: list[bytes], place: Path, signer: LogSigner) -> None:
+    """Whether in one append or in several: an event written down twice, or giving up what was deleted, is a bug."""
+    log = open_log(place, signer)
+    with pytest.raises(Bug, match="already says"):
+        log.append_all(entries)
+    assert log.size == 0
+    log.append_all(entries[:-1])
+    with pytest.raises(Bug, match="already says"):
+        log.append(entries[-1])
+    log.close()
+    assert (place / "entries.jsonl").read_bytes() == b"".join(entry + b"\n" for entry in entries[:-1])
 
 
 def test_receipt_for_an_old_entry(place: Path, signer: LogSigner) -> None:
@@ -130,7 +192,7 @@ def test_receipt_for_an_old_entry(place: Path, signer: LogSigner) -> None:
 
 
 def test_a_dump_is_received_once(place: Path, signer: LogSigner) -> None:
-    """A second entry for a received dump is a bug, and nothing is written."""
+    """A second entry for a dump that was received with the same manifest is a bug, and nothing is written."""
     log = open_log(place, signer)
     log.append(ENTRIES[0])
     for entries in ([ENTRIES[0]], [ENTRIES[1], ENTRIES[1]]):
@@ -152,7 +214,7 @@ def test_entries_behind_the_checkpoint_are_kept_and_signed_next(place: Path, sig
         with (place / "entries.jsonl").open("ab") as file:
             file.write(ENTRIES[3] + b"\n")
         log = open_log(place, signer)
-        assert (log.size, log.find(dump_id(3)), signed_size(place, signer)) == (3, 2, 2)
+        assert (log.size, index_of(log, 3), signed_size(place, signer)) == (3, 2, 2)
         if ask:
             assert verify_receipt(log.receipt_for(2), ORIGIN, signer.public_key).entry == ENTRIES[3]
             assert signed_size(place, signer) == 3
@@ -240,7 +302,7 @@ def test_an_earlier_checkpoint_is_caught_up(place: Path, signer: LogSigner) -> N
     write_log(place, signer, ENTRIES[1:2])
     (place / "checkpoint").write_bytes(older)
     log = open_log(place, signer)
-    assert (log.size, log.find(dump_id(1))) == (2, 1)
+    assert (log.size, index_of(log, 1)) == (2, 1)
     log.close()
 
 
@@ -310,7 +372,7 @@ def test_a_checkpoint_that_cannot_be_written(place: Path, signer: LogSigner) -> 
     log.close()
     (place / ".checkpoint.new").rmdir()
     log = open_log(place, signer)
-    assert (log.size, log.find(dump_id(0)), signed_size(place, signer)) == (1, 0, 0)
+    assert (log.size, index_of(log, 0), signed_size(place, signer)) == (1, 0, 0)
     assert verify_receipt(log.receipt_for(0), ORIGIN, signer.public_key).entry == ENTRIES[0]
     log.close()
 

@@ -13,7 +13,7 @@ import pytest
 from securecore import limits
 from securecore.audit.checkpoint import LogSigner, origin_of
 from securecore.audit.damage import Damage
-from securecore.audit.entry import extracted_entry, received_entry
+from securecore.audit.entry import Held, deleted_entry, extracted_entry, incomplete_entry, received_entry
 from securecore.audit.log import HostLogs
 from securecore.audit.log_verification import LogVerification, verify_log
 from securecore.audit.proof import verify_receipt
@@ -279,6 +279,7 @@ def not_a_manifest(stored: Stored) -> None:
 SIGNED = "the manifest is signed"
 SPEAKS = "the manifest speaks of this dump, host and store"
 RECEIPT = "the receipt proves an entry of the host's audit log"
+ORDER = "no dump was received twice, or given up after its deletion"
 AGREES = "the entry agrees with the manifest"
 CERTIFICATE = "the certificate was the host's, under our root"
 REPORT = "the report is the one that was sent"
@@ -438,10 +439,25 @@ def test_an_append_under_way_is_not_damage(logged: Stored) -> None:
 
 
 def test_a_dump_received_twice_is_found(logged: Stored) -> None:
-    """Two entries for one dump are told."""
+    """Two entries for one dump and one manifest are told."""
     with entries_file(logged).open("ab") as file:
         file.write(entries_file(logged).read_bytes().splitlines(keepends=True)[0])
-    assert failed(verify_own_log(logged)) == ["no dump was received twice"]
+    assert failed(verify_own_log(logged)) == [ORDER]
+
+
+def test_a_dump_given_up_after_its_deletion_is_found(logged: Stored) -> None:
+    """Lost, received again, incomplete and deleted is a history that verifies; incomplete once more after that is none."""
+    held = Held(1, 10, bytes(32), bytes(32), 50)
+    lost = incomplete_entry(NOW, ID, WEB, logged.store.store_id, held, last_at=NOW)
+    manifest = logged.signer.manifest(ID, logged.store.store_id, CORE)
+    again = received_entry(NOW, manifest, b"another manifest", stored_bytes=1, certificate="")
+    log_of(logged.logs, WEB).append_all([again, lost, deleted_entry(NOW, ID, WEB, uid=0, user=None, reason=None)])
+    assert verify_own_log(logged).ok
+    with entries_file(logged).open("ab") as file:
+        file.write(lost + b"\n")
+    found = verify_own_log(logged)
+    assert failed(found) == [ORDER]
+    assert "is incomplete, and was deleted before" in next(check.detail for check in found.checks if check.what == ORDER)
 
 
 def test_a_missing_or_foreign_checkpoint(logged: Stored) -> None:

@@ -27,22 +27,25 @@ from tests.support.dumps import LOG_NAME, NOW, WEB, dump_id
 from tests.support.wire import STORE
 
 _ORIGIN: Final = origin_of(LOG_NAME, WEB)
+_DIGESTS: Final = {entry.RECEIVED: "manifest_sha256", entry.INCOMPLETE: "root", entry.DELETED: ""}
 
 
 def check_entry(data: bytes) -> None:
-    """An entry is refused, or it is the one encoding of flat fields; what it says to have been received is a dump."""
+    """An entry is refused, or it is the one encoding of flat fields; what it says of where a dump stands is what is in it."""
     try:
         fields = entry.parse_entry(data)
     except BrokenError:
-        assert entry.find_received(data) is None
+        assert entry.find_statement(data) is None
         return
     assert entry.encode(fields) == data
     assert b"\n" not in data
-    received = entry.find_received(data)
-    if received is None:
-        assert fields["event"] != entry.RECEIVED or not _is_dump_id(fields.get("dump"))
-    else:
-        assert (fields["event"], fields["dump"]) == (entry.RECEIVED, str(received))
+    found = entry.find_statement(data)
+    if found is None:
+        assert fields["event"] not in _DIGESTS or not _is_dump_id(fields.get("dump"))
+        return
+    assert (fields["event"], fields["dump"]) == (found.event, str(found.dump))
+    assert not found.digest or found.digest.hex() == fields[_DIGESTS[found.event]]
+    assert not found.follows(found.event, found.digest)
 
 
 def _is_dump_id(text: object) -> bool:
@@ -61,8 +64,11 @@ def _entry() -> bytes:
 
 
 def entry_seeds() -> Iterator[bytes]:
-    """Entries of both kinds."""
+    """Entries of each kind."""
     yield _entry()
+    held = entry.Held(1, 4096, bytes(range(32)), bytes(32), 99)
+    yield entry.incomplete_entry(NOW, dump_id(2), WEB, STORE, held, last_at=NOW, program="x\n", signal=11)
+    yield entry.deleted_entry(NOW, dump_id(2), WEB, uid=0, user="root", reason="no longer needed")
     yield entry.extracted_entry(NOW, dump_id(2), WEB, uid=0, user=None)
     yield entry.extracted_entry(NOW, dump_id(2), WEB, uid=1000, user="\x1b[2J")
 
@@ -183,7 +189,7 @@ def statement_seeds() -> Iterator[bytes]:
     yield encode_payload("other.example/securecore", bytes(31), "2026-11-22T09:14:22Z")
 
 
-ENTRY = Target(check_entry, entry_seeds, ("audit.entry.parse_entry", "audit.entry.find_received"), is_json=True)
+ENTRY = Target(check_entry, entry_seeds, ("audit.entry.parse_entry", "audit.entry.find_statement"), is_json=True)
 CHECKPOINT = Target(check_checkpoint, checkpoint_seeds, ("audit.checkpoint.parse_checkpoint", "audit.checkpoint.verify_checkpoint"))
 PROOF = Target(check_proof, proof_seeds, ("audit.proof.parse_proof", "audit.proof.verify_receipt"), is_json=True)
 STATEMENT = Target(check_statement, statement_seeds, ("audit.statement.verify_statement",), is_json=True)
