@@ -105,6 +105,13 @@ MAX_CONNECTIONS: Final = 256
 SHUTDOWN_DEADLINE_S: Final = 20.0
 """How long SIGTERM lets dumps in flight finish; systemd kills after 90 s by default."""
 
+INCOMPLETE_AFTER_S: Final = 7 * 24 * 3600
+"""Age of a dump's last frame after which a receiver publishes it as incomplete: a host that was down for a long weekend and a few
+days of repair comes back before that. It may come back later too; then the dump goes on all the same."""
+
+CARETAKER_EVERY_S: Final = 3600.0
+"""How often a receiver looks for such dumps, at the least: an hour is little beside days, and a look costs two stat(2) a dump."""
+
 MAX_RETRY_AFTER_S: Final = 24 * 3600
 """The longest time to come again that a sender shows (R24; it obeys none): a day, as sentry-native caps it."""
 

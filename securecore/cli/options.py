@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from securecore import limits
 from securecore.cli.sources import open_named
 from securecore.errors import ConfigError, NotFoundError, SecurecoreError
 from securecore.identity import host_from_operator
@@ -34,12 +35,40 @@ def address(text: str) -> Address:
 def moment(text: str) -> datetime:
     """Return the aware moment that an option's text means: 15m, 6h, 1d or 2w ago, or ISO 8601, UTC when it has no zone."""
     try:
-        if text[:-1].isdigit() and text[-1] in _UNITS:
-            return datetime.now(UTC) - int(text[:-1]) * _UNITS[text[-1]]
+        if (span := _find_span(text)) is not None:
+            return datetime.now(UTC) - span
         found = datetime.fromisoformat(text)
     except (ValueError, OverflowError) as error:
         raise click.BadParameter(f"{text!a} is no time: write 15m, 6h, 1d, 2w, 2026-11-22 or 2026-11-22T09:00") from error
     return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def duration(text: str) -> timedelta:
+    """Return how long an option's text means: 15m, 6h, 1d or 2w; a usage error says what is wrong with it."""
+    try:
+        span = _find_span(text)
+    except (ValueError, OverflowError):
+        span = None
+    if not span:
+        raise click.BadParameter(f"{text!a} is no length of time: write 15m, 6h, 1d or 2w")
+    return span
+
+
+def _find_span(text: str) -> timedelta | None:
+    """Return the length of time that a number and a unit mean, None for other texts; OverflowError or ValueError for huge ones."""
+    if text[:-1].isdecimal() and text[-1] in _UNITS:
+        return int(text[:-1]) * _UNITS[text[-1]]
+    return None
+
+
+def incomplete_after_option(command: _Command) -> _Command:
+    """Add ``--incomplete-after``."""
+    option = click.option(
+        "--incomplete-after", type=duration, default=f"{limits.INCOMPLETE_AFTER_S // 86400}d", show_default=True, metavar="TIME",
+        help="How long after its last frame a dump is given up and listed as incomplete: 15m, 6h, 1d, 2w. A sender that comes"
+        " back later goes on all the same.",
+    )  # fmt: skip
+    return option(command)
 
 
 def store_option(command: _Command) -> _Command:

@@ -4,12 +4,13 @@ import json
 import logging
 import sys
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, address, json_option, store_option
+from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, address, incomplete_after_option, json_option, store_option
 from securecore.names import Address
 
 if TYPE_CHECKING:
@@ -37,10 +38,19 @@ SIGHUP loads the identity again (new certificate, new CRL); SIGTERM or Ctrl-C le
     "--identity", type=click.Path(path_type=Path), default=DEFAULT_RECEIVER_IDENTITY, show_default=True,
     help="The receiver's identity directory.",
 )  # fmt: skip
+@incomplete_after_option
 @click.option("-v", "--verbose", is_flag=True, help="Show each connection and how far its dumps are, on standard error.")
 @click.option("--check", is_flag=True, help="Test identity and store, then leave.")
 @json_option
-def command(listen: tuple[Address, ...], store_path: str, identity: Path, verbose: bool, check: bool, as_json: bool) -> None:
+def command(
+    listen: tuple[Address, ...],
+    store_path: str,
+    identity: Path,
+    incomplete_after: timedelta,
+    verbose: bool,
+    check: bool,
+    as_json: bool,
+) -> None:
     """Take dumps from hosts into a store, until SIGTERM.
 
     The store is made when its directory is absent or empty. One receiver at a time may append to a store. Once it listens it says
@@ -48,7 +58,7 @@ def command(listen: tuple[Address, ...], store_path: str, identity: Path, verbos
     """
     from securecore.receiver.server import ReceiverSettings, check_settings, run
 
-    settings = ReceiverSettings(listen, Path(store_path), identity)
+    settings = ReceiverSettings(listen, Path(store_path), identity, incomplete_after)
     if check:
         name = check_settings(settings)
         words = f"ok: {identity} is {name}'s, and {store_path} is a store or can become one"

@@ -3,7 +3,7 @@
 import os
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from securecore.cli.machine.plan import Done
 from securecore.cli.machine.root import Root
 from securecore.cli.machine.steps import Step
 from securecore.cli.machine.users import User
-from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, DEFAULT_STORE, address
+from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, DEFAULT_STORE, address, incomplete_after_option
 from securecore.dump.packing import FORMATS
 from securecore.errors import ConfigError
 from securecore.names import Address
@@ -121,9 +121,17 @@ def _set_up_local(wishes: local_sender.LocalWishes, root: Root, dry_run: bool) -
 @click.option("--identity", default=DEFAULT_RECEIVER_IDENTITY, show_default=True, help="The receiver's identity directory.")
 @click.option("--store", default=DEFAULT_STORE, show_default=True, help="Directory of the store.")
 @click.option("--user", "user_text", default=DEFAULT_USER, show_default=True, metavar="NAME|UID:GID", help="Whom it runs as.")
+@incomplete_after_option
 @_common
 def receiver_(
-    listen: tuple[Address, ...], identity: str, store: str, user_text: str, root_path: Path, dry_run: bool, is_undo: bool
+    listen: tuple[Address, ...],
+    identity: str,
+    store: str,
+    user_text: str,
+    incomplete_after: timedelta,
+    root_path: Path,
+    dry_run: bool,
+    is_undo: bool,
 ) -> None:
     """Write a systemd unit that runs a receiver with no privilege and only its store to write to."""
     with Root(root_path) as root:
@@ -143,7 +151,7 @@ def receiver_(
         user = _user(user_text, root, dry_run)
         click.echo(f"receiver {own.name} (certificate valid until {own.not_after:%Y-%m-%d})")
         _compile(interpreter, root, dry_run)
-        steps = receiver.receiver_steps(listen, store, identity, user, interpreter, root)
+        steps = receiver.receiver_steps(listen, store, identity, user, incomplete_after, interpreter, root)
         is_changed = _carry_out(steps, "receiver", root, dry_run)
         if is_changed and not dry_run:
             _systemctl(root, ["daemon-reload"])

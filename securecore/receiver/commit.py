@@ -76,18 +76,24 @@ class Committer:
         done: list[tuple[str, SecurecoreError | None]] = []
         leftovers = sweep_incoming(self._store)
         done += [(f"{dump_id} of {host}", error) for host, dump_id, error in leftovers.stuck]
-        for host, dump_id in leftovers.finished:
+        for host, dump_id in (*leftovers.finished, *leftovers.given_up):
             try:
                 dump = IncomingDump.resume(self._store, host, dump_id)
                 try:
-                    check_manifest(dump.read_manifest(), dump, self._store.store_id, dump.read_report(), None)
-                    self.commit(dump)
+                    self._finish_interrupted(dump)
                 finally:
                     dump.close()
                 done.append((f"{dump_id} of {host}", None))
             except SecurecoreError as error:
                 done.append((f"{dump_id} of {host}", error))
         return done
+
+    def _finish_interrupted(self, dump: IncomingDump) -> None:
+        if dump.is_given_up:  # Its receipt is durable, so only the rename is missing (receiver/abandonment.py).
+            dump.publish()
+            return
+        check_manifest(dump.read_manifest(), dump, self._store.store_id, dump.read_report(), None)
+        self.commit(dump)
 
     def _entry(self, dump: IncomingDump) -> bytes:
         token = dump.read_manifest()

@@ -1,6 +1,7 @@
 """What a receiver's files say: pure text, made from a few facts. ``securecore setup receiver`` writes it (cli/setup.py)."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Final
 
 from securecore import limits
@@ -9,6 +10,9 @@ from securecore.names import Address
 
 SERVICE: Final = "/etc/systemd/system/securecore-receiver.service"
 SYSUSERS: Final = "/usr/lib/sysusers.d/securecore-receiver.conf"
+
+INCOMPLETE_AFTER: Final = timedelta(seconds=limits.INCOMPLETE_AFTER_S)
+"""What a receiver does without being told; a unit says only what differs from it."""
 
 _PRIVILEGED_PORTS: Final = 1024
 
@@ -20,12 +24,19 @@ _STOP_S: Final = int(limits.SHUTDOWN_DEADLINE_S + 4 * limits.PROGRESS_DEADLINE_S
 
 
 def receiver_service(
-    interpreter: str, listen: Sequence[Address], store: str, identity: str, user: str, group: str | None = None
+    interpreter: str,
+    listen: Sequence[Address],
+    store: str,
+    identity: str,
+    user: str,
+    group: str | None = None,
+    *,
+    incomplete_after: timedelta = INCOMPLETE_AFTER,
 ) -> bytes:
     """Return the systemd unit of a receiver: no privilege, no capability, and only the store to write to.
 
-    Raises ConfigError when a path cannot stand in a unit. MemoryDenyWriteExecute holds for Python and the cryptography library as
-    they are (tests/receiver/test_installation.py runs a receiver under it).
+    *incomplete_after* counts in whole minutes. Raises ConfigError when a path cannot stand in a unit. MemoryDenyWriteExecute holds
+    for Python and the cryptography library as they are (tests/receiver/test_installation.py runs a receiver under it).
     """
     for path in (interpreter, store, identity):
         if not path.isprintable() or set(path) & set(" \"'\\%$"):
@@ -34,7 +45,8 @@ def receiver_service(
     addresses = " ".join(f"--listen {address}" for address in listen).replace("%", "%%")
     capability = "CAP_NET_BIND_SERVICE" if any(0 < address.port < _PRIVILEGED_PORTS for address in listen) else ""
     return _SERVICE.format(
-        command=f"{interpreter} -I -m securecore.cli.main receive {addresses} --store {store} --identity {identity}",
+        command=f"{interpreter} -I -m securecore.cli.main receive {addresses} --store {store} --identity {identity}"
+        + (f" --incomplete-after {_duration(incomplete_after)}" if incomplete_after != INCOMPLETE_AFTER else ""),
         user=user,
         group=f"Group={group}\n" if group is not None else "",
         store=store,
@@ -42,6 +54,13 @@ def receiver_service(
         files=limits.MAX_CONNECTIONS * _FILES_PER_CONNECTION,
         stop_s=_STOP_S,
     ).encode()
+
+
+def _duration(span: timedelta) -> str:
+    """Return a length of time as options are written, in its largest whole unit."""
+    minutes = span // timedelta(minutes=1)
+    unit, size = next((unit, size) for unit, size in (("d", 24 * 60), ("h", 60), ("m", 1)) if minutes % size == 0)
+    return f"{minutes // size}{unit}"
 
 
 _SERVICE: Final = """\

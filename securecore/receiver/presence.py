@@ -1,7 +1,8 @@
 """Which session has which dump: the newest one wins.
 
 A sender that lost its connection comes back before the receiver has noticed. The older session is interrupted, and the newer one
-waits until its thread has let the dump go.
+waits until its thread has let the dump go. The caretaker, which gives up dumps that nobody sends, takes only what no session has,
+and makes way like an older session.
 """
 
 import os
@@ -62,6 +63,22 @@ class Presence:
                 if not self._wait_until_gone(key, older):
                     raise BusyError("an older session still writes this dump")
             self._claims[key] = mine
+        with self._letting_go(key):
+            yield
+
+    @contextmanager
+    def claim_idle(self, host: HostName, dump: DumpId, interrupt: Callable[[], None]) -> Iterator[None]:
+        """Hold a dump while the block runs, *interrupt* as in claim; raises BusyError at once when a session has it."""
+        key = (host, dump)
+        with self._changed:
+            if key in self._claims:
+                raise BusyError("a session has this dump")
+            self._claims[key] = _Claim(interrupt)
+        with self._letting_go(key):
+            yield
+
+    @contextmanager
+    def _letting_go(self, key: tuple[HostName, DumpId]) -> Iterator[None]:
         try:
             yield
         finally:

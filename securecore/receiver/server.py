@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Final, NamedTuple
@@ -22,6 +22,8 @@ from securecore import limits, tls
 from securecore.audit.log import HostLogs
 from securecore.errors import ConfigError, NotFoundError, SecurecoreError
 from securecore.names import Address, HostName, StoreId
+from securecore.receiver.abandonment import Abandonment
+from securecore.receiver.caretaker import Caretaker
 from securecore.receiver.commit import Committer
 from securecore.receiver.control import ControlServer
 from securecore.receiver.listeners import bound_address, listen, written
@@ -41,6 +43,8 @@ class ReceiverSettings(NamedTuple):
     listen: tuple[Address, ...]
     store: Path
     identity: Path
+    incomplete_after: timedelta = timedelta(seconds=limits.INCOMPLETE_AFTER_S)
+    """How old a dump's last frame is when the receiver gives its sender up."""
 
 
 def utc_now() -> datetime:
@@ -59,7 +63,9 @@ class Receiver:
         self._lock = lock
         self._logs = HostLogs(material.signer, lambda host: store.audit_directory(host, create=True))
         committer = Committer(store, self._logs, utc_now)
-        self._service = Service(store, material, committer, utc_now)
+        abandonment = Abandonment(store, self._logs, utc_now)
+        self._service = Service(store, material, committer, abandonment, utc_now)
+        self._caretaker = Caretaker(store, abandonment, self._service.presence, settings.incomplete_after, utc_now)
         self._control = ControlServer(store, self._logs, utc_now)
         self._listeners = listeners
         self._sessions: dict[threading.Thread, Session | socket.socket | None] = {}
@@ -101,6 +107,7 @@ class Receiver:
     def serve(self) -> None:
         """Accept until ``stop``, then let what is in flight finish within its bound, and close everything."""
         self._warn()
+        self._caretaker.start()
         poll = select.poll()
         for listener in (*self._listeners, self._wakeup):
             poll.register(listener, select.POLLIN)
@@ -233,9 +240,11 @@ class Receiver:
             listener.close()
         count = self.session_count
         log.info("stopping, %d connections%s", count, "; a second signal does not wait for them" if count else "")
-        if left := self._end_sessions():
-            # A session that the disk does not let go may still write, and append to a log. So the store stays locked, and
-            # everything open, until the end of the process has ended that thread too.
+        self._caretaker.stop()
+        left = self._end_sessions()
+        if left or not self._caretaker.has_ended(limits.PROGRESS_DEADLINE_S):
+            # A session, or the caretaker, that the disk does not let go may still write, and append to a log. So the store stays
+            # locked, and everything open, until the end of the process has ended that thread too.
             log.error("stopped, %d connections still wait for the disk and end with the process", left)
             return
         self._control.close()

@@ -17,6 +17,7 @@ from securecore.certs.judge import Refusal as CertificateRefusal
 from securecore.dump.frames import ZERO_PIECE_FRAME, FrameRefused, check_frame
 from securecore.errors import BrokenError, BusyError, PeerError, SecurecoreError, StorageError, UnreachableError
 from securecore.names import DumpId, HostName
+from securecore.receiver.abandonment import Abandonment
 from securecore.receiver.commit import Committer, ManifestRefused, check_signer
 from securecore.receiver.material import Material
 from securecore.receiver.observer import Observer, log, quoted
@@ -71,10 +72,13 @@ class _Interrupted(SecurecoreError):
 class Service:
     """What all sessions of a receiver share; *material* is replaced by a reload."""
 
-    def __init__(self, store: Store, material: Material, committer: Committer, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, store: Store, material: Material, committer: Committer, abandonment: Abandonment, clock: Callable[[], datetime]
+    ) -> None:
         self.store = store
         self.material = material
         self.committer = committer
+        self.abandonment = abandonment
         self.clock = clock
         self.presence = Presence()
 
@@ -142,6 +146,7 @@ class Session:
         report = parse_report(opening.report)
         log.info("started host=%s dump=%s program=%s peer=%s", host, opening.dump, quoted(report.program), self._peer)
         try:
+            self._service.abandonment.revoke(host, opening.dump, opening.report)
             dump = open_incoming(self._service.store, host, opening.dump, opening.report)
         except AlreadyStored as stored:
             self._conclude(opening.dump, stored.receipt)

@@ -41,6 +41,18 @@ class DumpFiles:
         except OSError as error:
             raise directory.disk_refused(error, f"cannot look at dump {self.dump_id}") from error
 
+    def last_frame_at(self) -> float:
+        """Return when the last frame came, in Unix seconds by this machine's clock; of a dump without a core, when it was begun.
+
+        It is a file's modification time, which a backup that was put back may not have kept; never before 1970.
+        """
+        try:
+            return max(os.stat(CORE, dir_fd=self.fd, follow_symlinks=False).st_mtime, 0.0)
+        except FileNotFoundError:
+            return max(os.fstat(self.fd).st_mtime, 0.0)
+        except OSError as error:
+            raise directory.disk_refused(error, f"cannot look at dump {self.dump_id}") from error
+
     def read_report(self) -> bytes | None:
         """Return the report as the sender wrote it; None when it is missing."""
         return directory.read_file(REPORT, self.fd, limits.MAX_REPORT_BYTES)

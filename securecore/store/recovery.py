@@ -1,4 +1,4 @@
-"""What to do with a dump that is found under incoming: when its sender opens it again, and at start-up."""
+"""What to do with a dump that is found under incoming: when its sender opens it again, at start-up, and when nobody comes back."""
 
 import fcntl
 import os
@@ -8,7 +8,7 @@ from securecore.dump import directory
 from securecore.errors import BrokenError, BusyError, NotFoundError, SecurecoreError
 from securecore.names import DumpId, HostName
 from securecore.store.layout import Place, Store
-from securecore.store.reading import CORE, MANIFEST, REPORT
+from securecore.store.reading import CORE, MANIFEST, RECEIPT, REPORT
 from securecore.store.removal import remove_incoming
 from securecore.store.writer import IncomingDump
 
@@ -22,7 +22,7 @@ def open_incoming(store: Store, host: HostName, dump_id: DumpId, report: bytes) 
         try:
             return IncomingDump.resume(store, host, dump_id, report)
         except NotFoundError:
-            _discard_unacknowledged(store, host, dump_id)
+            discard_unacknowledged(store, host, dump_id)
     return IncomingDump.begin(store, host, dump_id, report)
 
 
@@ -31,6 +31,9 @@ class Leftovers(NamedTuple):
 
     finished: list[tuple[HostName, DumpId]]
     """Dumps with a manifest: resume each and do the rest of the commit."""
+    given_up: list[tuple[HostName, DumpId]]
+    """Dumps with a receipt and no manifest: resume each and publish it. (Or their senders came back when the crash came; then they
+    come again.)"""
     partial: list[tuple[HostName, DumpId]]
     """Dumps whose sender may come back."""
     removed: list[tuple[HostName, DumpId]]
@@ -44,7 +47,7 @@ def sweep_incoming(store: Store) -> Leftovers:
 
     One dump that cannot be dealt with does not keep the others from it; raises StorageError when the directories cannot be listed.
     """
-    leftovers = Leftovers([], [], [], [])
+    leftovers = Leftovers([], [], [], [], [])
     for host, dump_id in store.incoming():
         try:
             if store.find_place(host, dump_id) is Place.HOSTS:
@@ -52,10 +55,12 @@ def sweep_incoming(store: Store) -> Leftovers:
             with store.open_dump(host, dump_id) as files:
                 names = directory.names_in(files.fd)
             if REPORT not in names:
-                _discard_unacknowledged(store, host, dump_id)
+                discard_unacknowledged(store, host, dump_id)
                 leftovers.removed.append((host, dump_id))
             elif MANIFEST in names:
                 leftovers.finished.append((host, dump_id))
+            elif RECEIPT in names:
+                leftovers.given_up.append((host, dump_id))
             else:
                 leftovers.partial.append((host, dump_id))
         except SecurecoreError as error:
@@ -63,7 +68,37 @@ def sweep_incoming(store: Store) -> Leftovers:
     return leftovers
 
 
-def _discard_unacknowledged(store: Store, host: HostName, dump_id: DumpId) -> None:
+def take_back(store: Store, host: HostName, dump_id: DumpId) -> None:
+    """Make a dump that was given up one that is coming in again, durably: under incoming, without its receipt, open for resume.
+
+    The caller keeps others from the dump, and knows that it was given up. A crash in between leaves a dump with a receipt under
+    incoming, which the next start publishes again. The seek table stays: without a receipt it is a torn end.
+    """
+    if store.find_place(host, dump_id) is Place.HOSTS:
+        _move_back(store, host, dump_id)
+    with store.open_dump(host, dump_id) as files:
+        directory.remove_file(RECEIPT, files.fd)
+        # Before the core changes: a receipt that a power cut brought back would vouch for another one.
+        directory.sync(files.fd)
+
+
+def _move_back(store: Store, host: HostName, dump_id: DumpId) -> None:
+    source = store.host_directory(Place.HOSTS, host)
+    try:
+        target = store.host_directory(Place.INCOMING, host)
+        try:
+            os.rename(str(dump_id), str(dump_id), src_dir_fd=source, dst_dir_fd=target)
+            directory.sync(target)
+        except OSError as error:
+            raise directory.disk_refused(error, f"cannot take dump {dump_id} back") from error
+        finally:
+            os.close(target)
+        directory.sync(source)
+    finally:
+        os.close(source)
+
+
+def discard_unacknowledged(store: Store, host: HostName, dump_id: DumpId) -> None:
     """Remove a dump that has no report; raises BusyError while a session writes it."""
     with store.open_dump(host, dump_id) as files:
         core = directory.open_file(CORE, files.fd, append=True)

@@ -5,11 +5,13 @@ What is where when, so that a crash at any instant leaves a state that the next 
 1. ``begin``: the directory, an empty ``core.zst`` and the report under its aside name. Nothing has been acknowledged.
 2. ``sync``: the report gets its name. A directory without ``report.json`` therefore holds nothing that anybody was promised.
 3. ``finish``: the seek table, then ``manifest.jws``. A directory with a manifest has a whole core and is rolled forward.
+   Or ``give_up``: the seek table alone, because the sender did not come back. Without a receipt this is a torn end, cut off again.
 4. ``put_receipt``, ``publish``: the receipt, then the rename to the published dumps.
 """
 
 import fcntl
 import os
+from collections.abc import Callable
 
 from securecore import limits
 from securecore.dump import directory
@@ -45,6 +47,8 @@ class IncomingDump:
         """The sender has finished and the manifest is durable: the commit is to be done again from the audit entry on."""
         self.has_receipt = False
         """The receipt is durable too: only publish is missing."""
+        self.is_given_up = False
+        """The sender did not come back; the core is whole with its seek table, and there will be no manifest."""
         self._store = store
         self._fd = fd
         self._core = core
@@ -95,14 +99,22 @@ class IncomingDump:
         return cls(store, host, dump_id, fd, core)
 
     @classmethod
-    def resume(cls, store: Store, host: HostName, dump_id: DumpId, report: bytes | None = None) -> "IncomingDump":
+    def resume(
+        cls,
+        store: Store,
+        host: HostName,
+        dump_id: DumpId,
+        report: bytes | None = None,
+        *,
+        between: Callable[[], None] = lambda: None,
+    ) -> "IncomingDump":
         """Return the dump as far as it is whole; everything that it then says it holds is durable.
 
         The frames are walked and hashed again. What follows the last whole one is kept as far as it may be the beginning of a
-        frame (``torn``), else cut off, unless the manifest is there: then the core must be whole with its seek table
-        (BrokenError if not). Raises AlreadyStored when it is published; NotFoundError when it is not coming in, or holds
-        nothing that was ever acknowledged (then begin it); PeerError when *report*, if given, differs from the one that it
-        began with; BusyError while another session writes it.
+        frame (``torn``), else cut off, unless the manifest or a receipt is there: then the core must be whole with its seek table
+        (BrokenError if not). *between* is called before each frame; what it raises ends the walk. Raises AlreadyStored when it is
+        published; NotFoundError when it is not coming in, or holds nothing that was ever acknowledged (then begin it); PeerError
+        when *report*, if given, differs from the one that it began with; BusyError while another session writes it.
         """
         _check_not_stored(store, host, dump_id)
         fd = store.open_dump(host, dump_id).fd
@@ -119,7 +131,7 @@ class IncomingDump:
             raise
         dump = cls(store, host, dump_id, fd, core)
         try:
-            dump._recover()
+            dump._recover(between)
         except BaseException:
             dump.close()
             raise
@@ -202,13 +214,18 @@ class IncomingDump:
         self._sync_core()
         self._name_report()
 
+    def give_up(self) -> None:
+        """Append the seek table, durably: the frames are all that there is. The core keeps the time of its last frame."""
+        self._check_open_for_frames()
+        status = os.fstat(self._core)
+        self._append_seek_table()
+        self.is_given_up = True
+        self._set_time(status)
+
     def finish(self, manifest: bytes) -> None:
         """Append the seek table and keep *manifest*, both durable. Not checked: the manifest; the caller has judged it."""
         self._check_open_for_frames()
-        self._drop_torn()
-        for part in seek_table_parts(self._lengths):
-            self._write(part)
-        self._sync_core()
+        self._append_seek_table()
         self._name_report()
         self._put(MANIFEST, manifest)
         self.has_manifest = True
@@ -228,8 +245,8 @@ class IncomingDump:
     def put_receipt(self, receipt: bytes) -> None:
         """Keep the receipt, durably."""
         self._check_usable()
-        if not self.has_manifest or self.has_receipt:
-            raise Bug("a receipt follows a manifest, once")
+        if not (self.has_manifest or self.is_given_up) or self.has_receipt:
+            raise Bug("a receipt follows a manifest or giving up, once")
         self._put(RECEIPT, receipt)
         self.has_receipt = True
 
@@ -277,25 +294,29 @@ class IncomingDump:
         except BrokenError as error:
             raise PeerError(error.message) from error  # Frames that are appended come from a sender.
 
-    def _recover(self) -> None:
+    def _recover(self, between: Callable[[], None]) -> None:
         self._is_named = True
         for name in directory.names_in(self._fd):
             if directory.is_aside(name):
                 directory.remove_file(name, self._fd)
         self.has_manifest = directory.read_file(MANIFEST, self._fd, limits.MAX_MANIFEST_BYTES) is not None
         self.has_receipt = directory.read_file(RECEIPT, self._fd, limits.MAX_RECEIPT_BYTES) is not None
+        self.is_given_up = self.has_receipt and not self.has_manifest
         for scanned in scan_frames(self._core):
+            between()
             self._lengths.add(len(scanned.data), scanned.plain)
             self._frontier.append(leaf_hash(scanned.data))
             self._stored_bytes += len(scanned.data)
-        tail = os.fstat(self._core).st_size - self._stored_bytes
-        if self.has_manifest:
+        status = os.fstat(self._core)
+        tail = status.st_size - self._stored_bytes
+        if self.has_manifest or self.is_given_up:
             if tail != seek_table_bytes(len(self._lengths)) or not self._has_seek_table():
-                raise BrokenError(f"dump {self.dump_id}: {CORE} is damaged though its manifest was durable")
+                raise BrokenError(f"dump {self.dump_id}: {CORE} is damaged though its {self._witness} was durable")
         elif tail:
             self._torn_bytes = tail
             if not self._may_go_on() or tail >= limits.MAX_FRAME_BYTES or not is_torn_frame(self.torn()):
                 self._drop_torn()
+                self._set_time(status)
         # Bytes that a killed process has written may still be on their way to the disk, and the caller is about to vouch for them.
         directory.sync(self._core)
         directory.sync(self._fd)
@@ -315,6 +336,23 @@ class IncomingDump:
         self._torn_bytes = 0
         self._usable = True
 
+    @property
+    def _witness(self) -> str:
+        return "manifest" if self.has_manifest else "receipt"
+
+    def _append_seek_table(self) -> None:
+        self._drop_torn()
+        for part in seek_table_parts(self._lengths):
+            self._write(part)
+        self._sync_core()
+
+    def _set_time(self, status: os.stat_result) -> None:
+        """Give the core the times of *status* again: its modification time is when its last frame came."""
+        try:
+            os.utime(self._core, ns=(status.st_atime_ns, status.st_mtime_ns))
+        except OSError:
+            pass  # The dump then looks younger than it is, and is given up so much later.
+
     def _has_seek_table(self) -> bool:
         """Return whether what follows the frames is their seek table; the file is long enough."""
         offset = self._stored_bytes
@@ -330,8 +368,8 @@ class IncomingDump:
 
     def _check_open_for_frames(self) -> None:
         self._check_usable()
-        if self.has_manifest:
-            raise Bug("a dump with a manifest takes no more frames")
+        if self.has_manifest or self.is_given_up:
+            raise Bug("a dump with a manifest, or one that was given up, takes no more frames")
 
     def _write(self, data: bytes | memoryview) -> None:
         self._usable = False

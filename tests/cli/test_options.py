@@ -1,8 +1,10 @@
 """What people write for hosts: which one of a store's is meant, and what is said when it is none."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
+import click
 import pytest
 
 from securecore.cli import options
@@ -38,6 +40,21 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def test_a_host_is_found_by_its_name_or_first_labels(store: Store, text: str, host: str) -> None:
     """Whatever made the store know it: dumps, published or coming in, or a log."""
     assert str(options.find_host(text, store)) == host
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"), [("15m", 15), ("6h", 360), ("1d", 1440), ("2w", 20160)]
+)
+def test_a_length_of_time_is_a_number_and_a_unit(text: str, minutes: int) -> None:
+    """The units are those of --since."""
+    assert options.duration(text) == timedelta(minutes=minutes)
+
+
+@pytest.mark.parametrize("text", ["", "m", "0d", "-1d", "1", "1.5d", "1y", "d1", "9" * 30 + "w", "9" * 5000 + "w", "²d", "1d "])
+def test_no_length_of_time_is_refused(text: str) -> None:
+    """Nothing, less than nothing and more than any calendar holds: a usage error that shows how it is written."""
+    with pytest.raises(click.BadParameter, match="write 15m, 6h, 1d or 2w"):
+        options.duration(text)
 
 
 def test_no_host_named_is_no_host(store: Store) -> None:

@@ -14,8 +14,9 @@ from securecore.receiver.commit import Committer
 from securecore.store.layout import Place, create_store, open_store
 from securecore.store.recovery import open_incoming
 from securecore.store.writer import AlreadyStored, IncomingDump
+from tests.receiver import test_giving_up
 from tests.support.certificates import Hierarchy
-from tests.support.disk import Disk
+from tests.support.disk import Disk, Killed, run_until
 from tests.support.dumps import (
     LOG_NAME,
     NOW,
@@ -41,10 +42,6 @@ ENDS = [sum(len(frame) for frame, _ in FRAMES[: count + 1]) for count in range(l
 
 ID = dump_id(1)
 INCOMING, PUBLISHED, AUDIT = f"incoming/{WEB}/{ID}", f"hosts/{WEB}/{ID}", f"audit/{WEB}"
-
-
-class Killed(BaseException):
-    """The process ends here; no handler of errors sees it."""
 
 
 class Keys:
@@ -118,25 +115,6 @@ def live(life: Life) -> bytes:
         os.close(lock.fd)
 
 
-def live_until(fatal: int | None, life: Life, disk: Disk) -> bytes | None:
-    """Live, and die before the disk's call with that number; return the receipt when it did not come to that."""
-    calls = 0
-
-    def count(call: str) -> None:
-        nonlocal calls
-        calls += 1
-        if fatal is not None and calls >= fatal:
-            raise Killed
-
-    disk.before = count
-    with pytest.MonkeyPatch.context() as patch:
-        disk.watch(patch)
-        try:
-            return live(life)
-        except Killed:
-            return None
-
-
 def check_end(path: Path, keys: Keys, receipt: bytes) -> None:
     """One published dump with all its bytes, the receipt that was given out, one entry in the log, and nothing left over."""
     with open_store(str(path)) as store:
@@ -174,7 +152,7 @@ def test_ended_before_every_call(loses_power: bool, tmp_path: Path, keys: Keys) 
         acknowledged, finished = 0, True
         for number, deadline in enumerate((fatal, 1 + fatal % 13, None)):
             life, disk = Life(path, keys), Disk(path)
-            receipt = live_until(deadline, life, disk)
+            receipt = run_until(deadline, disk, lambda life=life: live(life))
             if receipt is None:
                 finished = finished and deadline != fatal
             life.end()
@@ -270,7 +248,7 @@ def documented_promises() -> list[str]:
 
 def test_every_documented_promise_is_held_here() -> None:
     """docs/store.md promises what is tested below, and nothing else."""
-    assert documented_promises() == list(PROMISES)
+    assert documented_promises() == [*PROMISES, *test_giving_up.PROMISES]
 
 
 @pytest.mark.parametrize("promise", PROMISES)

@@ -34,9 +34,9 @@ def test_sweep_sorts_what_a_crash_left(store: Store) -> None:
     dump_path(store, dump_id(4), "incoming").mkdir()
     found = sweep_incoming(store)
     found.removed.sort(key=lambda item: str(item[1]))
-    assert found == Leftovers([(WEB, dump_id(3))], [(WEB, dump_id(2))], [(WEB, dump_id(1)), (WEB, dump_id(4))], [])
+    assert found == Leftovers([(WEB, dump_id(3))], [], [(WEB, dump_id(2))], [(WEB, dump_id(1)), (WEB, dump_id(4))], [])
     assert sorted(map(str, (identifier for _, identifier in store.incoming()))) == sorted(map(str, (dump_id(2), dump_id(3))))
-    assert sweep_incoming(store) == Leftovers([(WEB, dump_id(3))], [(WEB, dump_id(2))], [], [])
+    assert sweep_incoming(store) == Leftovers([(WEB, dump_id(3))], [], [(WEB, dump_id(2))], [], [])
 
 
 @pytest.mark.parametrize("at", [-1, -20, -41])
@@ -56,7 +56,7 @@ def test_a_seek_table_in_parts_is_held_against_the_frames(store: Store, monkeypa
 
 def test_sweep_of_an_empty_store(store: Store) -> None:
     """Nothing is found where nothing is."""
-    assert sweep_incoming(store) == Leftovers([], [], [], [])
+    assert sweep_incoming(store) == Leftovers([], [], [], [], [])
 
 
 def test_a_dump_in_both_places_is_left_alone(store: Store) -> None:

@@ -7,7 +7,7 @@ fsynced since it was given; so a missing fsync anywhere loses something, as it m
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pytest
 
@@ -15,6 +15,13 @@ NAMED: Final = ("link", "rename", "unlink", "mkdir", "rmdir")
 """Calls that take names in directories."""
 OPEN: Final = ("write", "ftruncate", "fsync", "fdatasync")
 """Calls that take a descriptor."""
+
+
+_Answer = TypeVar("_Answer")
+
+
+class Killed(BaseException):
+    """The process ends here; no handler of errors sees it."""
 
 
 class Disk:
@@ -117,3 +124,22 @@ class Disk:
                 self._collect(child, f"{prefix}{name}/", found)
             else:
                 found[prefix + name] = self._bytes.get(child, b"")
+
+
+def run_until(fatal: int | None, disk: Disk, work: Callable[[], _Answer]) -> _Answer | None:
+    """Do *work*, and die before the disk's call with that number; return its answer when it did not come to that."""
+    calls = 0
+
+    def count(call: str) -> None:
+        nonlocal calls
+        calls += 1
+        if fatal is not None and calls >= fatal:
+            raise Killed
+
+    disk.before = count
+    with pytest.MonkeyPatch.context() as patch:
+        disk.watch(patch)
+        try:
+            return work()
+        except Killed:
+            return None

@@ -8,6 +8,8 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Final, NamedTuple
 
+import click
+
 from securecore.certs.revocation import RevocationLists
 from securecore.cli import terminal
 from securecore.cli.checkup.findings import Finding, attempt, ok, warning, wrong
@@ -15,7 +17,7 @@ from securecore.cli.checkup.shared import certificate_finding, room_finding
 from securecore.cli.machine import plan, receiver, users
 from securecore.cli.machine.interpreter import find_interpreter
 from securecore.cli.machine.root import Root
-from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, DEFAULT_STORE
+from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, DEFAULT_STORE, duration
 from securecore.errors import ConfigError, NotFoundError
 from securecore.names import Address, NameRefused
 from securecore.receiver import installation
@@ -35,6 +37,8 @@ class Places(NamedTuple):
     """Of a unit only, as the rest of its lines."""
     group: str | None = None
     unit: bytes | None = None
+    incomplete_after: str | None = None
+    """As the option's text; None where the unit leaves it out."""
 
 
 def is_set_up(root: Root) -> bool:
@@ -64,17 +68,23 @@ def _parse_unit(content: bytes, place: str) -> Places:
         words = shlex.split(lines.get("ExecStart", "").replace("%%", "%"))
         values = [(option, value) for option, value in pairwise(words) if option.startswith("--")]
         listen = tuple(Address(value) for option, value in values if option == "--listen")
-        return Places(dict(values)["--store"], dict(values)["--identity"], listen, lines["User"], lines.get("Group"), content)
-    except (KeyError, ValueError, NameRefused) as error:
+        given = dict(values)
+        after = given.get("--incomplete-after")
+        if after is not None:
+            duration(after)
+        return Places(given["--store"], given["--identity"], listen, lines["User"], lines.get("Group"), content, after)
+    except (KeyError, ValueError, NameRefused, click.BadParameter) as error:
         raise ConfigError(f"{place}: not a unit that set-up has written", hint=SETUP) from error
 
 
 def _unit(places: Places, root: Root) -> Iterator[Finding]:
     place, executable = root.outside(installation.SERVICE), find_interpreter().executable
+    after = duration(places.incomplete_after) if places.incomplete_after is not None else installation.INCOMPLETE_AFTER
     expected = installation.receiver_service(
-        executable, places.listen, places.store, places.identity, places.user or "", places.group
+        executable, places.listen, places.store, places.identity, places.user or "", places.group, incomplete_after=after
     )
     again = "securecore setup receiver " + " ".join(f"--listen {address}" for address in places.listen)
+    again += f" --incomplete-after {places.incomplete_after}" if places.incomplete_after is not None else ""
     if expected != places.unit:
         yield warning("unit", f"{place} is not what this installation writes", again)
     else:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -98,7 +98,13 @@ def _as_owner(identity: str) -> Iterator[Path]:
 
 
 def receiver_steps(
-    listen: Sequence[Address], store: str, identity: str, user: User, interpreter: Interpreter, root: Root
+    listen: Sequence[Address],
+    store: str,
+    identity: str,
+    user: User,
+    incomplete_after: timedelta,
+    interpreter: Interpreter,
+    root: Root,
 ) -> Sequence[Step]:
     """Return the steps; raises ConfigError when the store is another user's, or a path cannot stand in a unit."""
     users.check_owner(store, user, root)
@@ -106,7 +112,7 @@ def receiver_steps(
     is_named = root.is_live or user.is_listed
     unit = installation.receiver_service(
         interpreter.executable, listen, store, identity,
-        user.name if is_named else str(user.uid), None if is_named else str(user.gid),
+        user.name if is_named else str(user.uid), None if is_named else str(user.gid), incomplete_after=incomplete_after,
     )  # fmt: skip
     steps: list[Step] = [
         MakeDirectory(store, 0o700, owner, is_ours=True),

@@ -98,15 +98,17 @@ def _incoming() -> tuple[Store, Path]:
 def check_resume(data: bytes) -> None:
     """What is held of a dump after a crash are the whole frames at its beginning; with a manifest, a core that is whole or nothing.
 
-    The first byte says whether there is a manifest; the rest stands in core.zst.
+    The first byte says whether there is a manifest, or a receipt in its place, which vouches for as much; the rest is core.zst.
     """
     if not data:
         return
     store, directory = _incoming()
-    content, has_manifest = data[1:], bool(data[0] & 1)
-    (directory / "manifest.jws").unlink(missing_ok=True)
-    if has_manifest:
-        (directory / "manifest.jws").write_bytes(b"a.b.c")
+    content, is_vouched_for = data[1:], bool(data[0] & 1)
+    witness, other = ("manifest.jws", "receipt")[:: -1 if data[0] & 2 else 1]
+    for name in (witness, other):
+        (directory / name).unlink(missing_ok=True)
+    if is_vouched_for:
+        (directory / witness).write_bytes(b"a.b.c")
     (directory / "core.zst").write_bytes(content)
     reader, end = open_frames(file_of(content))
     frames = [reader.frame(index) for index in range(len(reader.entries))]
@@ -114,15 +116,15 @@ def check_resume(data: bytes) -> None:
         incoming = IncomingDump.resume(store, WEB, _DUMP, REPORT)
     except BrokenError as error:
         check_words(error)
-        assert has_manifest
+        assert is_vouched_for
         assert content[end:] != seek_table(reader.entries)
         assert (directory / "core.zst").read_bytes() == content
         return
     try:
         assert (incoming.frames, incoming.stored_bytes, incoming.plain_bytes) == (len(frames), end, reader.size)
         assert incoming.root == root_of(map(leaf_hash, frames))
-        assert incoming.has_manifest is has_manifest
-        if has_manifest:
+        assert (incoming.has_manifest or incoming.is_given_up) is is_vouched_for
+        if is_vouched_for:
             assert open_container(file_of(content)).entries == reader.entries
         else:
             torn = incoming.torn()
@@ -159,6 +161,7 @@ def resume_seeds() -> Iterator[bytes]:
     for content in (b"", frames, frames + last, whole, whole[:-3], torn, frames + torn, frames + last + torn):
         yield b"\0" + content
         yield b"\1" + content
+        yield b"\3" + content
 
 
 LOG = Target(check_log, log_seeds, ("audit.log.HostLog.open", "audit.log.scan_lines"), is_json=True)

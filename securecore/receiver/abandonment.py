@@ -1,0 +1,96 @@
+"""Giving a dump up whose sender does not come back, and taking that back when it does.
+
+1. The frames are walked, and what follows the last whole one is cut off; the seek table is appended: durable.
+2. The ``incomplete`` audit entry, then the checkpoint over it: durable.
+3. The receipt, which proves that entry, into the dump's directory: durable.
+4. The directory is moved among the published ones: durable. It has no manifest.
+
+A crash before step 3 leaves a dump that is coming in as far as anybody can see; it is old, so it is given up again, and the entry
+that is there already is used when it names these frames. A crash after it leaves a dump with a receipt, which the next start moves.
+
+When the sender opens the dump again, the directory is moved back and the receipt removed (store/recovery.py), each durable before
+the next, and only then the seek table is cut off. The log keeps what it said; a later entry says more.
+"""
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from hashlib import sha256
+
+from securecore.audit.entry import DELETED, INCOMPLETE, Held, incomplete_entry
+from securecore.audit.log import HostLogs
+from securecore.errors import BrokenError, PeerError
+from securecore.names import DumpId, HostName
+from securecore.report import parse_report
+from securecore.store.layout import Store
+from securecore.store.recovery import take_back
+from securecore.store.writer import IncomingDump
+
+log = logging.getLogger("securecore.receiver")
+
+
+class Abandonment:
+    """Gives dumps up and takes them back; for several threads at once.
+
+    The caller holds the store's lock, and has claimed the dump.
+    """
+
+    def __init__(self, store: Store, logs: HostLogs, clock: Callable[[], datetime]) -> None:
+        self._store = store
+        self._logs = logs
+        self._clock = clock
+
+    def give_up(self, dump: IncomingDump, last_at: datetime) -> None:
+        """Do the rest of step 1 and steps 2 to 4 for a dump that was resumed; *last_at* is when its last frame came.
+
+        Raises BrokenError, before anything is written, when the log says that the dump was deleted.
+        """
+        with self._logs.using(dump.host) as audit:
+            standing = audit.standing(dump.dump_id)
+            if standing is not None and standing.event == DELETED:
+                raise BrokenError(f"dump {dump.dump_id} was deleted, by the audit log")
+            dump.give_up()
+            if standing is not None and (standing.event, standing.digest) == (INCOMPLETE, dump.root):
+                receipt = audit.receipt_for(standing.index)
+            else:
+                receipt = audit.append(self._entry(dump, last_at))
+        dump.put_receipt(receipt)
+        dump.publish()
+
+    def revoke(self, host: HostName, dump_id: DumpId, report: bytes) -> None:
+        """Take a dump back that was given up, because its sender opens it again with *report*; nothing happens to any other dump.
+
+        Raises PeerError when the dump began with another report, BrokenError when a dump under incoming has a receipt and no
+        manifest and was not given up by the log. (A published one that was received and has lost its manifest keeps its receipt.)
+        """
+        if self._store.find_place(host, dump_id) is None:
+            return
+        with self._store.open_dump(host, dump_id) as files:
+            if files.read_manifest() is not None or files.read_receipt() is None:
+                return
+            stored_report, is_published = files.read_report(), files.is_published
+        with self._logs.using(host) as audit:
+            standing = audit.standing(dump_id)
+        if standing is None or standing.event != INCOMPLETE:
+            if is_published:
+                return
+            raise BrokenError(f"dump {dump_id} has a receipt and no manifest, and was not given up by the audit log")
+        if report != stored_report:
+            raise PeerError(f"dump {dump_id} was begun with another report")
+        take_back(self._store, host, dump_id)
+        log.info("returned host=%s dump=%s", host, dump_id)
+
+    def _entry(self, dump: IncomingDump, last_at: datetime) -> bytes:
+        stored_report = dump.read_report()
+        report = parse_report(stored_report)
+        held = Held(dump.frames, dump.plain_bytes, dump.root, sha256(stored_report).digest(), dump.container_bytes)
+        return incomplete_entry(
+            self._clock().astimezone(UTC),
+            dump.dump_id,
+            dump.host,
+            self._store.store_id,
+            held,
+            last_at=last_at,
+            program=report.program,
+            signal=report.signal,
+        )
