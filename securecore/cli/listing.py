@@ -2,12 +2,15 @@
 
 import json
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from securecore.cli import options, terminal
 from securecore.cli.options import host_option, json_option, store_option
+
+GIVEN_UP: Final = "link lost"
+"""What is said of a dump that its sender has left: the host, its link, or its disk is gone."""
 
 EPILOG = """\b
 Examples:
@@ -40,10 +43,18 @@ def command(store_path: str, host_text: str | None, since: datetime | None, as_j
         terminal.table(("ID", "RECEIVED", "HOST", "PROGRAM", "SIGNAL", "SIZE", "STORED", "STATE"), [_cells(row) for row in rows])
 
 
+def _reasons(row: dict[str, Any]) -> list[str]:
+    """Return how much of the core is there and why not all of it, where that is known."""
+    size, predicted = row["size_bytes"], row["predicted_bytes"]
+    why = row["outcome"] or (GIVEN_UP if row["given_up_at"] is not None else None)
+    share = f"{100 * size // predicted} %" if size is not None and predicted and size < predicted else None
+    return [word for word in (share, why) if word is not None]
+
+
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     state = row["state"]
-    if state != "complete" and row.get("outcome"):
-        state = f"{state} ({row['outcome']})"
+    if state != "complete" and (reasons := _reasons(row)):
+        state = f"{state} ({', '.join(reasons)})"
     if row["sensitive"]:
         state += ", sensitive"
     return (

@@ -22,7 +22,7 @@ from securecore.names import DumpId, HostName, NameRefused
 from securecore.store.layout import CATALOGUE, Place, Store
 from securecore.store.rows import DumpRow, format_time, row_of
 
-_VERSION: Final = 2
+_VERSION: Final = 3
 _BUSY_S: Final = 5.0
 _BATCH: Final = 1000
 _SETTLED_NS: Final = 2_000_000_000
@@ -31,8 +31,9 @@ that was younger than this when it was taken is not kept."""
 
 _SCHEMA: Final = (
     "CREATE TABLE dumps (id TEXT NOT NULL, host TEXT NOT NULL, state TEXT NOT NULL, outcome TEXT, received_at TEXT NOT NULL,"
-    " size_bytes INTEGER, stored_bytes INTEGER NOT NULL, frames INTEGER, signal INTEGER, program TEXT, pid INTEGER, build_id TEXT,"
-    " executable TEXT, crashed_at INTEGER, sensitive INTEGER NOT NULL, PRIMARY KEY (host, id)) WITHOUT ROWID",
+    " size_bytes INTEGER, predicted_bytes INTEGER, stored_bytes INTEGER NOT NULL, frames INTEGER, signal INTEGER, program TEXT,"
+    " pid INTEGER, build_id TEXT, executable TEXT, crashed_at INTEGER, given_up_at TEXT,"
+    " sensitive INTEGER NOT NULL, PRIMARY KEY (host, id)) WITHOUT ROWID",
     "CREATE INDEX by_time ON dumps (received_at, id)",
     "CREATE INDEX by_host_and_time ON dumps (host, received_at, id)",
     "CREATE TABLE marks (host TEXT PRIMARY KEY, inode INTEGER NOT NULL, changed_ns INTEGER NOT NULL) WITHOUT ROWID",
@@ -43,6 +44,7 @@ _FILES: Final = (CATALOGUE, f"{CATALOGUE}-wal", f"{CATALOGUE}-shm", f"{CATALOGUE
 _COLUMNS: Final = ", ".join(DumpRow._fields)
 _INSERT: Final = f"INSERT OR REPLACE INTO dumps ({_COLUMNS}) VALUES ({', '.join('?' for _ in DumpRow._fields)})"  # noqa: S608  # constants
 _SELECT: Final = f"SELECT {_COLUMNS} FROM dumps WHERE received_at >= ?"  # noqa: S608  # constants
+
 
 _Answer = TypeVar("_Answer")
 
@@ -145,6 +147,8 @@ class Catalogue:
         if self._connection.execute("SELECT inode, changed_ns FROM marks WHERE host = ?", (name,)).fetchone() == mark:
             return
         here = set(self._store.dump_names(Place.HOSTS, host))
+        # What was given up may have been taken back and published again since; nothing else ever changes under its name.
+        self._connection.execute("DELETE FROM dumps WHERE host = ? AND given_up_at IS NOT NULL", (name,))
         known = {dump_id for (dump_id,) in self._connection.execute("SELECT id FROM dumps WHERE host = ?", (name,))}
         self._forget(host, known - here)
         new = (row for text in here - known if (row := _find_row(self._store, host, text)) is not None)

@@ -1,6 +1,5 @@
 """A running receiver and senders that do not come back, or do: what the caretaker's thread does beside the sessions."""
 
-import os
 import random
 import threading
 import time
@@ -19,7 +18,7 @@ from securecore.sender.spool import Spool
 from tests.support.certificates import Fleet
 from tests.support.proxies import Cut, cutting
 from tests.support.receivers import new_dump_id, papers_of, running_receiver, send_bytes
-from tests.support.stores import WEB, Commands, published
+from tests.support.stores import Commands, make_old, published
 
 CORE = random.Random(3).randbytes(20 * limits.MIB)
 
@@ -48,18 +47,12 @@ def cut_off(fleet: Fleet, store: Path, spool: Spool) -> Iterator[tuple[DumpId, R
         yield dump, receiver
 
 
-def age(store: Path, dump: DumpId, by: timedelta = timedelta(days=8)) -> None:
-    """Make the last frame of an incoming dump older."""
-    then = time.time() - by.total_seconds()
-    os.utime(store / "incoming" / WEB / str(dump) / "core.zst", (then, then))
-
-
 @pytest.mark.slow
 def test_a_sender_that_never_comes_back(fleet: Fleet, spool: Spool, tmp_path: Path, commands: Commands) -> None:
     """The next receiver gives its dump up at once when it is old; what was acknowledged is there, listed as incomplete, audited."""
     with cut_off(fleet, tmp_path / "store", spool) as (dump, _):
         pass
-    age(tmp_path / "store", dump)
+    make_old(tmp_path / "store", dump)
     with running_receiver(fleet.receiver, tmp_path / "store"):
         wait_for(commands.dump(dump).exists)
     (core,) = published(tmp_path / "store")
@@ -75,7 +68,7 @@ def test_a_sender_that_comes_back_after_all(fleet: Fleet, spool: Spool, tmp_path
     """Its spool goes on behind the last frame that is held, and the dump becomes a complete one."""
     with cut_off(fleet, tmp_path / "store", spool) as (dump, _):
         pass
-    age(tmp_path / "store", dump)
+    make_old(tmp_path / "store", dump)
     with running_receiver(fleet.receiver, tmp_path / "store") as receiver:
         wait_for(commands.dump(dump).exists)
         results = list(flush(spool, receiver.addresses, papers_of(fleet.host)))
@@ -106,7 +99,7 @@ def test_young_dumps_are_left_to_their_senders(fleet: Fleet, spool: Spool, tmp_p
     """Without the option it is a week."""
     with cut_off(fleet, tmp_path / "store", spool) as (dump, _):
         pass
-    age(tmp_path / "store", dump, timedelta(days=6, hours=23))
+    make_old(tmp_path / "store", dump, by=timedelta(days=6, hours=23))
     with running_receiver(fleet.receiver, tmp_path / "store") as receiver:
         receiver._caretaker.look()
         assert commands.dump(dump, place="incoming").exists()

@@ -75,8 +75,9 @@ def listed(catalogue: Catalogue, host: HostName | None = None) -> list[str]:
 
 
 def plain_row(number: int, host: HostName = WEB, moment: datetime = NOW) -> DumpRow:
+    moment_text = format_time(moment)
     return DumpRow(
-        str(dump_id(number)), str(host), "complete", "complete", format_time(moment), 1, 1, 1, 11, "nginx", 1, None, None, None
+        str(dump_id(number)), str(host), "complete", "complete", moment_text, 1, None, 1, 1, 11, "nginx", 1, None, None, None, None
     )
 
 
@@ -91,6 +92,7 @@ def test_a_row_says_what_the_files_say(store: Store, logs: HostLogs, signer: Sig
             outcome="complete",
             received_at="2026-11-22T09:14:22.123Z",
             size_bytes=len(CORE),
+            predicted_bytes=None,
             stored_bytes=(dump_path(store, dump_id(1)) / "core.zst").stat().st_size,
             frames=2,
             signal=11,
@@ -99,6 +101,7 @@ def test_a_row_says_what_the_files_say(store: Store, logs: HostLogs, signer: Sig
             build_id="4f1c",
             executable="/usr/sbin/nginx",
             crashed_at=1,
+            given_up_at=None,
             sensitive=False,
         )
 

@@ -1,8 +1,11 @@
 """Stores that a real receiver has filled, and the commands that look at them, run in the test's own process."""
 
 import json
+import os
 import random
+import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -11,10 +14,11 @@ import pytest
 from securecore import limits
 from securecore.cli.main import run
 from securecore.dump.reader import open_container
-from securecore.names import DumpId
+from securecore.names import DumpId, HostName
 from securecore.store.layout import open_store
 from tests.support.certificates import DOMAIN, Fleet
 from tests.support.crash_cores import Crash
+from tests.support.dumps import begin
 from tests.support.receivers import new_dump_id, papers_of, running_receiver, send_bytes
 
 WEB: Final = f"web-1.{DOMAIN}"
@@ -87,6 +91,26 @@ def fill_store(fleet: Fleet, store: Path, cores: Sequence[tuple[str, bytes]]) ->
             assert outcome.receipt is not None
             dumps.append(dump)
     return dumps
+
+
+def give_up(fleet: Fleet, store_path: Path, core: bytes, host: str = WEB) -> DumpId:
+    """Have a dump of *core* come in and its sender not come back, and a receiver give it up; return the dump."""
+    dump = new_dump_id()
+    with open_store(str(store_path)) as store:
+        begin(store, dump, core, host=HostName(host)).close()
+    make_old(store_path, dump, host)
+    with running_receiver(fleet.receiver, store_path):
+        deadline = time.monotonic() + 30
+        while not (store_path / "hosts" / host / str(dump)).exists():
+            assert time.monotonic() < deadline, "the dump was not given up"
+            time.sleep(0.01)
+    return dump
+
+
+def make_old(store_path: Path, dump: DumpId, host: str = WEB, by: timedelta = timedelta(days=8)) -> None:
+    """Make the last frame of an incoming dump older."""
+    then = time.time() - by.total_seconds()
+    os.utime(store_path / "incoming" / host / str(dump) / "core.zst", (then, then))
 
 
 def stored_cores(store_path: Path) -> dict[str, bytes]:
