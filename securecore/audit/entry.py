@@ -185,6 +185,23 @@ def find_statement(entry: bytes) -> Statement | None:
     return Statement(dump_id, event, bytes.fromhex(digest) if _HEX.fullmatch(digest) else b"")
 
 
+def parse_incomplete(fields: Mapping[str, Value], dump_id: DumpId, host: HostName, store: StoreId) -> Held:
+    """Return what an incomplete entry says is held; raises BrokenError unless it is one, of this dump, host and store.
+
+    Not checked: that it is so.
+    """
+    expected = {"event": INCOMPLETE, "dump": str(dump_id), "host": str(host), "store": str(store)}
+    for name, value in expected.items():
+        if fields.get(name) != value:
+            raise BrokenError(f"audit entry says {name} is {fields.get(name)!a:.100}, not {value!a}")
+    numbers = [fields.get(name) for name in ("frames", "size", "stored_bytes")]
+    digests = [str(fields.get(name)) for name in ("root", "report_sha256")]
+    if not all(type(number) is int and 0 <= number < 1 << 63 for number in numbers) or not all(map(_HEX.fullmatch, digests)):
+        raise BrokenError("audit entry does not say what is held")
+    frames, size, stored = (int(str(number)) for number in numbers)
+    return Held(frames, size, bytes.fromhex(digests[0]), bytes.fromhex(digests[1]), stored)
+
+
 def find_time(fields: Mapping[str, Value]) -> datetime | None:
     """Return the moment that an entry gives, in UTC; None when that is none, or in no calendar, for an entry may say anything."""
     try:

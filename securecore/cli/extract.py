@@ -4,16 +4,20 @@ import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final, NamedTuple
 
 import click
 
 from securecore import limits
+from securecore.audit.entry import parse_entry, parse_incomplete
+from securecore.audit.proof import parse_proof
 from securecore.certs import jws
 from securecore.cli import options, terminal
+from securecore.cli.listing import GIVEN_UP
 from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, host_option, store_option
 from securecore.cli.sources import check_stream
 from securecore.dump import directory as files
-from securecore.dump.manifest import Manifest, parse_manifest
+from securecore.dump.manifest import COMPLETE, parse_manifest
 from securecore.dump.output import NewFile, set_length, write_sparse
 from securecore.dump.reader import DumpReader, open_container, open_frames
 from securecore.errors import BrokenError, IncompleteError, NotFoundError, StorageError
@@ -21,19 +25,24 @@ from securecore.merkle import Frontier, leaf_hash
 from securecore.names import DumpId, HostName
 from securecore.receiver import control
 from securecore.store.layout import Store, open_store
+from securecore.store.reading import DumpFiles
+
+_HOLES_SHOWN: Final = 10
 
 EPILOG = """\b
 Examples:
   securecore extract 9c41d07e -o core.nginx
   securecore extract 9c41d07e -o - | gzip > core.gz
   gdb /usr/sbin/nginx core.nginx
+  securecore extract e07733c4 --partial -o core.streamer
+Exit code 7: the dump is incomplete, and --partial was not given. 6: something is damaged; with --partial the rest was written.
 """
 
 
 @click.command("extract", epilog=EPILOG)
 @click.argument("text", metavar="ID")
 @click.option("-o", "--output", required=True, metavar="FILE|-", help="Where to; a file is made sparse and never overwritten.")
-@click.option("--partial", is_flag=True, help="Also a dump that is labelled incomplete.")
+@click.option("--partial", is_flag=True, help="Also what there is of a dump that is incomplete or damaged.")
 @store_option
 @host_option
 @click.option(
@@ -55,22 +64,74 @@ def command(text: str, output: str, partial: bool, store_path: str, host_text: s
     with open_store(store_path) as store:
         host, dump = store.find(text, options.find_host(host_text, store))
         with store.open_dump(host, dump) as found:
-            token = found.read_manifest()
-            manifest = parse_manifest(jws.parse(token, limits.MAX_MANIFEST_BYTES).payload) if token is not None else None
-            label = manifest.outcome if manifest is not None else "still coming in, or cut"
-            if label != "complete" and not partial:
-                raise IncompleteError(f"{dump.short} is incomplete ({label})", hint="--partial writes what there is")
+            promise, is_finished = _read_promise(found, store), found.is_published
+        if promise.label != COMPLETE and not partial:
+            raise IncompleteError(f"{dump.short} is incomplete ({promise.label})", hint="--partial writes what there is")
         core = _take(store, host, dump, identity)
     try:
-        reader = open_container(core) if manifest is not None else open_frames(core)[0]
-        damaged = _write_to(reader, output, manifest, f"extracting {dump.short}", partial)
+        reader, problem = _open(core, has_table=is_finished or promise.frames is not None, partial=partial)
+        is_all_there = problem is None or len(reader.entries) == promise.frames
+        damaged = _write_to(reader, output, promise if is_all_there else _NOTHING, f"extracting {dump.short}", partial)
     finally:
         os.close(core)
-    if damaged:
-        holes = ", ".join(map(str, damaged[:10]))
-        raise BrokenError(f"{dump.short}: {len(damaged)} frames are damaged and became holes: {holes}")
+    if losses := _describe_losses(reader, promise, damaged, problem):
+        raise BrokenError(f"{dump.short}: {losses}")
     if output != "-":
         click.echo(f"{dump.short}  {terminal.size(reader.size)} written to {output}")
+
+
+class _Promise(NamedTuple):
+    """What is stated of the frames: by the sender in the manifest, or by the receiver in the entry of a dump that it gave up."""
+
+    label: str
+    """``complete``, or why the dump is not."""
+    size: int | None = None
+    frames: int | None = None
+    root: bytes | None = None
+
+
+_NOTHING: Final = _Promise("")
+
+
+def _read_promise(found: DumpFiles, store: Store) -> _Promise:
+    """Return what is stated of a dump; not checked: any signature, `verify` does that."""
+    token, receipt = found.read_manifest(), found.read_receipt()
+    if token is not None:
+        manifest = parse_manifest(jws.parse(token, limits.MAX_MANIFEST_BYTES).payload)
+        return _Promise(manifest.outcome, manifest.size, manifest.frames, manifest.root)
+    if receipt is None or not found.is_published:
+        return _Promise("still coming in, or cut")
+    entry = parse_entry(parse_proof(receipt).extra or b"")
+    held = parse_incomplete(entry, found.dump_id, found.host, store.store_id)
+    return _Promise(GIVEN_UP, held.size, held.frames, held.root)
+
+
+def _open(core: int, *, has_table: bool, partial: bool) -> tuple[DumpReader, str | None]:
+    """Return a reader, and what is wrong with the seek table when the frames had to be found without it (with *partial*)."""
+    if not has_table:
+        return open_frames(core)[0], None
+    try:
+        return open_container(core), None
+    except BrokenError as error:
+        if not partial:
+            hint = "`securecore verify` says what is damaged; --partial writes the frames that are found without it"
+            raise BrokenError(error.message, hint=hint) from error
+        return open_frames(core)[0], error.message
+
+
+def _describe_losses(reader: DumpReader, promise: _Promise, damaged: list[int], problem: str | None) -> str:
+    """Return in words what is missing in the output, nothing when all is there that was stored."""
+    words = []
+    if problem is not None:
+        found = len(reader.entries)
+        words.append(f"{problem}, so the frames were looked for one after the other: {found} found")
+        if promise.frames is not None and promise.size is not None and found < promise.frames:
+            lost = f"frames {found} to {promise.frames - 1} are lost"
+            words.append(f"{lost}, plaintext {terminal.size(reader.size)} to {terminal.size(promise.size)}")
+    if damaged:
+        holes = ", ".join(map(str, damaged[:_HOLES_SHOWN]))
+        words.append(f"{len(damaged)} frames are damaged and became holes: {holes}")
+    return "; ".join(words)
 
 
 def _take(store: Store, host: HostName, dump: DumpId, identity: Path) -> int:
@@ -85,11 +146,10 @@ def _take(store: Store, host: HostName, dump: DumpId, identity: Path) -> int:
     return core
 
 
-def _write_to(reader: DumpReader, output: str, manifest: Manifest | None, label: str, partial: bool) -> list[int]:
+def _write_to(reader: DumpReader, output: str, promise: _Promise, label: str, partial: bool) -> list[int]:
     """Write the plaintext and return the pieces that are damaged; only with *partial* there can be any.
 
-    Raises BrokenError for sound frames that are not those of *manifest*: one left out, swapped, or another dump's. Not checked: the
-    manifest's signature.
+    Raises BrokenError for sound frames that are not those of *promise*: one left out, swapped, or another dump's.
     """
     with terminal.Progress(label, reader.size) as progress:
         if output == "-":
@@ -101,10 +161,10 @@ def _write_to(reader: DumpReader, output: str, manifest: Manifest | None, label:
                 writing.write()
                 set_length(file.fd, reader.size)
                 if not partial:
-                    writing.check(manifest)
+                    writing.check(promise)
                 file.publish()
     if not writing.damaged:
-        writing.check(manifest)
+        writing.check(promise)
     return writing.damaged
 
 
@@ -137,8 +197,8 @@ class _Writing:
             offset += len(piece)
             self._progress.update(offset)
 
-    def check(self, manifest: Manifest | None) -> None:
-        """Raise BrokenError when the frames are not those that the sender has signed."""
+    def check(self, promise: _Promise) -> None:
+        """Raise BrokenError when the frames are not those of which something was stated."""
         found = (self._reader.size, self._tree.size, self._tree.root())
-        if manifest is not None and found != (manifest.size, manifest.frames, manifest.root):
+        if promise.root is not None and found != (promise.size, promise.frames, promise.root):
             raise BrokenError("the frames are not those that were signed", hint="`securecore verify` says what differs")

@@ -18,6 +18,7 @@ from securecore.audit.entry import (
     find_statement,
     incomplete_entry,
     parse_entry,
+    parse_incomplete,
     received_entry,
     timestamp,
 )
@@ -233,6 +234,18 @@ def test_agreement_with_the_manifest() -> None:
                 check_received(changed, MANIFEST, TOKEN)
     with pytest.raises(BrokenError, match="manifest_sha256"):
         check_received(fields, MANIFEST, b"another token")
+
+
+def test_what_was_held_is_read_back() -> None:
+    """From the entry of this dump, host and store; another one, a missing field, or one of another kind says nothing."""
+    fields = parse_entry(incomplete_entry(NOW, dump_id(1), WEB, STORE, HELD, last_at=NOW))
+    assert parse_incomplete(fields, dump_id(1), WEB, STORE) == HELD
+    for name in ("event", "dump", "host", "store", "frames", "size", "root", "report_sha256", "stored_bytes"):
+        for changed in ({**fields, name: "other"}, {**fields, name: -1}, {key: fields[key] for key in fields if key != name}):
+            with pytest.raises(BrokenError, match="audit entry"):
+                parse_incomplete(changed, dump_id(1), WEB, STORE)
+    with pytest.raises(BrokenError, match="audit entry says event is"):
+        parse_incomplete(parse_entry(make()), dump_id(1), WEB, STORE)
 
 
 def test_times_are_utc_and_of_one_length() -> None:

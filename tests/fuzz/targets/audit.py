@@ -46,6 +46,12 @@ def check_entry(data: bytes) -> None:
     assert (fields["event"], fields["dump"]) == (found.event, str(found.dump))
     assert not found.digest or found.digest.hex() == fields[_DIGESTS[found.event]]
     assert not found.follows(found.event, found.digest)
+    try:
+        held = entry.parse_incomplete(fields, found.dump, WEB, STORE)
+    except BrokenError as error:
+        check_words(error)
+        return
+    assert (found.event, found.digest, held.frames) == (entry.INCOMPLETE, held.root, fields["frames"])
 
 
 def _is_dump_id(text: object) -> bool:
@@ -189,7 +195,12 @@ def statement_seeds() -> Iterator[bytes]:
     yield encode_payload("other.example/securecore", bytes(31), "2026-11-22T09:14:22Z")
 
 
-ENTRY = Target(check_entry, entry_seeds, ("audit.entry.parse_entry", "audit.entry.find_statement"), is_json=True)
+ENTRY = Target(
+    check_entry,
+    entry_seeds,
+    ("audit.entry.parse_entry", "audit.entry.find_statement", "audit.entry.parse_incomplete"),
+    is_json=True,
+)
 CHECKPOINT = Target(check_checkpoint, checkpoint_seeds, ("audit.checkpoint.parse_checkpoint", "audit.checkpoint.verify_checkpoint"))
 PROOF = Target(check_proof, proof_seeds, ("audit.proof.parse_proof", "audit.proof.verify_receipt"), is_json=True)
 STATEMENT = Target(check_statement, statement_seeds, ("audit.statement.verify_statement",), is_json=True)
