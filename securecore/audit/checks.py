@@ -34,6 +34,13 @@ class Steps:
                 detail, ok = step(), True
             except SecurecoreError as error:
                 detail, ok = error.message, False
+        self._add(what, ok, detail)
+
+    def leave_out(self, what: str, why: str) -> None:
+        """Count a step that cannot be made by the nature of what is verified."""
+        self._add(what, None, f"not checked: {why}")
+
+    def _add(self, what: str, ok: bool | None, detail: str) -> None:
         self.checks.append(Check(len(self.checks) + 1, what, ok, detail))
 
 

@@ -12,7 +12,7 @@ from securecore import limits
 from securecore.audit.checkpoint import Checkpoint, verify_checkpoint
 from securecore.audit.checks import Check, Steps, read_needed
 from securecore.audit.damage import Progress
-from securecore.audit.entry import RECEIVED, Statement, find_statement, parse_entry
+from securecore.audit.entry import DELETED, Statement, find_statement, parse_entry
 from securecore.audit.log import CHECKPOINT, ENTRIES, scan_lines
 from securecore.dump import directory
 from securecore.errors import BrokenError
@@ -23,24 +23,31 @@ _NAMED: Final = 3
 """Dumps that a check names; the outcome has all of them."""
 
 
-class Received(NamedTuple):
-    """What a received entry says of its dump."""
+class Entered(NamedTuple):
+    """What the newest entry that says where a dump stands says of one that was received or given up."""
 
     dump: DumpId
-    manifest_sha256: str
+    event: str
+    at: int
+    """Index of the entry."""
+    digest: bytes
+    """As in a Statement."""
+    frames: int
     stored_bytes: int
 
 
 class Holdings(NamedTuple):
     """What a store holds of a host, looked up before its log is read: an entry is durable before its dump is published."""
 
-    published: frozenset[DumpId]
+    published: dict[DumpId, int | None]
+    """The published dumps, each with the index of the entry that its receipt proves; None when it proves none."""
     roots: dict[int, set[bytes]]
     """What the dumps' receipts say of the log: the roots of its first so many entries."""
     unproved: list[tuple[DumpId, str]]
     """Dumps whose receipt does not hold, and why."""
-    is_held: Callable[[Received], bool]
-    """Whether a dump that was not among the published ones is in the store now, published since or about to be."""
+    is_held: Callable[[Entered], bool]
+    """Whether a dump that was not published with the receipt of its newest entry is in the store now as that says, published since,
+    about to be, or taken back."""
 
 
 class LogVerification(NamedTuple):
@@ -53,7 +60,7 @@ class LogVerification(NamedTuple):
     unsigned: int
     """Whole entries behind them: an append was under way or was interrupted."""
     gone: list[DumpId]
-    """Dumps that were received, by the log, and are not in the store."""
+    """Dumps that were received or given up, by the log, and are not in the store as it says."""
     unlogged: list[DumpId]
     """Published dumps that the log does not know."""
 
@@ -96,18 +103,18 @@ def verify_log(
     steps.run("the log contains every earlier checkpoint", reading.check_earlier)
     if comparison is not None:
         steps.run("every dump's receipt proves its entry", comparison.check_receipts)
-        steps.run("every dump that was received is in the store", comparison.check_gone)
-        steps.run("every dump in the store was received", comparison.check_unlogged)
+        steps.run("every dump that was received or given up is in the store", comparison.check_gone)
+        steps.run("every dump in the store has its entry", comparison.check_unlogged)
     size = reading.checkpoint.size if reading.checkpoint else 0
     gone, unlogged = (comparison.gone, comparison.unlogged) if comparison else ([], [])
     return LogVerification(origin, steps.checks, size, max(reading.frontier.size - size, 0), gone, unlogged)
 
 
-def read_received(dump: DumpId, entry: bytes) -> Received:
-    """Return what a received entry says that find_statement has found; what it does not say fits no dump."""
+def read_entered(statement: Statement, index: int, entry: bytes) -> Entered:
+    """Return what the entry at *index* says, in which find_statement has found *statement*; what it does not say fits no dump."""
     fields = parse_entry(entry)
-    stored = fields.get("stored_bytes")
-    return Received(dump, str(fields.get("manifest_sha256")), stored if isinstance(stored, int) else -1)
+    frames, stored = (value if isinstance(value, int) else -1 for value in (fields.get("frames"), fields.get("stored_bytes")))
+    return Entered(statement.dump, statement.event, index, statement.digest, frames, stored)
 
 
 class _LogReading:
@@ -121,7 +128,7 @@ class _LogReading:
         self._agrees = False
         self._disorder: str | None = None
         self._standings: dict[DumpId, tuple[str, bytes]] = {}
-        self.on_statement: Callable[[Statement, bytes], None] = lambda statement, entry: None
+        self.on_statement: Callable[[Statement, int, bytes], None] = lambda statement, index, entry: None
         self.checkpoint: Checkpoint | None = None
         self.frontier = Frontier()
 
@@ -198,7 +205,7 @@ class _LogReading:
                     f"entry {self.frontier.size}: dump {statement.dump} is {statement.event}, and was {before[0]} before"
                 )
             self._standings[statement.dump] = (statement.event, statement.digest)
-            self.on_statement(statement, entry)
+            self.on_statement(statement, self.frontier.size, entry)
         self.frontier.append(leaf_hash(entry))
         self._compare()
 
@@ -216,26 +223,25 @@ class _Comparison:
 
     def __init__(self, holdings: Holdings) -> None:
         self._holdings = holdings
-        self._logged = 0
+        self._logged: set[DumpId] = set()
         self._unlogged = set(holdings.published)
-        self._absent: dict[DumpId, Received] = {}
+        self._absent: dict[DumpId, Entered] = {}
         self.gone: list[DumpId] = []
 
     @property
     def unlogged(self) -> list[DumpId]:
-        """Published dumps of which no entry was taken."""
+        """Published dumps of which no entry says where they stand."""
         return sorted(self._unlogged, key=str)
 
-    def take(self, statement: Statement, entry: bytes) -> None:
-        """Note where the log says that a dump stands."""
-        if statement.event == RECEIVED:
-            self._logged += 1
-            if statement.dump in self._holdings.published:
-                self._unlogged.discard(statement.dump)
-            else:
-                self._absent[statement.dump] = read_received(statement.dump, entry)
+    def take(self, statement: Statement, index: int, entry: bytes) -> None:
+        """Note where the log says that a dump stands, in place of what it said before."""
+        dump = statement.dump
+        self._logged.add(dump)
+        self._unlogged.discard(dump)
+        if statement.event == DELETED or self._holdings.published.get(dump) == index:
+            self._absent.pop(dump, None)
         else:
-            self._absent.pop(statement.dump, None)
+            self._absent[dump] = read_entered(statement, index, entry)
 
     def check_receipts(self) -> str:
         unproved = sorted(self._holdings.unproved, key=lambda found: str(found[0]))
@@ -246,10 +252,10 @@ class _Comparison:
         return f"{len(self._holdings.published)} receipts"
 
     def check_gone(self) -> str:
-        self.gone = sorted((dump for dump, received in self._absent.items() if not self._holdings.is_held(received)), key=str)
+        self.gone = sorted((dump for dump, entered in self._absent.items() if not self._holdings.is_held(entered)), key=str)
         if self.gone:
-            raise BrokenError(f"{len(self.gone)} of {self._logged} dumps are gone: {_name(self.gone)}")
-        return f"{self._logged} dumps"
+            raise BrokenError(f"{len(self.gone)} of {len(self._logged)} dumps are gone: {_name(self.gone)}")
+        return f"{len(self._logged)} dumps"
 
     def check_unlogged(self) -> str:
         if self.unlogged:

@@ -172,6 +172,10 @@ def _what(row: dict[str, Any]) -> str:
         what = f"{terminal.size(size if type(size) is int and 0 <= size < _SIZE_END else None)} "
         what += terminal.printable(str(row.get("state")), 16)
         return f"{what}, {terminal.printable(str(row['program']), 24)}" if row.get("program") else what
-    if row["event"] == "extracted":
-        return f"by {terminal.printable(str(row.get('user') or row.get('uid')), 32)}"
+    if row["event"] == "incomplete":
+        frames = row.get("frames")
+        return f"{frames if type(frames) is int and 0 <= frames < _SIZE_END else '-'} frames held, its sender did not come back"
+    if row["event"] in ("extracted", "deleted"):
+        reason = f": {terminal.printable(str(row['reason']), 48)}" if row.get("reason") is not None else ""
+        return f"by {terminal.printable(str(row.get('user') or row.get('uid')), 32)}{reason}"
     return terminal.printable(str(row.get("problem", "")), 80)

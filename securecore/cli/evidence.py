@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from securecore import limits
 from securecore.audit import statement
 from securecore.audit.checkpoint import origin_of
-from securecore.audit.entry import check_received, find_time
+from securecore.audit.entry import Held, check_received, find_time, parse_incomplete
 from securecore.audit.proof import Receipt, verify_receipt
 from securecore.audit.statement import LogKey
 from securecore.certs import chain, jws
@@ -33,6 +33,8 @@ class Papers(NamedTuple):
     receipt_problem: str | None
     root_is_the_stores_own: bool
     """The root was taken from the store itself, which proves nothing against whoever can write the store."""
+    given_up: Held | None
+    """What was held of a dump when it was given up, by the entry that the receipt proves."""
 
     def marks(self) -> Iterator[tuple[str, str | None]]:
         """Yield what was looked at and what is wrong with it, None when nothing is."""
@@ -67,7 +69,7 @@ def check_papers(store: Store, files: DumpFiles, root_path: Path | None) -> Pape
     """Return the papers of a dump; what is wrong with them is said, not raised."""
     anchors, is_own = load_anchors(store, root_path)
     token, receipt_text = files.read_manifest(), files.read_receipt()
-    manifest = certificate = receipt = None
+    manifest = certificate = receipt = given_up = None
     manifest_problem = receipt_problem = None
     if token is not None:
         try:
@@ -80,6 +82,8 @@ def check_papers(store: Store, files: DumpFiles, root_path: Path | None) -> Pape
             receipt = verify_receipt(receipt_text, origin_of(log_key.name, files.host), log_key.public_key)
             if manifest is not None and token is not None:
                 check_received(receipt.fields, manifest, token)
+            elif token is None:
+                given_up = parse_incomplete(receipt.fields, files.dump_id, files.host, store.store_id)
         except SecurecoreError as error:
             receipt_problem = error.message
     if manifest is not None and token is not None:
@@ -87,7 +91,7 @@ def check_papers(store: Store, files: DumpFiles, root_path: Path | None) -> Pape
             certificate = _judge_signer(token, manifest, receipt, anchors)
         except SecurecoreError as error:
             manifest_problem = error.message
-    return Papers(manifest, certificate, receipt, manifest_problem, receipt_problem, is_own)
+    return Papers(manifest, certificate, receipt, manifest_problem, receipt_problem, is_own, given_up)
 
 
 def _judge_signer(token: bytes, manifest: Manifest, receipt: Receipt | None, anchors: Anchors) -> Judgement:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import click
 
 from securecore.cli import evidence, options, terminal
+from securecore.cli.listing import GIVEN_UP
 from securecore.cli.options import host_option, json_option, root_option, store_option
-from securecore.dump.manifest import Manifest
 from securecore.elf.analysis import CoreKind, analyse
 from securecore.elf.summary import CoreSummary
 from securecore.errors import BrokenError, NotFoundError
@@ -57,7 +57,7 @@ def command(text: str, store_path: str, host_text: str | None, root_path: Path |
         click.echo(json.dumps(document | {"analysis": _analysis_document(analysis)}, indent=1))
         return
     _print_crash(report, analysis, str(host))
-    _print_core(papers.manifest, stored, str(dump))
+    _print_core(papers, stored, str(dump))
     _print_evidence(papers, str(host))
 
 
@@ -121,8 +121,14 @@ def _reason(core: CoreSummary) -> str:
     return words if core.fault_address is None else f"{words}, {core.fault_address:#x}"
 
 
-def _print_core(manifest: Manifest | None, stored: int, dump: str) -> None:
-    if manifest is None:
+def _print_core(papers: "evidence.Papers", stored: int, dump: str) -> None:
+    manifest = papers.manifest
+    if papers.given_up is not None and papers.receipt is not None:
+        held, last_at = papers.given_up, terminal.printable(str(papers.receipt.fields.get("last_at")), 24)
+        root, frames = held.root.hex(), terminal.count(held.frames, "frame")
+        _field("core", f"{terminal.size(held.size)} in {frames}, {terminal.size(stored)} stored, root {root[:4]}…{root[-4:]}")
+        _field("incomplete", f"{GIVEN_UP}: the last frame came {last_at}, and its sender has not come back")
+    elif manifest is None:
         _field("core", f"{terminal.size(stored)} stored so far; no manifest yet")
     else:
         whole = terminal.size(manifest.size)
@@ -156,17 +162,18 @@ def _mark(name: str, problem: str | None) -> str:
 
 
 def _document(report: CrashReport, papers: "evidence.Papers", host: str, dump: str, stored: int) -> dict[str, Any]:
-    manifest = papers.manifest
+    manifest, stated = papers.manifest, papers.manifest or papers.given_up
     return {
         "id": dump,
         "host": host,
         "state": "complete" if manifest is not None and manifest.outcome == "complete" else "incomplete",
         "received_at": papers.receipt.fields["time"] if papers.receipt else None,
-        "size_bytes": manifest.size if manifest else None,
+        "size_bytes": stated.size if stated else None,
         "predicted_bytes": manifest.predicted_size if manifest else None,
         "stored_bytes": stored,
-        "frames": manifest.frames if manifest else None,
-        "root": manifest.root.hex() if manifest else None,
+        "frames": stated.frames if stated else None,
+        "root": stated.root.hex() if stated else None,
+        "given_up": papers.given_up is not None,
         "sensitive": report.is_sensitive,
         "report": {key: value for key, value in report._asdict().items() if value is not None},
         "certificate": papers.certificate.fingerprint if papers.certificate else None,

@@ -11,6 +11,7 @@ from securecore import limits
 from securecore.audit.checks import Check
 from securecore.audit.verification import DumpVerification, Expected, verify_dump
 from securecore.cli import evidence, holdings, options, terminal
+from securecore.cli.listing import GIVEN_UP
 from securecore.cli.options import host_option, json_option, root_option, store_option
 from securecore.errors import BrokenError, NotFoundError
 from securecore.names import DumpId, HostName
@@ -24,7 +25,7 @@ Exit code 6: something does not hold, or with --all a dump is gone that the audi
 whose evidence holds is not broken. The logs themselves, and dumps that no log knows, are for `securecore audit verify`.
 """
 
-_GONE: Final = "the audit log says that it was received, and it is not in the store"
+_GONE: Final = "the audit log says that it was received, or given up with more frames, and it is not in the store as it says"
 
 
 @click.command("verify", epilog=EPILOG)
@@ -83,13 +84,13 @@ def command(
 
 
 def _chosen(store: Store, text: str | None, host: HostName | None) -> Iterator[tuple[HostName, DumpId]]:
-    """Yield what to verify: one dump, or each published one; and what a crash kept from being published with all its papers."""
+    """Yield what to verify: one dump, or each published one; and what a crash kept from being published with its receipt."""
     if text is not None:
         yield store.find(text, host)
         return
     for owner in [host] if host is not None else holdings.known_hosts(store):
         dumps = store.dump_ids(owner)
-        dumps += [received.dump for received in holdings.find_absent(store, owner) if _has_receipt(store, owner, received.dump)]
+        dumps += [entered.dump for entered in holdings.find_absent(store, owner) if _has_receipt(store, owner, entered.dump)]
         yield from ((owner, dump) for dump in sorted(set(dumps), key=str))
 
 
@@ -102,17 +103,17 @@ def _has_receipt(store: Store, host: HostName, dump: DumpId) -> bool:
 
 
 def _gone(store: Store, host: HostName | None) -> Iterator[tuple[HostName, DumpId]]:
-    """Yield the dumps that are in no directory although a log says that they were received."""
+    """Yield the dumps that are not in the store as a log says that they were received or given up."""
     for owner in [host] if host is not None else holdings.known_hosts(store):
-        for received in holdings.find_absent(store, owner):
-            if not holdings.is_held(store, owner, received):
-                yield owner, received.dump
+        for entered in holdings.find_absent(store, owner):
+            if not holdings.is_held(store, owner, entered):
+                yield owner, entered.dump
 
 
 def _print(host: HostName, dump: DumpId, result: DumpVerification, *, is_detailed: bool) -> None:
     if is_detailed:
         print_checks(result.checks)
-    outcome = result.manifest.outcome if result.manifest else "no manifest"
+    outcome = result.manifest.outcome if result.manifest else GIVEN_UP if result.given_up else "no manifest"
     label = "complete" if outcome == "complete" else f"incomplete ({outcome})"
     if result.ok:
         click.echo(f"{dump.short}  {terminal.good('ok')}  {host}  {label}, {terminal.size(_plain(result))}")
@@ -145,7 +146,8 @@ def _first_problem(result: DumpVerification) -> str:
 
 
 def _plain(result: DumpVerification) -> int | None:
-    return result.manifest.size if result.manifest else None
+    stated = result.manifest or result.given_up
+    return stated.size if stated is not None else None
 
 
 def _document(host: HostName, dump: DumpId, result: DumpVerification) -> dict[str, Any]:
@@ -154,6 +156,7 @@ def _document(host: HostName, dump: DumpId, result: DumpVerification) -> dict[st
         "host": str(host),
         "ok": result.ok,
         "outcome": result.manifest.outcome if result.manifest else None,
+        "given_up": result.given_up is not None,
         "checks": [check._asdict() for check in result.checks],
         "damage": [damage._asdict() for damage in result.damage],
     }
@@ -161,4 +164,5 @@ def _document(host: HostName, dump: DumpId, result: DumpVerification) -> dict[st
 
 def _document_of_gone(host: HostName, dump: DumpId) -> dict[str, Any]:
     check = Check(1, "the dump is in the store", False, _GONE)
-    return {"id": str(dump), "host": str(host), "ok": False, "outcome": None, "checks": [check._asdict()], "damage": []}
+    known = {"id": str(dump), "host": str(host), "ok": False, "outcome": None, "given_up": False}
+    return known | {"checks": [check._asdict()], "damage": []}

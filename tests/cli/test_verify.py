@@ -21,8 +21,8 @@ from tests.support.certificates import DOMAIN, Fleet
 from tests.support.receivers import running_receiver
 from tests.support.stores import CORE, CUT_CORE, DB, WEB, Commands, fill_store, flip
 
-GONE = "every dump that was received is in the store"
-UNLOGGED = "every dump in the store was received"
+GONE = "every dump that was received or given up is in the store"
+UNLOGGED = "every dump in the store has its entry"
 RECEIPTS = "every dump's receipt proves its entry"
 EARLIER = "the log contains every earlier checkpoint"
 
