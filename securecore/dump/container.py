@@ -8,6 +8,8 @@ Source: zstd, contrib/seekable_format/zstd_seekable_compression_format.md, versi
 import struct
 from array import array
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from operator import eq
 from typing import Final, NamedTuple, overload
 
 from securecore import limits
@@ -52,8 +54,27 @@ class FrameLengths(Sequence[FrameEntry]):
         """Plaintext bytes of all frames."""
         return max(len(self._stored) - 1, 0) * limits.PIECE_BYTES + (self._last_plain if self._stored else 0)
 
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all frames as they are stored."""
+        return sum(self._stored)
+
+    def offsets(self) -> "array[int]":
+        """Return where each frame begins when they stand one behind the other, and where the last one ends; 8 bytes a frame."""
+        return array("Q", accumulate(self._stored, initial=0))
+
     def __len__(self) -> int:
         return len(self._stored)
+
+    def __iter__(self) -> Iterator[FrameEntry]:
+        last = len(self._stored) - 1
+        for index, stored in enumerate(self._stored):
+            yield FrameEntry(stored, self._last_plain if index == last else limits.PIECE_BYTES)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(other) == len(self) and all(map(eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]  # it grows
 
     @overload
     def __getitem__(self, index: int) -> FrameEntry: ...
@@ -108,7 +129,7 @@ def table_entry(stored: int, plain: int) -> bytes:
     return _ENTRY.pack(stored, plain)
 
 
-def parse_seek_table(table: bytes, container_bytes: int) -> list[FrameEntry]:
+def parse_seek_table(table: bytes, container_bytes: int) -> FrameLengths:
     """Return the entries of *table*, the tail of a container that is *container_bytes* long in all.
 
     Raises BrokenError unless the table is whole, every entry is possible for a frame, only the last piece is short, and the frames
@@ -117,14 +138,15 @@ def parse_seek_table(table: bytes, container_bytes: int) -> list[FrameEntry]:
     frames = footer_frames(table[-_FOOTER.size :])
     if len(table) != seek_table_bytes(frames) or _HEADER.unpack_from(table) != (_SKIPPABLE_MAGIC, len(table) - _HEADER.size):
         raise BrokenError("seek table has the wrong length or header")
-    entries = [FrameEntry(*pair) for pair in _ENTRY.iter_unpack(table[_HEADER.size : -_FOOTER.size])]
-    if any(not 1 <= entry.stored <= limits.MAX_FRAME_BYTES or not 1 <= entry.plain <= limits.PIECE_BYTES for entry in entries):
-        raise BrokenError("seek table has an entry that no frame can have")
-    if any(entry.plain != limits.PIECE_BYTES for entry in entries[:-1]):
-        raise BrokenError("seek table has a short piece before the last")
-    if sum(entry.stored for entry in entries) + len(table) != container_bytes:
+    lengths = FrameLengths()
+    for stored, plain in _ENTRY.iter_unpack(memoryview(table)[_HEADER.size : -_FOOTER.size]):
+        try:
+            lengths.add(stored, plain)
+        except BrokenError as error:
+            raise BrokenError(f"seek table is not possible: {error.message}") from error
+    if lengths.stored_bytes + len(table) != container_bytes:
         raise BrokenError("seek table does not add up to the container's size")
-    return entries
+    return lengths
 
 
 FOOTER_BYTES: Final = _FOOTER.size

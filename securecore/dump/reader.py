@@ -2,12 +2,11 @@
 
 import os
 from collections.abc import Iterator
-from itertools import accumulate
 from typing import Final, NamedTuple
 
 from securecore import limits
 from securecore.dump.compression import Decompressor
-from securecore.dump.container import FOOTER_BYTES, FrameEntry, footer_frames, parse_seek_table, seek_table_bytes
+from securecore.dump.container import FOOTER_BYTES, FrameLengths, footer_frames, parse_seek_table, seek_table_bytes
 from securecore.dump.frames import FrameCut, FrameRefused, walk_frame
 from securecore.errors import BrokenError, StorageError
 
@@ -32,17 +31,17 @@ class DumpReader:
     Not checked: the Merkle root; ``verify`` does that.
     """
 
-    def __init__(self, fd: int, entries: list[FrameEntry]) -> None:
+    def __init__(self, fd: int, entries: FrameLengths) -> None:
         self._fd = fd
         self.entries = entries
-        self._offsets = list(accumulate((entry.stored for entry in entries), initial=0))
+        self._offsets = entries.offsets()
         self._decompressor = Decompressor()
         self._cached: tuple[int, bytes] | None = None
 
     @property
     def size(self) -> int:
         """Plaintext bytes."""
-        return sum(entry.plain for entry in self.entries)
+        return self.entries.plain_bytes
 
     def frame(self, index: int) -> bytes:
         """Return the stored bytes of a frame; raises BrokenError when the file ends inside it."""
@@ -103,10 +102,10 @@ def open_frames(fd: int) -> tuple[DumpReader, int]:
 
     For a dump that is still coming in, or whose seek table is missing or broken; see scan_frames for where the walk ends.
     """
-    entries: list[FrameEntry] = []
+    entries = FrameLengths()
     end = 0
     for scanned in scan_frames(fd):
-        entries.append(FrameEntry(len(scanned.data), scanned.plain))
+        entries.add(len(scanned.data), scanned.plain)
         end = scanned.offset + len(scanned.data)
     return DumpReader(fd, entries), end
 
