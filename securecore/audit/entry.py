@@ -49,10 +49,10 @@ class Statement(NamedTuple):
     def follows(self, event: str, digest: bytes) -> bool:
         """Return whether this may be said of a dump of which *event* and *digest* were said last.
 
-        A dump may be received again when its files were lost, and given up again with other frames. Not twice with the same: that
-        would be one event written down two times. What was deleted is not given up.
+        A dump may be received again when its files were lost or deleted, and given up again with other frames. Not twice with the
+        same: that would be one event written down two times. It may be deleted at any time, a part that came after a deletion too.
         """
-        return (self.event, self.digest) != (event, digest) and (self.event, event) != (INCOMPLETE, DELETED)
+        return self.event == DELETED or (self.event, self.digest) != (event, digest)
 
 
 class Held(NamedTuple):

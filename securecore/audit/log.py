@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 
 from securecore import limits
 from securecore.audit.checkpoint import Checkpoint, LogSigner, origin_of, verify_checkpoint
-from securecore.audit.entry import DELETED, INCOMPLETE, RECEIVED, Statement, find_statement, parse_entry
+from securecore.audit.entry import DELETED, INCOMPLETE, RECEIVED, Statement, Value, find_statement, parse_entry
 from securecore.audit.proof import TlogProof, inclusion_from_stream
 from securecore.dump import directory
 from securecore.errors import BrokenError, Bug, NotFoundError, StorageError
@@ -143,6 +143,16 @@ class HostLog:
         """Return where *dump_id* stands, by the newest entry that says it; None when none does."""
         with self._lock:
             return self._find_standing(dump_id)
+
+    def history(self, dump_id: DumpId) -> list[tuple[int, dict[str, Value]]]:
+        """Return the entries that said where *dump_id* stood, oldest first, each with its index. Reads the log once."""
+        with self._lock:
+            if bytes(dump_id) not in self._standings:
+                return []
+            lines = enumerate(scan_lines(self._entries))
+            found = [(at, line.data) for at, line in lines if str(dump_id).encode("ascii") in line.data]
+            statements = ((at, data, find_statement(data)) for at, data in found if at < self._frontier.size)
+            return [(at, parse_entry(data)) for at, data, said in statements if said is not None and said.dump == dump_id]
 
     def receipt_for(self, index: int) -> bytes:
         """Return a receipt for the entry at *index*, under a checkpoint of the present size, signed first if it is not yet.

@@ -23,7 +23,7 @@ from securecore.dump.reader import DumpReader, open_container, open_frames
 from securecore.errors import BrokenError, IncompleteError, NotFoundError, StorageError
 from securecore.merkle import Frontier, leaf_hash
 from securecore.names import DumpId, HostName
-from securecore.receiver import control
+from securecore.receiver import control, standalone
 from securecore.store.layout import Store, open_store
 from securecore.store.reading import DumpFiles
 
@@ -139,7 +139,7 @@ def _take(store: Store, host: HostName, dump: DumpId, identity: Path) -> int:
     core = control.ask_for_core(store, host, dump)
     if core is None:
         try:
-            core = control.take_core_alone(store, host, dump, identity, datetime.now(UTC))
+            core = standalone.take_core_alone(store, host, dump, identity, datetime.now(UTC))
         except NotFoundError as error:
             hint = "who extracts is audited: start the receiver, or name its identity with --identity to sign the entry"
             raise NotFoundError(error.message, hint=hint) from error

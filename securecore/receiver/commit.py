@@ -23,7 +23,8 @@ from securecore.certs.judge import Purpose, Refusal, judge
 from securecore.dump.manifest import COMPLETE, MANIFEST_TYP, Manifest, parse_manifest
 from securecore.errors import BrokenError, SecurecoreError
 from securecore.limits import MAX_MANIFEST_BYTES
-from securecore.names import StoreId
+from securecore.names import DumpId, HostName, StoreId
+from securecore.receiver.deletion import Tombstone, find_tombstone, roll_forward_deletions
 from securecore.report import parse_report
 from securecore.store.layout import Store
 from securecore.store.recovery import sweep_incoming
@@ -68,12 +69,19 @@ class Committer:
         dump.publish()
         return receipt
 
+    def find_tombstone(self, host: HostName, dump_id: DumpId) -> Tombstone | None:
+        """Return the tombstone of a dump that is not in the store; None for one that is, or was never received, or not deleted."""
+        if self._store.find_place(host, dump_id) is not None:
+            return None
+        return find_tombstone(self._logs, host, dump_id)
+
     def roll_forward(self) -> list[tuple[str, SecurecoreError | None]]:
         """Finish what a crash has interrupted; return each such dump in words, with what stood in the way.
 
         A dump that cannot be finished stays where it is, for its operator to look at, and does not keep the receiver from starting.
         """
-        done: list[tuple[str, SecurecoreError | None]] = []
+        # Deletions first: what is put back may itself have to be published.
+        done = roll_forward_deletions(self._store, self._logs)
         leftovers = sweep_incoming(self._store)
         done += [(f"{dump_id} of {host}", error) for host, dump_id, error in leftovers.stuck]
         for host, dump_id in (*leftovers.finished, *leftovers.given_up):

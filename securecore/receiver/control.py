@@ -3,8 +3,12 @@
 STORE/control.sock, 0600. A request is one JSON object and a newline; the answer is the same, with a descriptor beside it where the
 request asks for a core. Who asks is what the kernel says (SO_PEERCRED), and only root and the store's owner may.
 
-    {"verb": "extract", "host": HOST, "dump": ID}  ->  {"ok": true} and core.zst, open for reading, once the entry is durable
-                                                   ->  {"error": MESSAGE, "code": EXIT_CODE}
+    {"verb": "extract", "host": HOST, "dump": ID}
+        ->  {"ok": true} and core.zst, open for reading, once the entry is durable
+    {"verb": "delete", "host": HOST, "dump": ID, "reason": TEXT or null}
+        ->  {"ok": true} once the entry is durable and the files are gone
+    any
+        ->  {"error": MESSAGE, "code": EXIT_CODE}
 """
 
 import array
@@ -17,22 +21,22 @@ import struct
 import threading
 from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Final
 
-from securecore.audit.checkpoint import LogSigner
+from securecore import limits
 from securecore.audit.entry import extracted_entry
 from securecore.audit.log import HostLogs
-from securecore.audit.statement import verify_statement
-from securecore.certs.identity_directory import load_identity, load_log_key
-from securecore.errors import BrokenError, ConfigError, NotFoundError, PeerError, SecurecoreError, StorageError
+from securecore.errors import BrokenError, BusyError, ConfigError, NotFoundError, PeerError, SecurecoreError, StorageError
 from securecore.names import DumpId, HostName, NameRefused
+from securecore.receiver.deletion import Order, delete
 from securecore.store.layout import Store
 
 SOCKET: Final = "control.sock"
 _REQUEST_BYTES: Final = 4096
 _DEADLINE_S: Final = 10.0
-_KINDS: Final = {kind.exit_code: kind for kind in (NotFoundError, StorageError, BrokenError)}
+_ANSWER_S: Final = 60.0
+"""How long a command waits: a disk may take seconds to let go of a file of 100 GB, and requests are answered one by one."""
+_KINDS: Final = {kind.exit_code: kind for kind in (NotFoundError, StorageError, BrokenError, BusyError)}
 _CREDENTIALS: Final = struct.Struct("3i")
 
 logger = logging.getLogger("securecore.receiver")
@@ -94,31 +98,38 @@ class ControlServer:
                     logger.warning("control request was not answered: %s", error.strerror or error)
 
     def _answer(self, connection: socket.socket) -> None:
-        core = -1
+        core = None
         try:
             uid = _peer_uid(connection)
             if uid not in (0, os.geteuid()):
                 raise ConfigError("only root and the store's owner may ask the receiver")
-            core = self._extract(_read_request(connection), uid)
+            core = self._act(_read_request(connection), uid)
             answer: dict[str, Any] = {"ok": True}
         except SecurecoreError as error:
             answer = {"error": error.message, "code": error.exit_code}
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [core]))] if core >= 0 else []
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [core]))] if core is not None else []
         try:
             connection.sendmsg([json.dumps(answer).encode("ascii") + b"\n"], ancillary)
         finally:
-            if core >= 0:
+            if core is not None:
                 os.close(core)
 
-    def _extract(self, request: dict[str, Any], uid: int) -> int:
-        if request.get("verb") != "extract":
+    def _act(self, request: dict[str, Any], uid: int) -> int | None:
+        """Do what is asked for; return the descriptor that belongs to the answer, if one does."""
+        verb = request.get("verb")
+        if verb not in ("extract", "delete"):
             raise PeerError("the request's verb is unknown")
         try:
             host, dump = HostName(str(request.get("host"))), DumpId.parse(str(request.get("dump")))
         except NameRefused as error:
             raise PeerError(error.message) from error
-        core = take_core(self._store, self._logs, host, dump, uid, self._clock())
-        logger.info("extracted host=%s dump=%s uid=%d", host, dump, uid)
+        core = None
+        if verb == "extract":
+            core = take_core(self._store, self._logs, host, dump, uid, self._clock())
+        else:
+            order = Order(uid, user_name(uid), _reason(request))
+            delete(self._store, self._logs, host, dump, order, self._clock())
+        logger.info("%s host=%s dump=%s uid=%d", "extracted" if verb == "extract" else "deleted", host, dump, uid)
         return core
 
 
@@ -131,32 +142,11 @@ def take_core(store: Store, logs: HostLogs, host: HostName, dump: DumpId, uid: i
         core = files.open_core()
     try:
         with logs.using(host) as log:
-            log.append(extracted_entry(now, dump, host, uid=uid, user=_user_name(uid)))
+            log.append(extracted_entry(now, dump, host, uid=uid, user=user_name(uid)))
     except SecurecoreError:
         os.close(core)
         raise
     return core
-
-
-def take_core_alone(store: Store, host: HostName, dump: DumpId, identity: Path, now: datetime) -> int:
-    """Do what take_core does where no receiver runs: with the store's lock, and the log key of a receiver's identity directory.
-
-    Raises ConfigError when the identity's log key is not the one of its statement.
-    """
-    lock = store.lock()
-    try:
-        key, token = load_log_key(identity)
-        log_key = verify_statement(token, load_identity(identity).anchors)
-        signer = LogSigner(log_key.name, key)
-        if signer.public_key != log_key.public_key:
-            raise ConfigError(f"identity {identity}: log-key.pem is not the key of log-key.jws")
-        logs = HostLogs(signer, lambda owner: store.audit_directory(owner, create=True))
-        try:
-            return take_core(store, logs, host, dump, os.getuid(), now)
-        finally:
-            logs.close()
-    finally:
-        lock.close()
 
 
 def ask_for_core(store: Store, host: HostName, dump: DumpId) -> int | None:
@@ -164,8 +154,26 @@ def ask_for_core(store: Store, host: HostName, dump: DumpId) -> int | None:
 
     Raises StorageError when it does not answer; else what the receiver says, as the error that it met.
     """
+    answer = _ask(store, {"verb": "extract", "host": str(host), "dump": str(dump)})
+    if answer is None:
+        return None
+    if not answer:
+        raise ConfigError(f"the receiver on {store.path} refused: no descriptor")
+    return answer[0]
+
+
+def ask_for_deletion(store: Store, host: HostName, dump: DumpId, reason: str | None) -> bool:
+    """Have the receiver that runs on *store* delete a dump; return False when none runs there. Raises as ask_for_core does."""
+    answer = _ask(store, {"verb": "delete", "host": str(host), "dump": str(dump), "reason": reason})
+    for fd in answer or ():
+        os.close(fd)
+    return answer is not None
+
+
+def _ask(store: Store, request: dict[str, Any]) -> list[int] | None:
+    """Return the descriptors of the receiver's answer, one at most; None when no receiver runs on *store*."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(_DEADLINE_S)
+    connection.settimeout(_ANSWER_S)
     try:
         connection.connect(_socket_path(store))
     except (FileNotFoundError, ConnectionRefusedError):
@@ -175,7 +183,6 @@ def ask_for_core(store: Store, host: HostName, dump: DumpId) -> int | None:
         connection.close()
         raise StorageError(f"the receiver on {store.path} does not answer: {error.strerror or error}") from error
     try:
-        request = {"verb": "extract", "host": str(host), "dump": str(dump)}
         try:
             connection.sendall(json.dumps(request).encode("ascii") + b"\n")
         except BrokenPipeError:
@@ -188,11 +195,11 @@ def ask_for_core(store: Store, host: HostName, dump: DumpId) -> int | None:
         raise StorageError(f"the receiver on {store.path} does not answer: {error}") from error
     finally:
         connection.close()
-    if not answer.get("ok") or not fds:
+    if not answer.get("ok"):
         code = answer.get("code")
         kind = _KINDS.get(code, ConfigError) if isinstance(code, int) else ConfigError
-        raise kind(f"the receiver on {store.path} refused: {answer.get('error', 'no descriptor')}")
-    return fds[0]
+        raise kind(f"the receiver on {store.path} refused: {answer.get('error', 'no reason')}")
+    return fds
 
 
 def _socket_path(store: Store) -> str:
@@ -221,7 +228,15 @@ def _read_request(connection: socket.socket) -> dict[str, Any]:
     return request
 
 
-def _user_name(uid: int) -> str | None:
+def _reason(request: dict[str, Any]) -> str | None:
+    reason = request.get("reason")
+    if reason is not None and (not isinstance(reason, str) or len(reason) > limits.MAX_WORDS):
+        raise PeerError(f"the request's reason is no text of at most {limits.MAX_WORDS} characters")
+    return reason
+
+
+def user_name(uid: int) -> str | None:
+    """Return a user's name; None where the number has none."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

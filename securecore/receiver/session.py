@@ -33,6 +33,7 @@ from securecore.wire.messages import (
     Ack,
     Data,
     End,
+    Gone,
     Kind,
     Message,
     Open,
@@ -145,6 +146,11 @@ class Session:
         self._dump = opening.dump
         report = parse_report(opening.report)
         log.info("started host=%s dump=%s program=%s peer=%s", host, opening.dump, quoted(report.program), self._peer)
+        if (tombstone := self._service.committer.find_tombstone(host, opening.dump)) is not None:
+            self._send(Gone(tombstone.words, tombstone.receipt, self._service.material.parts.log_statement))
+            self._dump = None
+            log.info("gone host=%s dump=%s", host, opening.dump)
+            return
         try:
             self._service.abandonment.revoke(host, opening.dump, opening.report)
             dump = open_incoming(self._service.store, host, opening.dump, opening.report)

@@ -5,6 +5,7 @@
     STORE/log-key.jws       who signs the audit logs; ca.pem beside it is the receiver's root, for convenience only
     STORE/incoming/<host>/<dump id>/    dumps that are still coming in
     STORE/hosts/<host>/<dump id>/       dumps that have a receipt
+    STORE/deleting/<host>/<dump id>/    dumps that are on their way out
     STORE/audit/<host>/                 a host's audit log
     STORE/catalogue.sqlite              an index, never the truth
 
@@ -38,10 +39,12 @@ _CANDIDATES_SHOWN: Final = 3
 
 
 class Place(Enum):
-    """The two directories that hold dumps."""
+    """The directories that hold dumps."""
 
     INCOMING = "incoming"
     HOSTS = "hosts"
+    DELETING = "deleting"
+    """Readers do not look here."""
 
 
 class StoreLock(NamedTuple):
@@ -131,12 +134,11 @@ class Store:
 
     def incoming(self) -> list[tuple[HostName, DumpId]]:
         """Return the dumps that are still coming in, sorted by host."""
-        found = []
-        for host in self._hosts_of(Place.INCOMING.value):
-            for name in self.dump_names(Place.INCOMING, host):
-                if (dump_id := _find_dump_id(name)) is not None:
-                    found.append((host, dump_id))
-        return found
+        return self._dumps_in(Place.INCOMING)
+
+    def deleting(self) -> list[tuple[HostName, DumpId]]:
+        """Return the dumps whose deletion has begun and is not finished, sorted by host."""
+        return self._dumps_in(Place.DELETING)
 
     def find_place(self, host: HostName, dump_id: DumpId) -> Place | None:
         """Return where a dump stands; published counts first; None when it is nowhere."""
@@ -173,7 +175,7 @@ class Store:
         wanted = text.strip().lower().replace("-", "")
         found: list[tuple[HostName, DumpId]] = []
         if wanted and set(wanted) <= set("0123456789abcdef"):
-            for place in Place:
+            for place in (Place.HOSTS, Place.INCOMING):
                 for owner in [host] if host else self._hosts_of(place.value):
                     for name in self.dump_names(place, owner):
                         digits = name.replace("-", "")
@@ -217,6 +219,14 @@ class Store:
     def read_anchors(self) -> bytes | None:
         """Return the copy of the receiver's root as PEM; None when it is missing. Proves nothing: bring your own root."""
         return directory.read_file(ANCHORS, self.fd, limits.MAX_STATEMENT_BYTES)
+
+    def _dumps_in(self, place: Place) -> list[tuple[HostName, DumpId]]:
+        found = []
+        for host in self._hosts_of(place.value):
+            for name in self.dump_names(place, host):
+                if (dump_id := _find_dump_id(name)) is not None:
+                    found.append((host, dump_id))
+        return found
 
     def _hosts_of(self, place: str) -> list[HostName]:
         fd = directory.open_directory(place, self.fd)

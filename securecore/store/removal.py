@@ -1,16 +1,93 @@
-"""Removing a dump that is still coming in. (Published dumps are removed by retention, which leaves a tombstone.)"""
+"""Removing dumps: one that is coming in, and one that its operator deletes, whose tombstone is its host's audit log.
 
+A deletion must not be half done for anybody who looks: the dump is first moved out of every reader's sight, under ``deleting``;
+then the log says so, which is the caller's part; then its files go. A crash between these steps leaves a dump under ``deleting``,
+and the log says whether it is to be purged or put back.
+"""
+
+import fcntl
 import os
 
 from securecore.dump import directory
+from securecore.errors import BusyError, NotFoundError, StorageError
 from securecore.names import DumpId, HostName
 from securecore.store.layout import Place, Store
-from securecore.store.reading import REPORT
+from securecore.store.reading import CORE, RECEIPT, REPORT
 
 
 def remove_incoming(store: Store, host: HostName, dump_id: DumpId) -> None:
     """Remove the directory of an incoming dump and the files in it."""
-    host_fd = store.host_directory(Place.INCOMING, host)
+    _remove(store, Place.INCOMING, host, dump_id)
+
+
+def set_aside(store: Store, host: HostName, dump_id: DumpId) -> None:
+    """Move a dump, published or coming in, out of every reader's sight, durably.
+
+    Raises NotFoundError when there is none, BusyError while a session writes it, StorageError when the disk refuses.
+    """
+    place = store.find_place(host, dump_id)
+    if place is None:
+        raise NotFoundError(f"no dump {dump_id} of {host} in {store.path}")
+    with store.open_dump(host, dump_id) as files:
+        core = directory.open_file(CORE, files.fd)
+    try:
+        if core is not None:
+            # Whoever writes a dump holds this lock; while it is ours, nobody can begin to.
+            fcntl.flock(core, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _move(store, host, dump_id, place, Place.DELETING)
+    except BlockingIOError as error:
+        raise BusyError(f"dump {dump_id} is being written", hint="wait until its sender has finished, or has gone") from error
+    finally:
+        if core is not None:
+            os.close(core)
+
+
+def put_back(store: Store, host: HostName, dump_id: DumpId) -> None:
+    """Undo set_aside, durably: a dump with a receipt goes to the published ones, any other to those that are coming in."""
+    names = _names(store, host, dump_id)
+    _move(store, host, dump_id, Place.DELETING, Place.HOSTS if RECEIPT in names else Place.INCOMING)
+
+
+def purge(store: Store, host: HostName, dump_id: DumpId) -> None:
+    """Remove the files of a dump that was set aside, and its directory, durably."""
+    _remove(store, Place.DELETING, host, dump_id)
+
+
+def _names(store: Store, host: HostName, dump_id: DumpId) -> list[str]:
+    host_fd = store.host_directory(Place.DELETING, host)
+    try:
+        fd = directory.open_directory(str(dump_id), host_fd)
+    finally:
+        os.close(host_fd)
+    if fd is None:
+        raise NotFoundError(f"no dump {dump_id} of {host} was set aside")
+    try:
+        return directory.names_in(fd)
+    finally:
+        os.close(fd)
+
+
+def _move(store: Store, host: HostName, dump_id: DumpId, source: Place, target: Place) -> None:
+    """Rename a dump's directory; the new name is durable before the old one's absence is, so that it is never nowhere."""
+    source_fd = store.host_directory(source, host)
+    try:
+        target_fd = store.host_directory(target, host)
+        try:
+            if str(dump_id) in directory.names_in(target_fd):
+                raise StorageError(f"cannot move dump {dump_id} to {target.value}: one of that name is there")
+            os.rename(str(dump_id), str(dump_id), src_dir_fd=source_fd, dst_dir_fd=target_fd)
+            directory.sync(target_fd)
+        except OSError as error:
+            raise directory.disk_refused(error, f"cannot move dump {dump_id} to {target.value}") from error
+        finally:
+            os.close(target_fd)
+        directory.sync(source_fd)
+    finally:
+        os.close(source_fd)
+
+
+def _remove(store: Store, place: Place, host: HostName, dump_id: DumpId) -> None:
+    host_fd = store.host_directory(place, host)
     try:
         fd = directory.open_directory(str(dump_id), host_fd)
         if fd is None:

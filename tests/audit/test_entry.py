@@ -122,8 +122,8 @@ def test_what_entries_say_of_where_a_dump_stands() -> None:
         ("incomplete a", "incomplete b", True),
         ("incomplete a", "received a", True),
         ("incomplete a", "deleted", True),
-        ("deleted", "deleted", False),
-        ("deleted", "incomplete a", False),
+        ("deleted", "deleted", True),
+        ("deleted", "incomplete a", True),
         ("deleted", "received a", True),
     ],
 )

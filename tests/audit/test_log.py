@@ -160,13 +160,11 @@ def test_where_a_dump_stands_is_what_its_newest_entry_says(place: Path, signer: 
     "entries",
     [
         [incomplete(7, bytes(32)), incomplete(7, bytes(32))],
-        [deleted(7), deleted(7)],
-        [received_as(7, bytes(32)), deleted(7), incomplete(7, bytes(32))],
         [incomplete(7, bytes(32)), received_as(7, bytes(32)), received_as(7, bytes(32))],
     ],
 )
 def test_what_cannot_follow_is_not_written(entries: list[bytes], place: Path, signer: LogSigner) -> None:
-    """Whether in one append or in several: an event written down twice, or giving up what was deleted, is a bug."""
+    """Whether in one append or in several: an event written down twice is a bug."""
     log = open_log(place, signer)
     with pytest.raises(Bug, match="already says"):
         log.append_all(entries)

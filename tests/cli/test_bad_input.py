@@ -71,6 +71,8 @@ BAD: dict[str, tuple[int, Arguments]] = {
     "list: no time": (2, lambda p: ["list", "--store", p.empty, "--since", "yesterday-ish"]),
     "show: no id": (2, lambda p: ["show"]),
     "show: no store": (4, lambda p: ["show", ID, "--store", p.missing]),
+    "delete: no such dump": (4, lambda p: ["delete", ID, "--store", p.empty]),
+    "delete: an empty reason": (2, lambda p: ["delete", ID, "--store", p.empty, "--reason", ""]),
     "extract: no output": (2, lambda p: ["extract", ID, "--store", p.empty]),
     "extract: output exists": (5, lambda p: ["extract", ID, "--store", p.empty, "-o", p.text]),
     "verify: nothing named": (2, lambda p: ["verify", "--store", p.empty]),

@@ -14,7 +14,7 @@ from securecore.receiver.commit import Committer
 from securecore.store.layout import Place, create_store, open_store
 from securecore.store.recovery import open_incoming
 from securecore.store.writer import AlreadyStored, IncomingDump
-from tests.receiver import test_giving_up
+from tests.receiver import test_deletion, test_giving_up
 from tests.support.certificates import Hierarchy
 from tests.support.disk import Disk, Killed, run_until
 from tests.support.dumps import (
@@ -248,7 +248,7 @@ def documented_promises() -> list[str]:
 
 def test_every_documented_promise_is_held_here() -> None:
     """docs/store.md promises what is tested below, and nothing else."""
-    assert documented_promises() == [*PROMISES, *test_giving_up.PROMISES]
+    assert documented_promises() == [*PROMISES, *test_giving_up.PROMISES, *test_deletion.PROMISES]
 
 
 @pytest.mark.parametrize("promise", PROMISES)

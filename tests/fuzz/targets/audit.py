@@ -45,7 +45,7 @@ def check_entry(data: bytes) -> None:
         return
     assert (fields["event"], fields["dump"]) == (found.event, str(found.dump))
     assert not found.digest or found.digest.hex() == fields[_DIGESTS[found.event]]
-    assert not found.follows(found.event, found.digest)
+    assert found.follows(found.event, found.digest) == (found.event == entry.DELETED)
     try:
         held = entry.parse_incomplete(fields, found.dump, WEB, STORE)
     except BrokenError as error:

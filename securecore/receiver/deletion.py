@@ -1,0 +1,97 @@
+"""Deleting a dump, in the one order that survives a crash at any instant; for whoever holds the store's lock.
+
+1. The dump is moved out of every reader's sight: durable.
+2. The audit entry that says who deleted it, then the checkpoint over it: durable. From here on the dump is deleted: this entry is
+   its tombstone, by which a sender that offers it once more hears GONE.
+3. Its files are removed.
+
+A start finds a dump that was moved away and goes on: the log says whether it is to be removed, or to be put back.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import NamedTuple
+
+from securecore.audit.entry import DELETED, RECEIVED, Value, deleted_entry, find_time
+from securecore.audit.log import HostLogs
+from securecore.errors import SecurecoreError
+from securecore.names import DumpId, HostName
+from securecore.store import removal
+from securecore.store.layout import Store
+
+
+class Order(NamedTuple):
+    """Who wants a dump deleted, and why."""
+
+    uid: int
+    """By the kernel's word (SO_PEERCRED)."""
+    user: str | None
+    reason: str | None
+
+
+class Tombstone(NamedTuple):
+    """What is left of a dump that was received whole and deleted since."""
+
+    words: str
+    """When and by whom, for a person."""
+    receipt: bytes
+    """The proof that it was received."""
+
+
+def delete(store: Store, logs: HostLogs, host: HostName, dump_id: DumpId, order: Order, now: datetime) -> None:
+    """Delete a dump, published or coming in; when this returns, its tombstone is durable and its files are gone.
+
+    Raises NotFoundError when there is none, BusyError while it is being written; a StorageError or BrokenError before the entry was
+    durable leaves the dump as it was. One afterwards leaves files that the next start removes.
+    """
+    removal.set_aside(store, host, dump_id)
+    try:
+        with logs.using(host) as log:
+            log.append(deleted_entry(now, dump_id, host, uid=order.uid, user=order.user, reason=order.reason))
+    except SecurecoreError:
+        _settle(store, logs, host, dump_id)
+        raise
+    removal.purge(store, host, dump_id)
+
+
+def roll_forward_deletions(store: Store, logs: HostLogs) -> list[tuple[str, SecurecoreError | None]]:
+    """Finish the deletions that a crash has interrupted; return each such dump in words, with what stood in the way."""
+    done: list[tuple[str, SecurecoreError | None]] = []
+    for host, dump_id in store.deleting():
+        try:
+            _settle(store, logs, host, dump_id)
+            done.append((f"{dump_id} of {host}", None))
+        except SecurecoreError as error:
+            done.append((f"{dump_id} of {host}", error))
+    return done
+
+
+def find_tombstone(logs: HostLogs, host: HostName, dump_id: DumpId) -> Tombstone | None:
+    """Return the tombstone of a dump; None for one that was not deleted, or of which only a part was ever here.
+
+    A sender is released by the proof that its dump was received whole, and there is none for a part: what it still has is welcome.
+    """
+    with logs.using(host) as log:
+        standing = log.standing(dump_id)
+        if standing is None or standing.event != DELETED:
+            return None
+        history = log.history(dump_id)
+        received = [index for index, fields in history if fields["event"] == RECEIVED]
+        return Tombstone(_words(history[-1][1]), log.receipt_for(received[-1])) if received else None
+
+
+def _words(fields: Mapping[str, Value]) -> str:
+    when = find_time(fields)
+    words = f"deleted on {when:%Y-%m-%d %H:%M} UTC" if when is not None else "deleted"
+    words += f" by {fields.get('user') or 'uid ' + str(fields.get('uid'))}"
+    return f"{words}: {fields['reason']}" if fields.get("reason") else words
+
+
+def _settle(store: Store, logs: HostLogs, host: HostName, dump_id: DumpId) -> None:
+    """Do with a dump that was set aside what the log says: remove it, or put it back."""
+    with logs.using(host) as log:
+        standing = log.standing(dump_id)
+    if standing is not None and standing.event == DELETED:
+        removal.purge(store, host, dump_id)
+    else:
+        removal.put_back(store, host, dump_id)

@@ -1,0 +1,289 @@
+"""Deleting a dump: ended before each of its system calls it is there whole or gone, and its sender hears what became of it."""
+
+import os
+import pwd
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from securecore.errors import BusyError, NotFoundError, SecurecoreError, StorageError
+from securecore.names import DumpId, HostName
+from securecore.receiver import control
+from securecore.receiver.commit import Committer
+from securecore.receiver.deletion import Order, delete, find_tombstone
+from securecore.receiver.server import Receiver
+from securecore.report import CrashReport
+from securecore.sender.flush import flush
+from securecore.sender.spool import Spool
+from securecore.store.layout import Place, create_store, open_store
+from tests.support.certificates import Fleet, Hierarchy
+from tests.support.disk import Disk
+from tests.support.dumps import NOW, WEB, begin, core_bytes, dump_id, logs_of, make_log_signer, make_signer, store_dump
+from tests.support.kernel import wait_until
+from tests.support.receivers import new_dump_id, papers_of, running_receiver, send_bytes
+from tests.support.stores import WEB as WEB_NAME
+from tests.support.stores import Commands, fill_store
+
+CORE = core_bytes(1, 40)
+ID = dump_id(1)
+REPORT = CrashReport(sender="test", program="crasher", signal=11, pid=4711).encode()
+"""What send_bytes sends."""
+ALICE = Order(1000, "alice", "customer data")
+
+
+class Killed(BaseException):
+    """The process ends here; no handler of errors sees it."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loses_power", [False, True], ids=["killed", "power cut"])
+@pytest.mark.parametrize("place", [Place.HOSTS, Place.INCOMING])
+def test_ended_before_every_call_a_dump_is_whole_or_gone(
+    place: Place, loses_power: bool, hierarchy: Hierarchy, tmp_path: Path
+) -> None:
+    """After the next start the dump stands where it stood, with all its files, or is gone and has its tombstone."""
+    log_signer, signer = make_log_signer(), make_signer(hierarchy)
+    fatal, outcomes = 0, set[str]()
+    while "finished" not in outcomes:
+        fatal += 1
+        path = tmp_path / f"store-{fatal}"
+        with create_store(str(path)) as store:
+            logs = logs_of(store, log_signer)
+            if place is Place.HOSTS:
+                store_dump(store, logs, signer, ID, CORE)
+            else:
+                begin(store, ID, CORE).close()
+            logs.close()
+        before = files_of(path)
+        disk, calls = Disk(path), 0
+
+        def count(call: str, fatal: int = fatal) -> None:
+            nonlocal calls
+            calls += 1
+            if calls >= fatal:
+                raise Killed
+
+        disk.before = count
+        with open_store(str(path)) as store, pytest.MonkeyPatch.context() as patch:
+            logs = logs_of(store, log_signer)
+            disk.watch(patch)
+            try:
+                delete(store, logs, WEB, ID, ALICE, NOW)
+                outcomes.add("finished")
+            except Killed:
+                pass
+            patch.undo()
+            logs.close()
+        if loses_power:
+            path = tmp_path / f"left-{fatal}"
+            disk.restore(path)
+        disk.close()
+
+        with open_store(str(path)) as store:
+            logs = logs_of(store, log_signer)
+            Committer(store, logs, lambda: NOW).roll_forward()
+            assert store.deleting() == []
+            log = path / "audit" / str(WEB) / "entries.jsonl"
+            is_deleted = log.exists() and '"event":"deleted"' in log.read_text()
+            if is_deleted:
+                assert store.find_place(WEB, ID) is None
+                tombstone = find_tombstone(logs, WEB, ID)
+                assert (tombstone is not None) == (place is Place.HOSTS)
+                outcomes.add("gone")
+            else:
+                assert files_of(path) == before
+                outcomes.add("whole")
+            logs.close()
+    assert outcomes == {"whole", "gone", "finished"}
+    assert fatal > 10
+
+
+Survivors = dict[str, bytes | None]
+LOG = f"audit/{WEB}/entries.jsonl"
+
+
+def is_out_of_sight(before: Survivors) -> bool:
+    """Whether the dump stands under deleting, whole, and nowhere else."""
+    places = {name.partition("/")[0] for name in before if name.endswith(f"/{ID}")}
+    return places == {"deleting"} and {"core.zst", "report.json"} <= {name.rpartition("/")[2] for name in before}
+
+
+def is_logged(before: Survivors) -> bool:
+    """Whether the entry is there, and covered by the checkpoint."""
+    log, checkpoint = before[LOG] or b"", before[f"audit/{WEB}/checkpoint"] or b""
+    return b'"event":"deleted"' in log and checkpoint.split(b"\n")[1] == b"2"
+
+
+PROMISES: dict[str, tuple[str, Callable[[Survivors], bool]]] = {
+    "a deleted entry is written": (f"write {LOG}", is_out_of_sight),
+    "a file of a deleted dump is removed": (f"unlink deleting/{WEB}/{ID}/report.json", is_logged),
+}
+"""By the first column of the table in docs/store.md, behind the rows of others: the call, and what is durable before it."""
+
+
+@pytest.mark.parametrize("promise", PROMISES)
+def test_what_is_durable_when(promise: str, hierarchy: Hierarchy, tmp_path: Path) -> None:
+    """A power cut just before the call leaves what docs/store.md promises."""
+    call, holds = PROMISES[promise]
+    steps: list[tuple[str, Survivors]] = []
+    with create_store(str(tmp_path / "store")) as store, pytest.MonkeyPatch.context() as patch:
+        logs = logs_of(store, make_log_signer())
+        store_dump(store, logs, make_signer(hierarchy), ID, CORE)
+        disk = Disk(tmp_path / "store")
+        disk.before = lambda call: steps.append((call, disk.survivors()))
+        disk.watch(patch)
+        delete(store, logs, WEB, ID, ALICE, NOW)
+        logs.close()
+    disk.close()
+    assert [holds(before) for made, before in steps if made == call] == [True]
+
+
+def files_of(store: Path) -> dict[str, bytes]:
+    """Return the files of the dumps in a store, by their paths."""
+    return {str(path.relative_to(store)): path.read_bytes() for path in sorted(store.glob("*/*/*/*"))}
+
+
+def test_a_dump_that_is_being_written_is_not_deleted(hierarchy: Hierarchy, tmp_path: Path) -> None:
+    """Whoever writes has the dump; a deletion says so and leaves no trace in the log."""
+    with create_store(str(tmp_path / "store")) as store:
+        logs = logs_of(store, make_log_signer())
+        writing = begin(store, ID, CORE)
+        with pytest.raises(BusyError, match="is being written"):
+            delete(store, logs, WEB, ID, ALICE, NOW)
+        writing.close()
+        assert store.find_place(WEB, ID) is Place.INCOMING
+        assert not (tmp_path / "store" / "audit" / str(WEB)).exists()
+        logs.close()
+
+
+def test_a_dump_stays_where_the_log_cannot_say_that_it_went(
+    hierarchy: Hierarchy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that takes no entry keeps the dump as it was."""
+    with create_store(str(tmp_path / "store")) as store:
+        logs = logs_of(store, make_log_signer())
+        store_dump(store, logs, make_signer(hierarchy), ID, CORE)
+        before = files_of(tmp_path / "store")
+        with monkeypatch.context() as patch:
+            patch.setattr("securecore.audit.log.directory.write_all", refuse)
+            with pytest.raises(StorageError, match="full"):
+                delete(store, logs, WEB, ID, ALICE, NOW)
+        assert files_of(tmp_path / "store") == before
+        logs.close()
+
+
+def refuse(fd: int, data: bytes) -> None:
+    """Be a full disk."""
+    raise StorageError("the disk is full")
+
+
+def test_what_is_not_there_is_not_deleted(tmp_path: Path) -> None:
+    """A dump that nobody knows is not found, and the log stays silent."""
+    with create_store(str(tmp_path / "store")) as store:
+        logs = logs_of(store, make_log_signer())
+        with pytest.raises(NotFoundError):
+            delete(store, logs, WEB, ID, ALICE, NOW)
+        logs.close()
+
+
+@pytest.fixture
+def commands(fleet: Fleet, receiver: Receiver, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Commands:
+    """Commands on the running receiver's store."""
+    return Commands(tmp_path / "store", fleet, capsys)
+
+
+@pytest.fixture
+def spooled(fleet: Fleet, receiver: Receiver, spool: Spool) -> DumpId:
+    """A dump that the receiver has, and the spool too: its receipt never came back."""
+    dump = new_dump_id()
+    send_bytes(CORE, papers_of(fleet.host), receiver.addresses, dump=dump)
+    nowhere = send_bytes(CORE, papers_of(fleet.host), [], spool=spool, dump=dump)
+    assert nowhere.spooled
+    return dump
+
+
+def test_a_late_duplicate_hears_that_it_is_gone_and_is_let_go(
+    fleet: Fleet, receiver: Receiver, spool: Spool, spooled: DumpId, commands: Commands
+) -> None:
+    """The sender checks the proof that its dump was received, keeps it with the words, and empties its spool."""
+    assert commands("delete", spooled, "--reason", "customer data").code == 0
+    (flushed,) = flush(spool, receiver.addresses, papers_of(fleet.host))
+    assert flushed.failure is None
+    assert flushed.receipt is not None
+    assert f"by {pwd.getpwuid(os.getuid()).pw_name}: customer data" in str(flushed.receipt["gone"])
+    assert (spool.dump_ids(), flushed.sent_frames) == ([], 0)
+    assert [line["dump"] for line in spool.receipts()] == [str(spooled)]
+
+
+def test_a_tombstone_outlives_the_receiver(
+    fleet: Fleet, receiver: Receiver, spool: Spool, spooled: DumpId, commands: Commands, tmp_path: Path
+) -> None:
+    """It is made of the log alone, so that a new receiver on the store knows it too."""
+    assert commands("delete", spooled).code == 0
+    receiver.stop()
+    wait_until(lambda: True if not (tmp_path / "store" / "control.sock").exists() else None)
+    with running_receiver(fleet.receiver, tmp_path / "store") as another:
+        (flushed,) = flush(spool, another.addresses, papers_of(fleet.host))
+    assert flushed.receipt is not None
+    assert "gone" in flushed.receipt
+
+
+def test_a_part_that_was_deleted_is_welcome_again(fleet: Fleet, receiver: Receiver, spool: Spool, commands: Commands) -> None:
+    """Of a dump that never arrived whole there is no proof that could release its sender: it is taken, and received."""
+    dump = new_dump_id()
+    send_bytes(CORE, papers_of(fleet.host), [], spool=spool, dump=dump)
+    with open_store(str(commands.store)) as store:
+        begin(store, dump, CORE[: 1 << 20], report=REPORT, host=HostName(WEB_NAME)).close()
+    assert commands("delete", dump).code == 0
+    (flushed,) = flush(spool, receiver.addresses, papers_of(fleet.host))
+    assert flushed.failure is None
+    assert flushed.receipt is not None
+    assert "gone" not in flushed.receipt
+    assert [entry["event"] for entry in commands.entries()] == ["deleted", "received"]
+
+
+def test_the_log_says_who_and_why_and_still_verifies(receiver: Receiver, fleet: Fleet, commands: Commands) -> None:
+    """By the kernel's word for the uid; a dump that is gone by its log is missed by nobody, one beside it stays."""
+    gone, other = new_dump_id(), new_dump_id()
+    for dump in (gone, other):
+        assert send_bytes(CORE, papers_of(fleet.host), receiver.addresses, dump=dump).receipt is not None
+    assert commands.audit().code == 0
+    ran = commands("delete", gone, "--reason", "customer data")
+    assert (ran.code, ran.out) == (0, f"{gone.short}  deleted; the audit log of {WEB_NAME} says so\n")
+    entry, user = commands.entries()[-1], pwd.getpwuid(os.getuid())
+    assert (entry["event"], entry["dump"], entry["reason"]) == ("deleted", str(gone), "customer data")
+    assert (entry["uid"], entry["user"]) == (user.pw_uid, user.pw_name)
+    assert not commands.dump(gone).exists()
+    assert commands.dump(other).exists()
+    assert (commands.audit().code, commands.verify("--all").code) == (0, 0)
+    assert [row["id"] for row in commands("list", "--json").document] == [str(other)]
+    assert f"by {user.pw_name}: customer data" in commands("audit", "log").out
+
+
+def test_where_no_receiver_runs_the_command_signs_for_itself(
+    fleet: Fleet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the receiver's identity; without one nothing is deleted, and the hint says why."""
+    (dump,) = fill_store(fleet, tmp_path / "store", [("web-1", CORE)])
+    commands = Commands(tmp_path / "store", fleet, capsys)
+    ran = commands("delete", dump, "--identity", tmp_path / "none")
+    assert ran.code != 0
+    assert "who deletes is audited" in ran.err
+    assert commands.dump(dump).exists()
+    assert commands("delete", dump, "--identity", fleet.receiver, "--json").document == {
+        "id": str(dump), "host": WEB_NAME, "deleted": True,
+    }  # fmt: skip
+    assert not commands.dump(dump).exists()
+    assert commands.audit().code == 0
+
+
+@pytest.mark.parametrize("reason", [7, ["x"], "x" * 401])
+def test_a_reason_that_is_none_is_refused(reason: object, receiver: Receiver, fleet: Fleet, tmp_path: Path) -> None:
+    """Whoever speaks to the socket by themselves gets an error, and nothing is deleted."""
+    dump = new_dump_id()
+    assert send_bytes(CORE, papers_of(fleet.host), receiver.addresses, dump=dump).receipt is not None
+    with open_store(str(tmp_path / "store")) as store:
+        with pytest.raises(SecurecoreError, match="reason"):
+            control.ask_for_deletion(store, HostName(WEB_NAME), dump, reason)  # type: ignore[arg-type]
+        assert store.find_place(HostName(WEB_NAME), dump) is Place.HOSTS
