@@ -25,6 +25,7 @@ from securecore.dump.reader import DumpReader, open_frames
 from securecore.errors import BrokenError, ConfigError, SecurecoreError, StorageError
 from securecore.merkle import Frontier, leaf_hash
 from securecore.names import DumpId, NameRefused, StoreId
+from securecore.sender import receipt_log
 
 _FORMAT: Final = re.compile(rb"securecore-spool 1\n[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\n")
 _VERSION: Final = 1
@@ -170,7 +171,7 @@ class Spool:
         return core
 
     def sweep(self, now: float) -> None:
-        """Remove what handlers that were killed have begun and not named, once it is old enough to be nobody's any more."""
+        """Remove what was begun and not named, or was being removed, by a process that was killed, once it is old enough."""
         dumps = files.enter_directory("dumps", self._fd)
         try:
             for name in filter(files.is_aside, files.names_in(dumps)):
@@ -224,12 +225,15 @@ class Spool:
             raise
 
     def remove(self, entry: SpoolEntry) -> None:
-        """Delete an entry, the statement that makes it one first."""
-        for name in sorted(files.names_in(entry._fd), key=lambda name: name != "entry.json"):
-            files.remove_file(name, entry._fd)
+        """Delete an entry: its name first, so that what a crash leaves of the rest is no entry any more and is swept."""
+        name, aside = str(entry.start.dump), files.aside_name(str(entry.start.dump))
         dumps = files.enter_directory("dumps", self._fd)
         try:
-            os.rmdir(str(entry.start.dump), dir_fd=dumps)
+            os.rename(name, aside, src_dir_fd=dumps, dst_dir_fd=dumps)
+            files.sync(dumps)
+            for inner in files.names_in(entry._fd):
+                files.remove_file(inner, entry._fd)
+            os.rmdir(aside, dir_fd=dumps)
             files.sync(dumps)
         except OSError as error:
             raise files.disk_refused(error, "cannot remove a spool entry") from error
@@ -239,26 +243,11 @@ class Spool:
 
     def keep_receipt(self, fields: dict[str, Any]) -> None:
         """Append one line to the receipt log, durably."""
-        fd = files.open_file("receipts.jsonl", self._fd, append=True)
-        if fd is None:
-            fd = files.create_file("receipts.jsonl", self._fd)
-            files.sync(self._fd)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            files.write_all(fd, _encode(fields) + b"\n")
-            files.sync(fd)
-        finally:
-            os.close(fd)
+        receipt_log.append(self._fd, _encode(fields))
 
     def receipts(self) -> Iterator[dict[str, Any]]:
         """Yield the receipt log's lines; a torn last line is left out."""
-        fd = files.open_file("receipts.jsonl", self._fd)
-        if fd is None:
-            return
-        with os.fdopen(fd, "rb") as lines:
-            for line in lines:
-                if line.endswith(b"\n"):
-                    yield _decode(line)
+        return map(_decode, receipt_log.lines(self._fd))
 
     def close(self) -> None:
         """Close the directory; entries stay usable."""
@@ -298,8 +287,8 @@ def _remove_directory(name: str, fd: int, dumps: int) -> None:
 def create_spool(path: str, randomness: bytes, owner: tuple[int, int] | None = None) -> None:
     """Make *path*, absent or empty, a spool, 0700 and owned by *owner* (uid, gid); *randomness* is 16 bytes for its id.
 
-    A spool that is there is left as it is, but for *owner* if that is given. Raises StorageError when anything else is there: no
-    directory of somebody else's is ever closed or given away.
+    A spool that is there is left as it is, but for *owner* if that is given; one that was half made by a crash is finished. Raises
+    StorageError when anything else is there: no directory of somebody else's is ever closed or given away.
     """
     try:
         os.makedirs(path, mode=0o700, exist_ok=True)
@@ -307,10 +296,11 @@ def create_spool(path: str, randomness: bytes, owner: tuple[int, int] | None = N
     except OSError as error:
         raise files.disk_refused(error, f"cannot make spool {path}") from error
     try:
-        is_spool = files.read_file("FORMAT", fd, 200) is not None
-        if not is_spool:
-            if strangers := files.names_in(fd):
-                raise StorageError(f"cannot make spool {path}: {strangers[0][:100]!a} is there", hint="name an empty directory")
+        if files.read_file("FORMAT", fd, 200) is None:
+            # Two that make one spool at once take turns; the second then finds it.
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        if files.read_file("FORMAT", fd, 200) is None:
+            _check_nothing_else(fd, path)
             os.fchmod(fd, 0o700)
             os.close(files.enter_directory("dumps", fd))
             files.write_new_file("FORMAT", fd, f"securecore-spool 1\n{StoreId.make(randomness)}\n".encode())
@@ -324,6 +314,18 @@ def create_spool(path: str, randomness: bytes, owner: tuple[int, int] | None = N
         raise files.disk_refused(error, f"cannot make spool {path}") from error
     finally:
         os.close(fd)
+
+
+def _check_nothing_else(fd: int, path: str) -> None:
+    """Raise StorageError when a directory holds anything but what making a spool in it, which was interrupted, has left there."""
+    strangers = set(files.names_in(fd)) - {"dumps", files.aside_name("FORMAT")}
+    dumps = files.open_directory("dumps", fd)
+    if dumps is not None:
+        with os.scandir(dumps) as entries:
+            strangers |= {f"dumps/{entry.name}" for entry in entries}
+        os.close(dumps)
+    if strangers:
+        raise StorageError(f"cannot make spool {path}: {min(strangers)[:100]!a} is there", hint="name an empty directory")
 
 
 def open_spool(path: str) -> Spool:

@@ -275,6 +275,19 @@ def test_receipts_are_appended_and_a_torn_last_line_is_left_out(spool: Spool, tm
     assert [receipt["dump"] for receipt in spool.receipts()] == ["a", "b"]
 
 
+def test_a_receipt_behind_a_torn_line_is_kept(spool: Spool, tmp_path: Path) -> None:
+    """Wherever a crash has torn the last line, however long it is: the next receipt does not become a part of it."""
+    torn = b'{"dump":"' + b"b" * 200_000
+    for cut in (1, 10, 65_536, len(torn)):
+        (tmp_path / "spool/receipts.jsonl").write_bytes(b'{"dump":"a"}\n' + torn[:cut])
+        spool.keep_receipt({"dump": "c"})
+
+        assert [receipt["dump"] for receipt in spool.receipts()] == ["a", "c"]
+    (tmp_path / "spool/receipts.jsonl").write_bytes(torn)
+    spool.keep_receipt({"dump": "c"})
+    assert [receipt["dump"] for receipt in spool.receipts()] == ["c"]
+
+
 def test_receipts_cut_at_every_offset_are_the_whole_lines(spool: Spool, tmp_path: Path) -> None:
     """A line counts with its newline, and no other line is lost with a torn one."""
     for name in "abc":
@@ -404,15 +417,99 @@ def test_a_kept_receipt_survives(spool: Spool, watch: Watch, tmp_path: Path) -> 
         assert kept.count(b"\n") == number
 
 
-def test_a_removed_entry_is_gone_from_its_start_on(spool: Spool, watch: Watch) -> None:
-    """Removal takes entry.json first, so that what a crash leaves of it is never sent as a dump; in the end nothing is left."""
+def test_a_removed_entry_is_gone_from_its_start_on(spool: Spool, watch: Watch, tmp_path: Path) -> None:
+    """Wherever removal is ended, the entry is there whole, or it is none any more and a later flush sweeps what is left of it."""
     start = start_of_new()
     entry = spool.begin(start, REPORT)
     entry.finish(END)
+    files = {".", "core.zst", "end.json", "entry.json", "report.json"}
     disk, calls = watch()
 
     spool.remove(entry)
 
-    assert calls[0][0] == f"unlink dumps/{start.dump}/entry.json"
     assert calls[-1][0] == "fsync dumps"
+    for _, left in calls:
+        paths = [path.removeprefix(f"dumps/{start.dump}") for path in left if path.startswith(f"dumps/{start.dump}")]
+        found = {path.lstrip("/") or "." for path in paths}
+        assert found in (files, set())
     assert [path for path in disk.survivors() if str(start.dump) in path] == []
+
+
+class Killed(BaseException):
+    """The process ends here; no handler of errors sees it."""
+
+
+def ends_before(fatal: int, root: Path, act: Callable[[], None]) -> bool:
+    """Act on what is under *root*, and be killed before the call with that number; return whether it did not come to that."""
+    disk, left = Disk(root), iter(range(fatal))
+
+    def count(call: str) -> None:
+        if next(left, None) is None:
+            raise Killed
+
+    disk.before = count
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            disk.watch(patch)
+            act()
+        return True
+    except Killed:
+        return False
+    finally:
+        disk.close()
+
+
+def test_a_removal_that_was_killed_leaves_no_entry(spool: Spool, tmp_path: Path) -> None:
+    """Killed before any of its calls: the entry is still whole, or the spool is empty once what is left has been swept."""
+    fatal, is_done = 0, False
+    while not is_done:
+        start = start_of_new()
+        entry = spool.begin(start, REPORT)
+        entry.finish(END)
+        is_done = ends_before(fatal, tmp_path / "spool", lambda entry=entry: spool.remove(entry))
+        entry.close()
+        fatal += 1
+        found = spool.entry(start.dump) if start.dump in spool.dump_ids() else None
+        if found is not None:
+            assert found.end() == END
+            spool.remove(found)
+        spool.sweep(time.time() + 7200)
+        assert list((tmp_path / "spool/dumps").iterdir()) == []
+    assert fatal > 5
+
+
+def test_a_spool_that_was_half_made_is_finished(tmp_path: Path) -> None:
+    """Killed before any of its calls, create_spool is called again and makes a spool that takes entries."""
+    fatal, is_done = 0, False
+    while not is_done:
+        path = tmp_path / f"spool-{fatal}"
+        path.mkdir(mode=0o700)
+        is_done = ends_before(fatal, path, lambda path=path: create_spool(str(path), bytes(16)))
+        fatal += 1
+        create_spool(str(path), bytes(16))
+        spool = open_spool(str(path))
+        spool.begin(start_of_new(), REPORT).close()
+        assert len(spool.dump_ids()) == 1
+        spool.close()
+    assert fatal > 5
+
+
+def test_two_that_make_one_spool_both_have_it(tmp_path: Path) -> None:
+    """Two sends to a spool that is not there yet, at the same moment: neither is refused."""
+    for number in range(20):
+        path, together, failures = str(tmp_path / f"spool-{number}"), threading.Barrier(2), []
+
+        def make(path: str = path, together: threading.Barrier = together, failures: list[Exception] = failures) -> None:
+            together.wait()
+            try:
+                create_spool(path, os.urandom(16))
+            except StorageError as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=make) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+        open_spool(path).close()
