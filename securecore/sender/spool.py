@@ -319,8 +319,7 @@ def create_spool(path: str, randomness: bytes, owner: tuple[int, int] | None = N
 def _check_nothing_else(fd: int, path: str) -> None:
     """Raise StorageError when a directory holds anything but what making a spool in it, which was interrupted, has left there."""
     strangers = set(files.names_in(fd)) - {"dumps", files.aside_name("FORMAT")}
-    dumps = files.open_directory("dumps", fd)
-    if dumps is not None:
+    if (dumps := files.open_directory("dumps", fd)) is not None:
         with os.scandir(dumps) as entries:
             strangers |= {f"dumps/{entry.name}" for entry in entries}
         os.close(dumps)

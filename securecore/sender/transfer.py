@@ -82,8 +82,11 @@ class Custody:
         self.all.append(frame.leaf)
 
     def acknowledge(self, frames: int) -> None:
-        """Let go of everything before frame number *frames*."""
-        while self.acknowledged.size < frames:
+        """Let go of everything before frame number *frames*, but for a short last one.
+
+        That one tells the dump's size, which an entry with no frame of its own could only guess from their number.
+        """
+        while self.acknowledged.size < frames and self.ring[0].plain == limits.PIECE_BYTES:
             frame = self.ring.popleft()
             self.ring_bytes -= len(frame.stored)
             self.acknowledged.append(frame.leaf)

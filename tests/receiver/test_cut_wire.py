@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from securecore import limits
+from securecore.errors import UnreachableError
 from securecore.receiver.server import Receiver
+from securecore.receiver.session import Session
 from securecore.sender.flush import flush
 from securecore.sender.spool import Spool
 from tests.support.certificates import Fleet
@@ -62,3 +64,20 @@ def test_a_flush_sends_only_what_the_receiver_has_not(fleet: Fleet, receiver: Re
     assert [result.failure for result in flushed] == [None]
     assert 0 < flushed[0].sent_frames <= outcome.frames - 16
     assert published(tmp_path / "store") == [CORE]
+
+
+def test_a_cut_behind_the_last_acknowledgement_costs_nothing(
+    fleet: Fleet, receiver: Receiver, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every frame is acknowledged, the short last one too, and the receipt does not come: a flush sends no frame and has it."""
+    monkeypatch.setattr(limits, "ACK_EVERY_BYTES", 1)
+    papers = papers_of(fleet.host)
+    monkeypatch.setattr(Session, "_commit", lambda *arguments: (_ for _ in ()).throw(UnreachableError("power is gone")))
+    outcome = send_bytes(CORE, papers, receiver.addresses, spool=spool)
+    monkeypatch.undo()
+    (flushed,) = flush(spool, receiver.addresses, papers)
+
+    assert outcome.spooled
+    assert (flushed.failure, flushed.sent_frames) == (None, 0)
+    assert published(tmp_path / "store") == [CORE]
+    assert spool.dump_ids() == []

@@ -15,10 +15,10 @@ from securecore.names import Address, HostName
 from securecore.sender import evidence
 from securecore.sender.flush import flush
 from securecore.sender.spool import Spool
-from securecore.wire.messages import Accept, Gone, Message, Receipt
+from securecore.wire.messages import Accept, Ack, Gone, Message, Receipt
 from securecore.wire.states import State
 from tests.support.certificates import DOMAIN, RECEIVER_NAME, Fleet
-from tests.support.custody import CORE, held_open, kept, send_to
+from tests.support.custody import CORE, FRAMES, held_open, kept, send_to
 from tests.support.receivers import new_dump_id, papers_of, send_bytes
 from tests.support.scripted import STORE, Peer, Script, forge_receipt, scripted_receiver
 
@@ -219,3 +219,20 @@ def test_words_of_a_deletion_move_no_cursor(waiting: Waiting, tmp_path: Path, ca
     assert code == 0
     told = "deleted at the receiver: by ?[2J?]0;x?alice?9c41d07e  stored, receipt verified (0 frames sent now)"
     assert capsys.readouterr().out == f"{waiting.dump.short}  {told}\n"
+
+
+def test_the_last_frame_stays_ours_until_the_receipt(fleet: Fleet, spool: Spool) -> None:
+    """A receiver that has acknowledged every frame goes before its receipt: the spool has the short one, and so knows the size."""
+
+    def acknowledge_all_and_go(peer: Peer) -> None:
+        peer.reach(State.ENDING)
+        peer.say(Ack(FRAMES))
+
+    sent = send_to(acknowledge_all_and_go, fleet, spool, acknowledged=FRAMES - 1)
+    entry = spool.entry(sent.dump)
+    assert entry is not None
+    kept_end, first = entry.end(), entry.start.frontier.size
+    entry.close()
+
+    assert kept_end is not None
+    assert kept_end.size == first * limits.PIECE_BYTES + len(b"the end")
