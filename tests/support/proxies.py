@@ -38,30 +38,33 @@ class CuttingProxy:
         # Accepted sockets inherit it: the kernel then takes little more than one chunk from a sender before it has to wait.
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, chunk)
         self.address = Address(f"127.0.0.1:{self._listener.getsockname()[1]}")
-        self._threads: list[threading.Thread] = []
         self.was_cut = False
 
     def serve(self) -> None:
-        """Accept until the listener is closed."""
+        """Accept until the listener is closed, and wait for what is under way then."""
+        threads = []
         while True:
             try:
                 sender, _ = self._listener.accept()
             except OSError:
-                return
-            thread = threading.Thread(target=self._pass, args=(sender, self._cut))
+                break
+            threads.append(threading.Thread(target=self._pass, args=(sender, self._cut)))
             self._cut = None
-            self._threads.append(thread)
-            thread.start()
-
-    def close(self) -> None:
-        """Stop accepting and wait for what is under way."""
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for thread in self._threads:
+            threads[-1].start()
+        for thread in threads:
             thread.join()
 
+    def close(self) -> None:
+        """Stop accepting."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
     def _pass(self, sender: socket.socket, cut: Cut | None) -> None:
-        receiver = socket.create_connection((self._target.host, self._target.port))
+        try:
+            receiver = socket.create_connection((self._target.host, self._target.port))
+        except OSError:
+            sender.close()  # Nobody is there: so it is for the sender.
+            return
         passed = {sender: 0, receiver: 0}
         with sender, receiver:
             while True:
