@@ -31,6 +31,8 @@ class Disk:
         self._root = root
         self.before: Callable[[str], None] = lambda call: None
         """Told of each call before it is done, as ``rename hosts/HOST``: with the new name, or that of the open file."""
+        self.is_tearing = False
+        """Whether a write that *before* ends, by raising, is done by half all the same."""
         self._bytes: dict[int, bytes] = {}
         self._names: dict[int, dict[str, int]] = {}
         self._moved: list[tuple[int, int, str]] = []
@@ -61,6 +63,10 @@ class Disk:
                 (target / name).write_bytes(data)
                 (target / name).chmod(0o600)
 
+    def descriptors(self) -> frozenset[int]:
+        """Return the descriptors that hold the inodes."""
+        return frozenset(self._held)
+
     def close(self) -> None:
         """Let go of the inodes, whose numbers were kept from being given out again."""
         for fd in self._held:
@@ -86,7 +92,12 @@ class Disk:
         def watched(fd: int, *arguments: Any) -> Any:
             where = self._find(fd, "")
             if where is not None:
-                self.before(f"{call} {where}")
+                try:
+                    self.before(f"{call} {where}")
+                except BaseException:
+                    if call == "write" and self.is_tearing:
+                        real(fd, arguments[0][: len(arguments[0]) // 2])
+                    raise
             result = real(fd, *arguments)
             if where is not None and call in ("fsync", "fdatasync"):
                 self._keep(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY))

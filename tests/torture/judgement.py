@@ -175,7 +175,7 @@ def receipts_of(spool: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
 
 def _check_receipts(ran: Ran, host: str, sent: list[Sent], found: list[Stored], problems: list[str]) -> None:
     published = {one.dump: one for one in found if one.is_published}
-    log = (ran.store / "audit" / f"{host}.{DOMAIN}" / "entries.jsonl")
+    log = ran.store / "audit" / f"{host}.{DOMAIN}" / "entries.jsonl"
     entries = log.read_bytes().splitlines() if log.exists() else []
     for receipt in receipts_of(ran.spool(host), problems):
         extra = next(line for line in receipt["receipt"].split("\n") if line.startswith("extra "))

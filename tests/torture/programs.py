@@ -132,15 +132,20 @@ class Host:
         self._identity = identity
         self._preamble = _SMALL_RING + planted
 
+    def install(self, count: int) -> None:
+        """Write so many handlers, before anything is started: a file that is open for writing cannot be executed, nor in a fork."""
+        for number in range(count):
+            settings = self._directory / f"handler-{number}.json"
+            script = f"#!{sys.executable} -I\n{self._preamble}{_HANDLER.format(str(settings))}"
+            write_script(self._directory / f"handler-{number}", script)
+
     def crash(self, number: int, receiver: Address) -> Sender:
-        """Start a handler as the kernel does, with settings of its own."""
+        """Start one of them as the kernel does, with settings of its own."""
         create_spool(str(self.spool), os.urandom(16), OWNER)
         settings = self._directory / f"handler-{number}.json"
         settings.write_bytes(Settings((receiver,), str(self._identity), str(self.spool), *OWNER).encode())
         settings.chmod(0o644)
-        script = self._directory / f"handler-{number}"
-        write_script(script, f"#!{sys.executable} -I\n{self._preamble}{_HANDLER.format(str(settings))}")
-        return Sender(_start([str(script), *kernel_arguments()]))
+        return Sender(_start([str(self._directory / f"handler-{number}"), *kernel_arguments()]))
 
     def send(self, receiver: Address) -> Sender:
         """Start ``send - --spool``."""

@@ -90,6 +90,7 @@ class Run:
         self._plan, self._directory, self._durations = plan, directory, durations
         self._receiver = ReceiverProcess(fleet.receiver, directory / "store", directory / "promises")
         self._hosts = {name: Host(directory / name, fleet.hosts[name], planted) for name in (CRASHING, SENDING)}
+        self._hosts[CRASHING].install(len(plan.sources))
         self._began = time.monotonic()
         self._sent: list[Sent | None] = [None] * len(plan.sources)
         self._senders: list[Sender] = []
@@ -215,6 +216,7 @@ def calibrate(fleet: Fleet, directory: Path) -> Durations:
     with ExitStack() as stack:
         stack.enter_context(receiver.running())
         crashing, sending = (Host(directory / name, fleet.hosts[name]) for name in (CRASHING, SENDING))
+        crashing.install(1)
         taken = []
         for _ in range(2):
             handler = _seconds(crashing.crash(0, receiver.address), core)
