@@ -37,7 +37,7 @@ class Disk:
         self._names: dict[int, dict[str, int]] = {}
         self._moved: list[tuple[int, int, str]] = []
         self._held: list[int] = []
-        for path in (root, *root.rglob("*")):
+        for path in (root, *(path for path in root.rglob("*") if path.is_dir() or path.is_file())):
             self._keep(os.open(path, os.O_RDONLY))
 
     def watch(self, patch: pytest.MonkeyPatch) -> None:
@@ -46,6 +46,17 @@ class Disk:
             patch.setattr(os, name, self._watch_named(name, getattr(os, name)))
         for name in OPEN:
             patch.setattr(os, name, self._watch_open(name, getattr(os, name)))
+
+    def watched(self, call: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what watches a call, of NAMED or OPEN, and does *real*: for who does not put it in its place by ``watch``."""
+        return self._watch_named(call, real) if call in NAMED else self._watch_open(call, real)
+
+    def concerns(self, call: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> bool:
+        """Return whether a call with these arguments changes what is under the root."""
+        if call in OPEN:
+            return self._find(arguments[0], "") is not None
+        paths = [name for name in arguments if isinstance(name, (str, os.PathLike))]
+        return self._find(options.get("dst_dir_fd", options.get("dir_fd")), os.fspath(paths[-1])) is not None
 
     def survivors(self) -> dict[str, bytes | None]:
         """Return what a power cut leaves: the bytes of every file and None for every directory, by path under the root."""

@@ -5,14 +5,15 @@ import tempfile
 import threading
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
-from tests.support.disk import Disk
+from tests.support.disk import NAMED, OPEN, Disk
 
 Survivors = dict[str, bytes | None]
 """The bytes of files, None for directories, by path under a root."""
@@ -70,6 +71,39 @@ def ends(most: int) -> st.SearchStrategy[End | None]:
     return st.none() | st.builds(End, st.integers(0, most), st.sampled_from(Loss), st.sampled_from([True, True, False]))
 
 
+_REAL: Final = {name: getattr(os, name) for name in (*NAMED, *OPEN)}
+
+
+class _Switchboard:
+    """The calls that are watched, for several directories at once, each of which may come and go in any order."""
+
+    def __init__(self) -> None:
+        self._powers: list[Power] = []
+        self._patch = pytest.MonkeyPatch()
+
+    def add(self, power: "Power") -> None:
+        """Watch one more."""
+        if not self._powers:
+            for name in _REAL:
+                self._patch.setattr(os, name, partial(self._call, name))
+        self._powers.append(power)
+
+    def remove(self, power: "Power") -> None:
+        """Watch one no longer."""
+        self._powers.remove(power)
+        if not self._powers:
+            self._patch.undo()
+
+    def _call(self, name: str, *arguments: Any, **options: Any) -> Any:
+        for power in self._powers:
+            if power.disk.concerns(name, arguments, options):
+                return power.disk.watched(name, _REAL[name])(*arguments, **options)
+        return _REAL[name](*arguments, **options)
+
+
+_switchboard: Final = _Switchboard()
+
+
 class Power:
     """A directory whose process can be ended: the calls that change it are watched, and counted down to the end."""
 
@@ -78,14 +112,13 @@ class Power:
         self.is_off = False
         self._end: End | None = None
         self._left = 0
-        self._patch = pytest.MonkeyPatch()
         self._lock = threading.Lock()
         self._begin()
 
     def _begin(self) -> None:
         self.disk = Disk(self.root)
         self.disk.before = self._count
-        self.disk.watch(self._patch)
+        _switchboard.add(self)
 
     def _count(self, call: str) -> None:
         with self._lock:
@@ -125,7 +158,7 @@ class Power:
         ours = self.disk.descriptors()
         for name in os.listdir("/proc/self/fd"):
             try:
-                is_left = os.readlink(f"/proc/self/fd/{name}").startswith(f"{self.root}/") and int(name) not in ours
+                is_left = f"{os.readlink(f'/proc/self/fd/{name}')}/".startswith(f"{self.root}/") and int(name) not in ours
             except OSError:
                 continue  # It was that of the listing.
             if is_left:
@@ -133,7 +166,7 @@ class Power:
 
     def close(self) -> None:
         """Watch no more."""
-        self._patch.undo()
+        _switchboard.remove(self)
         self.disk.close()
 
 

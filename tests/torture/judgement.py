@@ -97,17 +97,24 @@ def read_store(store: Path, problems: list[str]) -> Iterator[Stored]:
                 problems.append(f"{path} has no report")
                 continue
             token = (path / "manifest.jws").read_bytes() if (path / "manifest.jws").exists() else None
-            manifest = json.loads(_unpadded(token.split(b".")[1])) if token is not None else None
+            manifest = payload_of(token) if token is not None else None
             if place == "incoming" and token is not None:
                 problems.append(f"{path} was not rolled forward")
             lost = (manifest or {}).get("lost_frames", 0) * PIECE_BYTES
             digest = sha256(token or b"").hexdigest()
-            yield Stored(path.parent.name, path.name, place == "hosts", read_plain(path / "core.zst"), manifest, digest, lost)
+            plain = plain_of((path / "core.zst").read_bytes())
+            yield Stored(path.parent.name, path.name, place == "hosts", plain, manifest, digest, lost)
 
 
-def read_plain(path: Path) -> bytes:
+def payload_of(token: bytes) -> dict[str, Any]:
+    """Return what a JWS says."""
+    part = token.split(b".")[1]
+    return dict(json.loads(base64.urlsafe_b64decode(part + b"=" * (-len(part) % 4))))
+
+
+def plain_of(container: bytes) -> bytes:
     """Return what the whole frames of a container stand for."""
-    rest, plain = path.read_bytes(), b""
+    rest, plain = container, b""
     while rest and not rest.startswith(_SKIPPABLE):
         frame = zstandard.ZstdDecompressor().decompressobj()
         try:
@@ -232,7 +239,3 @@ def _check_by_commands(ran: Ran, fleet: Fleet, problems: list[str]) -> None:
             code = run([*command, *options])
         if code != 0:
             problems.append(f"{' '.join(command)} ends with {code}: {said.getvalue()[-500:]}")
-
-
-def _unpadded(text: bytes) -> bytes:
-    return base64.urlsafe_b64decode(text + b"=" * (-len(text) % 4))
