@@ -154,8 +154,8 @@ DAMAGE: Final[dict[str, tuple[Callable[[Scene], object], str]]] = {
     "a bit of a manifest": (lambda scene: flip(scene.dump(0) / "manifest.jws", 2000), "manifest|Invalid|Error"),
     "a bit of a receipt": (lambda scene: flip(scene.dump(0) / "receipt", 60), "hashes|Error|receipt"),
     "a bit of a log": (lambda scene: flip(scene.log / "entries.jsonl", 30), "root that was signed|Error"),
-    "a bit of a checkpoint": (lambda scene: flip(scene.log / "checkpoint", -20), "Invalid|signature"),
-    "a bit of the log key's statement": (lambda scene: flip(scene.store / "log-key.jws", -5), "Invalid"),
+    "a bit of a checkpoint": (lambda scene: flip(scene.log / "checkpoint", -20), "Invalid|signature|Error"),
+    "a bit of the log key's statement": (lambda scene: flip(scene.store / "log-key.jws", -5), "Invalid|Error"),
     "the log's last entry": (
         lambda scene: rewrite(scene.log / "entries.jsonl", lambda log: b"".join(log.splitlines(True)[:-1])), "has 2 entries"
     ),

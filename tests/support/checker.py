@@ -106,9 +106,8 @@ def check(
         _tell(problems, f"receipt of {receipt.get('dump')}", _check_receipt, place, logs, receipt)
     for spool in spools:
         _check_spool(spool, known, problems, is_settled)
-    for path in store.rglob(".*.new"):
-        if is_settled or not path.is_relative_to(store / "incoming"):
-            problems.append(f"{path}: a temporary was left behind")
+    if is_settled:
+        problems.extend(f"{path}: a temporary was left behind" for path in store.rglob(".*.new"))
     return problems
 
 
@@ -152,6 +151,8 @@ def _read_log(place: _Place, host: str, problems: list[str]) -> Log:
 
     def read() -> None:
         directory = place.path / "audit" / host
+        if directory.is_dir() and {path.name for path in directory.iterdir()} <= {".checkpoint.new"}:
+            return  # One that is being made; whatever claims to be in it is found by its absence.
         note = read_note((directory / "checkpoint").read_bytes(), place.origin(host), place.log_key)
         path = directory / "entries.jsonl"
         found = path.read_bytes().split(b"\n") if path.exists() or note.size else [b""]
