@@ -68,14 +68,16 @@ class Delivery:
         self._poll.register(secured, select.POLLIN)
         self._on_ack: Callable[[int], None] = lambda frames: None
 
-    def open(self, message: Open, on_ack: Callable[[int], None], most_s: float = math.inf) -> Accept | Receipt | Gone:
+    def open(
+        self, message: Open, on_ack: Callable[[int], None], most_s: float = math.inf, answer_s: float | None = None
+    ) -> Accept | Receipt | Gone:
         """Name a dump and return the receiver's answer; *on_ack* is told of every durable count from now on.
 
-        A receiver that holds a part of the dump reads it again before it answers: that may take RECEIPT_DEADLINE_S, and *most_s*
-        at most.
+        A receiver that holds a part of the dump reads it again before it answers. It has *answer_s* for that once it has heard the
+        question, RECEIPT_DEADLINE_S where that is not given; all of it takes no longer than *most_s*.
         """
         self._on_ack = on_ack
-        wait = self._wait(limits.RECEIPT_DEADLINE_S, most_s)
+        wait = self._wait(limits.RECEIPT_DEADLINE_S if answer_s is None else answer_s, most_s)
         self._send(self._connection.send(message), wait)
         answer = self._receive(wait)
         if not isinstance(answer, (Accept, Receipt, Gone)):

@@ -15,13 +15,14 @@ from securecore.errors import BusyError, SecurecoreError, UnreachableError
 from securecore.merkle import EMPTY_ROOT
 from securecore.names import Address
 from securecore.sender import transfer
+from securecore.sender.delivery import connect
 from securecore.sender.patience import Patience
 from securecore.sender.spool import Spool
-from securecore.wire.messages import Accept, Ack, Ready, Receipt, encode
+from securecore.wire.messages import Accept, Ack, Open, Ready, Receipt, encode
 from securecore.wire.states import State
 from tests.support.certificates import Fleet
 from tests.support.custody import send_to
-from tests.support.receivers import papers_of, send_bytes
+from tests.support.receivers import new_dump_id, papers_of, send_bytes
 from tests.support.scripted import STORE, Peer, Script, forge_receipt, scripted_receiver
 
 pytestmark = pytest.mark.slow
@@ -272,6 +273,18 @@ def test_who_has_no_spool_or_holds_nobody_waits_for_a_slow_receiver(has_spool: b
 
     assert outcome.failure is None
     assert outcome.receipt is not None
+
+
+@pytest.mark.parametrize(("most_s", "answer_s"), [(DEADLINE_S, PATIENT_S), (PATIENT_S, DEADLINE_S), (PATIENT_S, None)])
+def test_an_answer_has_the_time_that_its_question_gives(most_s: float, answer_s: float | None, fleet: Fleet) -> None:
+    """Of the time for silence and the time in all the shorter counts; RECEIPT_DEADLINE_S where nothing is said."""
+    with scripted_receiver(fleet.receiver, silent_in(State.OPENING)) as scripted:
+        delivery = connect([scripted.address], papers_of(fleet.host).context, deadline_s=PATIENT_S)
+        try:
+            with pytest.raises(UnreachableError, match="did not answer in time"):
+                delivery.open(Open(new_dump_id(), b"{}"), lambda frames: None, most_s, answer_s)
+        finally:
+            delivery.close()
 
 
 def test_receivers_share_one_deadline(fleet: Fleet, spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
