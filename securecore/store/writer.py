@@ -218,9 +218,11 @@ class IncomingDump:
         """Append the seek table, durably: the frames are all that there is. The core keeps the time of its last frame."""
         self._check_open_for_frames()
         status = os.fstat(self._core)
-        self._append_seek_table()
+        try:
+            self._append_seek_table()
+        finally:  # On a full disk too: what is tried again must not have become young by it.
+            self._set_time(status)
         self.is_given_up = True
-        self._set_time(status)
 
     def finish(self, manifest: bytes) -> None:
         """Append the seek table and keep *manifest*, both durable. Not checked: the manifest; the caller has judged it."""

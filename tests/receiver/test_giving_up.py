@@ -12,9 +12,10 @@ import pytest
 from securecore.audit.checkpoint import LogSigner, origin_of
 from securecore.audit.entry import Held, incomplete_entry
 from securecore.audit.proof import verify_receipt
+from securecore.dump import directory
 from securecore.dump.container import FrameEntry, seek_table
 from securecore.dump.reader import open_container
-from securecore.errors import BrokenError, PeerError, SecurecoreError
+from securecore.errors import BrokenError, PeerError, SecurecoreError, StorageError
 from securecore.merkle import EMPTY_ROOT, leaf_hash, root_of
 from securecore.receiver.abandonment import Abandonment
 from securecore.receiver.caretaker import Caretaker
@@ -255,6 +256,43 @@ def test_a_sender_that_comes_while_its_dump_is_walked_is_first(at: int, life: Li
     assert life.store.incoming() == [(WEB, ID)]
     assert life.store.audited_hosts() == []
     assert life.come_back() == 2
+    life.end()
+
+
+def test_a_receiver_that_is_stopped_does_not_wait_for_a_walk(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopping ends the walk before its next frame; the dump stays for the next start."""
+    real = IncomingDump.resume
+
+    def resume(*arguments: Any, between: Callable[[], None]) -> IncomingDump:
+        life.caretaker.stop()
+        return real(*arguments, between=between)
+
+    monkeypatch.setattr(IncomingDump, "resume", resume)
+    life.caretaker.look()
+    assert life.store.incoming() == [(WEB, ID)]
+    assert life.store.audited_hosts() == []
+    life.end()
+
+
+def test_a_full_disk_is_tried_again_at_the_next_look(
+    life: Life, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The dump stays as old as it was, with all its frames, and is given up when there is room."""
+    core = life.path / INCOMING / "core.zst"
+    os.utime(core, (1_700_000_000, 1_700_000_000))
+
+    def fill_up(fd: int, data: bytes) -> None:
+        os.write(fd, data[:5])
+        raise StorageError("cannot write: no space left on device")
+
+    log_of(life.logs, WEB)  # opened while there is room
+    monkeypatch.setattr(directory, "write_all", fill_up)
+    life.caretaker.look()
+    monkeypatch.undo()
+    assert "no space left on device" in caplog.text
+    assert (core.stat().st_mtime, core.stat().st_size) == (1_700_000_000, len(FRAMES[0][0]) + 5)
+    life.caretaker.look()
+    assert published(life)[0] == SENT
     life.end()
 
 
