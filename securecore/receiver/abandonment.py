@@ -40,16 +40,24 @@ class Abandonment:
         self._logs = logs
         self._clock = clock
 
+    def check(self, host: HostName, dump_id: DumpId) -> None:
+        """Check that the host's log takes entries, and does not say that the dump was deleted; raises BrokenError.
+
+        For before a dump is walked: what cannot be given up must not be read from end to end every hour.
+        """
+        with self._logs.using(host) as audit:
+            standing = audit.standing(dump_id)
+        if standing is not None and standing.event == DELETED:
+            raise BrokenError(f"dump {dump_id} was deleted, by the audit log")
+
     def give_up(self, dump: IncomingDump, last_at: datetime) -> None:
         """Do the rest of step 1 and steps 2 to 4 for a dump that was resumed; *last_at* is when its last frame came.
 
-        Raises BrokenError, before anything is written, when the log says that the dump was deleted.
+        Not checked: what check does.
         """
+        dump.give_up()
         with self._logs.using(dump.host) as audit:
             standing = audit.standing(dump.dump_id)
-            if standing is not None and standing.event == DELETED:
-                raise BrokenError(f"dump {dump.dump_id} was deleted, by the audit log")
-            dump.give_up()
             if standing is not None and (standing.event, standing.digest) == (INCOMPLETE, dump.root):
                 receipt = audit.receipt_for(standing.index)
             else:

@@ -254,7 +254,7 @@ def test_a_sender_that_comes_while_its_dump_is_walked_is_first(at: int, life: Li
     life.caretaker.look()
     monkeypatch.undo()
     assert life.store.incoming() == [(WEB, ID)]
-    assert life.store.audited_hosts() == []
+    assert log_of(life.logs, WEB).size == 0
     assert life.come_back() == 2
     life.end()
 
@@ -270,7 +270,7 @@ def test_a_receiver_that_is_stopped_does_not_wait_for_a_walk(life: Life, monkeyp
     monkeypatch.setattr(IncomingDump, "resume", resume)
     life.caretaker.look()
     assert life.store.incoming() == [(WEB, ID)]
-    assert life.store.audited_hosts() == []
+    assert log_of(life.logs, WEB).size == 0
     life.end()
 
 
@@ -306,6 +306,21 @@ def test_one_bad_dump_does_not_keep_the_others(life: Life, caplog: pytest.LogCap
     assert life.store.incoming() == [(WEB, dump_id(0))]
     assert f"cannot give up host={WEB} dump={dump_id(0)}" in caplog.text
     published(life)
+    life.end()
+
+
+def test_a_dump_whose_log_is_damaged_is_not_touched(life: Life, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is appended to such a log, so the dump stays as it is, and is not even read."""
+    directory_of_log = life.path / f"audit/{WEB}"
+    directory_of_log.mkdir(0o700)
+    (directory_of_log / "entries.jsonl").write_bytes(b"x\n")
+    with (life.path / INCOMING / "core.zst").open("ab") as file:
+        file.write(b"torn")
+    before = (life.path / INCOMING / "core.zst").read_bytes()
+    os.utime(life.path / INCOMING / "core.zst", (1_700_000_000, 1_700_000_000))
+    life.caretaker.look()
+    assert "checkpoint is missing" in caplog.text
+    assert (life.path / INCOMING / "core.zst").read_bytes() == before
     life.end()
 
 
@@ -377,8 +392,12 @@ def test_a_dump_that_was_deleted_is_not_given_up(life: Life, caplog: pytest.LogC
     log = log_of(life.logs, WEB)
     log.append(incomplete_entry(NOW, ID, WEB, life.store.store_id, held, last_at=NOW))
     log.append(b'{"dump":"%s","event":"deleted","time":"t"}' % str(ID).encode())
+    core = life.path / INCOMING / "core.zst"
+    before = core.read_bytes()
+    core.write_bytes(before + b"torn")
     life.caretaker.look()
     assert life.store.incoming() == [(WEB, ID)]
+    assert core.read_bytes() == before + b"torn"
     assert "was deleted" in caplog.text
     assert log.size == 2
     life.end()
