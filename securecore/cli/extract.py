@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import click
 
 from securecore import limits
-from securecore.audit.entry import parse_entry, parse_incomplete
+from securecore.audit.entry import RECEIVED, parse_entry, parse_incomplete
 from securecore.audit.proof import parse_proof
 from securecore.certs import jws
 from securecore.cli import options, terminal
@@ -65,6 +65,9 @@ def command(text: str, output: str, partial: bool, store_path: str, host_text: s
         host, dump = store.find(text, options.find_host(host_text, store))
         with store.open_dump(host, dump) as found:
             promise, is_finished = _read_promise(found, store), found.is_published
+        if promise.problem is not None and not partial:
+            hint = "`securecore verify` says more; --partial writes what there is"
+            raise BrokenError(f"{dump.short}: {promise.problem}", hint=hint)
         if promise.label != COMPLETE and not partial:
             raise IncompleteError(f"{dump.short} is incomplete ({promise.label})", hint="--partial writes what there is")
         core = _take(store, host, dump, identity)
@@ -88,6 +91,8 @@ class _Promise(NamedTuple):
     size: int | None = None
     frames: int | None = None
     root: bytes | None = None
+    problem: str | None = None
+    """Why nothing is stated, where something should be."""
 
 
 _NOTHING: Final = _Promise("")
@@ -95,15 +100,20 @@ _NOTHING: Final = _Promise("")
 
 def _read_promise(found: DumpFiles, store: Store) -> _Promise:
     """Return what is stated of a dump; not checked: any signature, `verify` does that."""
-    token, receipt = found.read_manifest(), found.read_receipt()
-    if token is not None:
-        manifest = parse_manifest(jws.parse(token, limits.MAX_MANIFEST_BYTES).payload)
-        return _Promise(manifest.outcome, manifest.size, manifest.frames, manifest.root)
-    if receipt is None or not found.is_published:
-        return _Promise("still coming in, or cut")
-    entry = parse_entry(parse_proof(receipt).extra or b"")
-    held = parse_incomplete(entry, found.dump_id, found.host, store.store_id)
-    return _Promise(GIVEN_UP, held.size, held.frames, held.root)
+    try:
+        token = found.read_manifest()
+        if token is not None:
+            manifest = parse_manifest(jws.parse(token, limits.MAX_MANIFEST_BYTES).payload)
+            return _Promise(manifest.outcome, manifest.size, manifest.frames, manifest.root)
+        if not found.is_published:
+            return _Promise("still coming in, or cut")
+        entry = parse_entry(parse_proof(found.read_receipt() or b"").extra or b"")
+        if entry["event"] == RECEIVED:
+            raise BrokenError("it was received, and its manifest is missing")
+        held = parse_incomplete(entry, found.dump_id, found.host, store.store_id)
+        return _Promise(GIVEN_UP, held.size, held.frames, held.root)
+    except BrokenError as error:
+        return _NOTHING._replace(problem=error.message)
 
 
 def _open(core: int, *, has_table: bool, partial: bool) -> tuple[DumpReader, str | None]:
@@ -122,6 +132,8 @@ def _open(core: int, *, has_table: bool, partial: bool) -> tuple[DumpReader, str
 def _describe_losses(reader: DumpReader, promise: _Promise, damaged: list[int], problem: str | None) -> str:
     """Return in words what is missing in the output, nothing when all is there that was stored."""
     words = []
+    if promise.problem is not None:
+        words.append(f"{promise.problem}, so nothing says whether this is all of it")
     if problem is not None:
         found = len(reader.entries)
         words.append(f"{problem}, so the frames were looked for one after the other: {found} found")

@@ -271,6 +271,24 @@ def test_it_is_extracted_only_when_a_part_is_asked_for(sample: Sample, tmp_path:
     assert sample.entries()[-1]["event"] == "extracted"
 
 
+@pytest.mark.parametrize("name", ["manifest.jws", "receipt"])
+@pytest.mark.parametrize("content", [None, b"", b"\xff" * 100])
+def test_a_core_is_not_lost_with_its_papers(name: str, content: bytes | None, sample: Sample, tmp_path: Path) -> None:
+    """A manifest or receipt that is gone or garbled is exit code 6; with --partial the core is written, and it is said."""
+    dump, plain = (sample.complete, b"whole") if name == "manifest.jws" else (sample.given_up, SENT)
+    path = sample.dump(dump) / name
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    refused = sample.extract(dump, tmp_path / "core")
+    assert (refused.code, (tmp_path / "core").exists()) == (6, False)
+    assert "--partial writes what there is" in refused.err
+    ran = sample.extract(dump, tmp_path / "core", "--partial")
+    assert ran.code == 6
+    assert "so nothing says whether this is all of it" in ran.err
+    assert (tmp_path / "core").read_bytes() == plain
+
+
 def test_a_damaged_frame_becomes_a_hole(sample: Sample, tmp_path: Path) -> None:
     """The frames around it are written, and which one is not is said."""
     flip(sample.core, 100)
