@@ -9,6 +9,7 @@ from securecore.errors import BrokenError, BusyError, NotFoundError, SecurecoreE
 from securecore.names import DumpId, HostName
 from securecore.store.layout import Place, Store
 from securecore.store.reading import CORE, MANIFEST, RECEIPT, REPORT
+from securecore.store.relocation import move_dump
 from securecore.store.removal import remove_incoming
 from securecore.store.writer import IncomingDump
 
@@ -75,27 +76,11 @@ def take_back(store: Store, host: HostName, dump_id: DumpId) -> None:
     incoming, which the next start publishes again. The seek table stays: without a receipt it is a torn end.
     """
     if store.find_place(host, dump_id) is Place.HOSTS:
-        _move_back(store, host, dump_id)
+        move_dump(store, host, dump_id, Place.HOSTS, Place.INCOMING)
     with store.open_dump(host, dump_id) as files:
         directory.remove_file(RECEIPT, files.fd)
         # Before the core changes: a receipt that a power cut brought back would vouch for another one.
         directory.sync(files.fd)
-
-
-def _move_back(store: Store, host: HostName, dump_id: DumpId) -> None:
-    source = store.host_directory(Place.HOSTS, host)
-    try:
-        target = store.host_directory(Place.INCOMING, host)
-        try:
-            os.rename(str(dump_id), str(dump_id), src_dir_fd=source, dst_dir_fd=target)
-            directory.sync(target)
-        except OSError as error:
-            raise directory.disk_refused(error, f"cannot take dump {dump_id} back") from error
-        finally:
-            os.close(target)
-        directory.sync(source)
-    finally:
-        os.close(source)
 
 
 def discard_unacknowledged(store: Store, host: HostName, dump_id: DumpId) -> None:

@@ -23,6 +23,7 @@ from securecore.merkle import Frontier, leaf_hash
 from securecore.names import DumpId, HostName
 from securecore.store.layout import Place, Store
 from securecore.store.reading import CORE, MANIFEST, RECEIPT, REPORT
+from securecore.store.relocation import move_dump
 from securecore.store.removal import remove_incoming
 
 
@@ -258,22 +259,7 @@ class IncomingDump:
         if not self.has_receipt:
             raise Bug("a dump is published with its receipt")
         self._usable = False
-        source = self._store.host_directory(Place.INCOMING, self.host)
-        try:
-            target = self._store.host_directory(Place.HOSTS, self.host)
-            try:
-                if self._store.find_place(self.host, self.dump_id) is Place.HOSTS:
-                    raise StorageError(f"cannot publish dump {self.dump_id}: one of that name is there")
-                # A directory never replaces a file, a link or a directory that holds something: rename(2).
-                os.rename(str(self.dump_id), str(self.dump_id), src_dir_fd=source, dst_dir_fd=target)
-                directory.sync(target)
-            except OSError as error:
-                raise directory.disk_refused(error, f"cannot publish dump {self.dump_id}") from error
-            finally:
-                os.close(target)
-            directory.sync(source)
-        finally:
-            os.close(source)
+        move_dump(self._store, self.host, self.dump_id, Place.INCOMING, Place.HOSTS)
         self.close()
 
     def discard(self) -> None:

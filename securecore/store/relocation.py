@@ -1,0 +1,40 @@
+"""Moving a dump's directory between those that come in and the published ones."""
+
+import os
+
+from securecore.dump import directory
+from securecore.errors import StorageError
+from securecore.names import DumpId, HostName
+from securecore.store.layout import Place, Store
+
+
+def move_dump(store: Store, host: HostName, dump_id: DumpId, source: Place, target: Place) -> None:
+    """Move a dump from *source* to *target*, durably in both and never replacing anything; raises StorageError.
+
+    The new name is made durable before the old one is known to be gone, so that no power cut leaves the dump in neither.
+    """
+    what = f"cannot move dump {dump_id} to {target.value}"
+    source_fd = store.host_directory(source, host)
+    try:
+        target_fd = store.host_directory(target, host)
+        try:
+            if _is_there(str(dump_id), target_fd):
+                raise StorageError(f"{what}: one of that name is there")
+            # A directory never replaces a file, a link or a directory that holds something: rename(2).
+            os.rename(str(dump_id), str(dump_id), src_dir_fd=source_fd, dst_dir_fd=target_fd)
+            directory.sync(target_fd)
+        except OSError as error:
+            raise directory.disk_refused(error, what) from error
+        finally:
+            os.close(target_fd)
+        directory.sync(source_fd)
+    finally:
+        os.close(source_fd)
+
+
+def _is_there(name: str, parent: int) -> bool:
+    try:
+        os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
