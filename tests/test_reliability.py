@@ -12,6 +12,7 @@ import pytest
 from tests.fuzz.table import TARGETS
 from tests.fuzz.target import find_parser
 from tests.test_documents import functions_in
+from tests.torture.plan import Program
 
 ROOT: Final = Path(__file__).parents[1]
 TEXT: Final = (ROOT / "docs/reliability.md").read_text("utf-8")
@@ -27,6 +28,8 @@ def table_under(heading: str) -> list[list[str]]:
 
 HOSTILE: Final = table_under("## Hostile peers, files and processes")
 FIGURES: Final = table_under("### Figures")
+KILLS: Final = table_under("### Random kills")
+MACHINES: Final = table_under("### State machines")
 PARSERS: Final = table_under("## Truncation")
 
 
@@ -38,6 +41,23 @@ def test_every_matrix_has_as_many_cases_as_it_says() -> None:
     collected = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert len(stated) > 20
     assert {path: int(count) for path, count in re.findall(r"^(tests/\S+\.py): (\d+)$", collected, re.MULTILINE)} == stated
+
+
+def test_random_kills_have_lost_nothing() -> None:
+    """The figures are of a campaign that took place, in which every program was killed, and nothing was lost."""
+    figures = {name: int(count.replace(",", "")) for name, count in KILLS}
+    killed = {program for program in Program if any(name.startswith(f"killed: {program.value}") for name in figures)}
+    assert killed == set(Program)
+    assert figures.pop("losses") == 0
+    assert min(figures.values()) > 0
+
+
+@pytest.mark.parametrize("row", MACHINES, ids=lambda row: row[2].strip("`"))
+def test_each_machine_finds_as_many_planted_bugs_as_it_says(row: list[str]) -> None:
+    """Its module names them in a table PLANTED."""
+    tree = ast.parse((ROOT / row[2].strip("`")).read_text("utf-8"))
+    tables = [node.value for node in tree.body if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "PLANTED"]
+    assert [len(table.keys) for table in tables if isinstance(table, ast.Dict)] == [int(row[3])]
 
 
 def test_every_target_has_its_figures() -> None:

@@ -4,6 +4,7 @@ import argparse
 import platform
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -96,6 +97,8 @@ def main() -> int:
 def _torture(directory: Path, seeds: range, progress: Callable[[str], None]) -> Campaign:
     campaign, began = Campaign(directory), time.monotonic()
     print(f"seeds {seeds.start} to {seeds.stop - 1}; undisturbed: {campaign.durations}", flush=True)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)  # A shell starts what is in its background deaf to the first.
     try:
         for seed in seeds:
             campaign.run(seed)
