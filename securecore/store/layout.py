@@ -97,7 +97,14 @@ class Store:
                     f"cannot append to {self.path}: another receiver or command is appending to it", hint="stop it, or ask it"
                 ) from error
             raise directory.disk_refused(error, f"cannot lock {self.path}") from error
-        return StoreLock(fd)
+        lock = StoreLock(fd)
+        try:
+            # A crash while the store was made may have left FORMAT with both of its names.
+            directory.remove_file(directory.aside_name(FORMAT), self.fd)
+        except BaseException:
+            lock.close()
+            raise
+        return lock
 
     def host_names(self) -> list[HostName]:
         """Return the hosts that have a published dump or had one, sorted."""

@@ -78,6 +78,16 @@ def test_a_half_made_store_is_finished(left: list[str], tmp_path: Path) -> None:
     open_store(str(tmp_path / "store")).close()
 
 
+def test_a_second_name_of_format_goes_with_the_first_lock(store: Store) -> None:
+    """What a crash left that came between the two names of FORMAT does not stay for ever, and FORMAT does."""
+    root = Path(store.path)
+    os.link(root / "FORMAT", root / ".FORMAT.new")
+    store.lock().close()
+    assert not (root / ".FORMAT.new").exists()
+    with open_store(store.path) as again:
+        assert again.store_id == store.store_id
+
+
 @pytest.mark.parametrize("mode", [0o750, 0o705, 0o701, 0o777])
 def test_a_store_that_others_may_enter_is_refused(mode: int, store: Store) -> None:
     """Any right of group or others is an error that names the command to mend it."""
