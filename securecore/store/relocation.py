@@ -1,4 +1,4 @@
-"""Moving a dump's directory between those that come in and the published ones."""
+"""Moving a dump's directory: published, taken back, set aside to be deleted, put back."""
 
 import os
 

@@ -9,10 +9,11 @@ import fcntl
 import os
 
 from securecore.dump import directory
-from securecore.errors import BusyError, NotFoundError, StorageError
+from securecore.errors import BusyError, NotFoundError
 from securecore.names import DumpId, HostName
 from securecore.store.layout import Place, Store
 from securecore.store.reading import CORE, RECEIPT, REPORT
+from securecore.store.relocation import move_dump
 
 
 def remove_incoming(store: Store, host: HostName, dump_id: DumpId) -> None:
@@ -34,7 +35,7 @@ def set_aside(store: Store, host: HostName, dump_id: DumpId) -> None:
         if core is not None:
             # Whoever writes a dump holds this lock; while it is ours, nobody can begin to.
             fcntl.flock(core, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _move(store, host, dump_id, place, Place.DELETING)
+        move_dump(store, host, dump_id, place, Place.DELETING)
     except BlockingIOError as error:
         raise BusyError(f"dump {dump_id} is being written", hint="wait until its sender has finished, or has gone") from error
     finally:
@@ -45,7 +46,7 @@ def set_aside(store: Store, host: HostName, dump_id: DumpId) -> None:
 def put_back(store: Store, host: HostName, dump_id: DumpId) -> None:
     """Undo set_aside, durably: a dump with a receipt goes to the published ones, any other to those that are coming in."""
     names = _names(store, host, dump_id)
-    _move(store, host, dump_id, Place.DELETING, Place.HOSTS if RECEIPT in names else Place.INCOMING)
+    move_dump(store, host, dump_id, Place.DELETING, Place.HOSTS if RECEIPT in names else Place.INCOMING)
 
 
 def purge(store: Store, host: HostName, dump_id: DumpId) -> None:
@@ -65,25 +66,6 @@ def _names(store: Store, host: HostName, dump_id: DumpId) -> list[str]:
         return directory.names_in(fd)
     finally:
         os.close(fd)
-
-
-def _move(store: Store, host: HostName, dump_id: DumpId, source: Place, target: Place) -> None:
-    """Rename a dump's directory; the new name is durable before the old one's absence is, so that it is never nowhere."""
-    source_fd = store.host_directory(source, host)
-    try:
-        target_fd = store.host_directory(target, host)
-        try:
-            if str(dump_id) in directory.names_in(target_fd):
-                raise StorageError(f"cannot move dump {dump_id} to {target.value}: one of that name is there")
-            os.rename(str(dump_id), str(dump_id), src_dir_fd=source_fd, dst_dir_fd=target_fd)
-            directory.sync(target_fd)
-        except OSError as error:
-            raise directory.disk_refused(error, f"cannot move dump {dump_id} to {target.value}") from error
-        finally:
-            os.close(target_fd)
-        directory.sync(source_fd)
-    finally:
-        os.close(source_fd)
 
 
 def _remove(store: Store, place: Place, host: HostName, dump_id: DumpId) -> None:
