@@ -52,6 +52,17 @@ def test_other_outcomes_are_incomplete() -> None:
     assert (parse_entry(entry)["state"], parse_entry(entry)["outcome"]) == ("incomplete", "cut")
 
 
+def test_an_entry_says_how_many_frames_were_lost() -> None:
+    """As its manifest does; of a dump that has lost none it says nothing."""
+    manifest = MANIFEST._replace(outcome=CUT, lost_frames=1)
+    fields = parse_entry(received_entry(NOW, manifest, TOKEN, stored_bytes=50, certificate="3fa2"))
+
+    assert fields["lost_frames"] == 1
+    check_received(fields, manifest, TOKEN)
+    with pytest.raises(BrokenError, match="lost_frames"):
+        check_received({key: value for key, value in fields.items() if key != "lost_frames"}, manifest, TOKEN)
+
+
 def test_fields_of_an_extracted_entry() -> None:
     """An extraction names the dump and who took it, by number and name."""
     assert parse_entry(extracted_entry(NOW, dump_id(1), WEB, uid=1000, user="anna")) == {
