@@ -116,18 +116,18 @@ class Spool:
     """An open spool directory."""
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
+        self.fd = fd
 
     @property
     def owner(self) -> tuple[int, int]:
         """The uid and gid of whose spool it is."""
-        found = os.fstat(self._fd)
+        found = os.fstat(self.fd)
         return found.st_uid, found.st_gid
 
     def begin(self, start: EntryStart, report: bytes) -> SpoolEntry:
         """Make the entry for a dump, which appears whole; raises StorageError when there is one already or the disk refuses."""
         name, aside = str(start.dump), files.aside_name(str(start.dump))
-        dumps = files.enter_directory("dumps", self._fd)
+        dumps = files.enter_directory("dumps", self.fd)
         try:
             if name in files.names_in(dumps) or not files.make_directory(aside, dumps):
                 raise StorageError(f"spool already holds {name}")
@@ -171,7 +171,7 @@ class Spool:
 
     def sweep(self, now: float) -> None:
         """Remove what handlers that were killed have begun and not named, once it is old enough to be nobody's any more."""
-        dumps = files.enter_directory("dumps", self._fd)
+        dumps = files.enter_directory("dumps", self.fd)
         try:
             for name in filter(files.is_aside, files.names_in(dumps)):
                 fd = self._lock_entry(name, dumps)
@@ -184,7 +184,7 @@ class Spool:
 
     def dump_ids(self) -> list[DumpId]:
         """Return the dumps in the spool, oldest first."""
-        dumps = files.open_directory("dumps", self._fd)
+        dumps = files.open_directory("dumps", self.fd)
         if dumps is None:
             return []
         try:
@@ -198,7 +198,7 @@ class Spool:
 
         Raises BrokenError when its files do not make an entry.
         """
-        dumps = files.enter_directory("dumps", self._fd)
+        dumps = files.enter_directory("dumps", self.fd)
         try:
             fd = self._lock_entry(str(dump), dumps)
         finally:
@@ -227,7 +227,7 @@ class Spool:
         """Delete an entry, the statement that makes it one first."""
         for name in sorted(files.names_in(entry._fd), key=lambda name: name != "entry.json"):
             files.remove_file(name, entry._fd)
-        dumps = files.enter_directory("dumps", self._fd)
+        dumps = files.enter_directory("dumps", self.fd)
         try:
             os.rmdir(str(entry.start.dump), dir_fd=dumps)
             files.sync(dumps)
@@ -239,10 +239,10 @@ class Spool:
 
     def keep_receipt(self, fields: dict[str, Any]) -> None:
         """Append one line to the receipt log, durably."""
-        fd = files.open_file("receipts.jsonl", self._fd, append=True)
+        fd = files.open_file("receipts.jsonl", self.fd, append=True)
         if fd is None:
-            fd = files.create_file("receipts.jsonl", self._fd)
-            files.sync(self._fd)
+            fd = files.create_file("receipts.jsonl", self.fd)
+            files.sync(self.fd)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             files.write_all(fd, _encode(fields) + b"\n")
@@ -252,7 +252,7 @@ class Spool:
 
     def receipts(self) -> Iterator[dict[str, Any]]:
         """Yield the receipt log's lines; a torn last line is left out."""
-        fd = files.open_file("receipts.jsonl", self._fd)
+        fd = files.open_file("receipts.jsonl", self.fd)
         if fd is None:
             return
         with os.fdopen(fd, "rb") as lines:
@@ -262,7 +262,7 @@ class Spool:
 
     def close(self) -> None:
         """Close the directory; entries stay usable."""
-        os.close(self._fd)
+        os.close(self.fd)
 
     def _lock_entry(self, name: str, dumps: int) -> int | None:
         fd = files.open_directory(name, dumps)
