@@ -11,7 +11,7 @@ import os
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from threading import Event, Thread
 from typing import Any, Final, NamedTuple
 
@@ -23,8 +23,9 @@ from securecore.names import Address, DumpId, StoreId
 from securecore.sender.credentials import Credentials
 from securecore.sender.delivery import Delivery, connect
 from securecore.sender.pump import Frame, Pump
+from securecore.sender.settlement import Statement, keep_receipt, settle
 from securecore.sender.spool import EntryEnd, EntryStart, Spool, SpoolEntry
-from securecore.wire.messages import Accept, Gone, Open, Receipt
+from securecore.wire.messages import Accept, Open
 
 _TOO_SLOW: Final = "the receiver is slower than the core: the rest waits in the spool"
 
@@ -308,7 +309,8 @@ class Transfer:
         if self._delivery is not None and not isinstance(self._papers, ConfigError):
             credentials = self._papers.credentials
             try:
-                self._receipt = settle(self._delivery, credentials, self._parcel, end, self._custody.all, self._spool, self._clock)
+                facts = settle(self._delivery, credentials, Statement(*self._parcel, end, self._custody.all), self._clock)
+                self._receipt = facts if self._spool is None else keep_receipt(self._spool, facts)
             except SecurecoreError as error:
                 self._fall_back(error)
         if self._entry is not None:
@@ -341,56 +343,3 @@ def carry(
         transfer.source_closed.set()
         outcome = transfer.wait()
     return outcome
-
-
-def settle(
-    delivery: Delivery,
-    credentials: Credentials,
-    parcel: Parcel,
-    end: EntryEnd,
-    tree: Frontier,
-    spool: Spool | None,
-    clock: Callable[[], float],
-) -> dict[str, Any]:
-    """Sign and send the manifest, check the receipt, keep it; return its facts.
-
-    All frames of *tree* have been sent or were held. Raises UntrustedError when the receipt does not prove what it should.
-    """
-    # Loading the signing library takes longer than all else that a handler does at its start, so it waits until here.
-    from securecore.sender import evidence
-
-    token = evidence.sign_manifest(credentials, parcel.dump, delivery.store, end, tree, parcel.report, parcel.started_at)
-    facts = evidence.check_receipt(credentials, delivery.end(token), delivery.address, parcel.dump, token, clock())
-    return facts if spool is None else keep_receipt(spool, facts)
-
-
-def keep_receipt(spool: Spool, facts: dict[str, Any]) -> dict[str, Any]:
-    """Keep a receipt's facts in the spool's log and return them; a disk that refuses is told in ``not_kept``.
-
-    The dump is stored and proved either way: to send it again would not mend the disk here.
-    """
-    try:
-        spool.keep_receipt(facts)
-    except SecurecoreError as error:
-        return facts | {"not_kept": error.message}
-    return facts
-
-
-def answered_already(
-    answer: Receipt | Gone,
-    delivery: Delivery,
-    credentials: Credentials,
-    dump: DumpId,
-    content: Mapping[str, object],
-    clock: Callable[[], float],
-) -> dict[str, Any]:
-    """Return the facts of an answer that ends custody before a frame was sent.
-
-    The receiver's word that it has, or had, the dump counts for nothing: raises UntrustedError unless its receipt proves that a
-    dump of this id and *content* (fields of the audit entry) was received.
-    """
-    from securecore.sender import evidence
-
-    receipt = Receipt(answer.receipt, answer.log_key)
-    facts = evidence.check_receipt(credentials, receipt, delivery.address, dump, None, clock(), content)
-    return facts | {"gone": answer.words[: limits.MAX_WORDS]} if isinstance(answer, Gone) else facts

@@ -5,16 +5,15 @@ from typing import Final
 
 import pytest
 
-from securecore.errors import BusyError, RefusedError, SecurecoreError, StorageError, UnreachableError
+from securecore.errors import BusyError, RefusedError, SecurecoreError, UnreachableError
 from securecore.merkle import EMPTY_ROOT, Frontier, leaf_hash
 from securecore.names import Address, DumpId, StoreId
 from securecore.receiver.server import Receiver
 from securecore.sender.flush import flush
 from securecore.sender.spool import EntryEnd, EntryStart, Spool
 from securecore.wire.messages import Accept, Message, Open, Ready, Refusal, Refuse
-from securecore.wire.states import State
 from tests.support.certificates import Fleet
-from tests.support.custody import CORE, held_open
+from tests.support.custody import CORE
 from tests.support.receivers import new_dump_id, papers_of, send_bytes
 from tests.support.scripted import STORE, Peer, Script, forge_receipt, scripted_receiver
 
@@ -82,7 +81,6 @@ ABOUT_ONE: Final[dict[str, tuple[Message | None, type[SecurecoreError]]]] = {
     "its beginning is damaged there": (Refuse(Refusal.STORAGE, "the partial dump is damaged"), BusyError),
     "a reason of a later version": (Refuse(300, "not this one now"), BusyError),
     "refused for good": (Refuse(Refusal.BAD_REQUEST, "no"), RefusedError),
-    "more frames than there are": (Accept(9, bytes(32)), StorageError),
     "the connection ends": (None, UnreachableError),
 }
 """What a receiver answers to the OPEN of one dump, and what that is."""
@@ -132,13 +130,3 @@ def test_when_to_come_again_is_obeyed_by_nobody(fleet: Fleet, spool: Spool) -> N
 
     assert (refused.dump, type(refused.failure)) == (dump, BusyError)
     assert (taken.dump, taken.failure) == (dump, None)
-
-
-def test_a_store_that_lost_the_beginning_is_told_which_frames(fleet: Fleet, spool: Spool) -> None:
-    """The tail begins with frame 2: frames 0 to 1 went to the store that says now that it has none."""
-    begin_elsewhere(spool, STORE)
-    with scripted_receiver(fleet.receiver, held_open(State.OPENING, Accept(0, EMPTY_ROOT))) as scripted:
-        (flushed,) = flush(spool, [scripted.address], papers_of(fleet.host))
-
-    assert flushed.failure is not None
-    assert flushed.failure.hint == f"frames 0 to 1 went to store {STORE}, which has lost them"
