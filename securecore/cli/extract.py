@@ -66,6 +66,8 @@ def command(text: str, output: str, partial: bool, store_path: str, host_text: s
         damaged = _write_to(reader, output, manifest, f"extracting {dump.short}", partial)
     finally:
         os.close(core)
+    if manifest is not None and manifest.lost_frames:
+        click.echo(f"note: {terminal.lost_beginning(manifest.lost_frames)} before it came here, and are zeroes", err=True)
     if damaged:
         holes = ", ".join(map(str, damaged[:10]))
         raise BrokenError(f"{dump.short}: {len(damaged)} frames are damaged and became holes: {holes}")

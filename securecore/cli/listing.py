@@ -43,7 +43,8 @@ def command(store_path: str, host_text: str | None, since: datetime | None, as_j
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     state = row["state"]
     if state != "complete" and row.get("outcome"):
-        state = f"{state} ({row['outcome']})"
+        lost = f", {terminal.lost_beginning(row['lost_frames'])}" if row["lost_frames"] else ""
+        state = f"{state} ({row['outcome']}{lost})"
     if row["sensitive"]:
         state += ", sensitive"
     return (

@@ -129,7 +129,8 @@ def _print_core(manifest: Manifest | None, stored: int, dump: str) -> None:
         if manifest.outcome != "complete" and manifest.predicted_size is not None:
             whole += f" of {terminal.size(manifest.predicted_size)}"
         if manifest.outcome != "complete":
-            whole += f" ({manifest.outcome})"
+            lost = f", {terminal.lost_beginning(manifest.lost_frames)}" if manifest.lost_frames else ""
+            whole += f" ({manifest.outcome}{lost})"
         elif manifest.predicted_size is None:
             whole += " (no ELF core, so its length proves nothing)"
         root, frames = manifest.root.hex(), terminal.count(manifest.frames, "frame")
@@ -166,6 +167,7 @@ def _document(report: CrashReport, papers: "evidence.Papers", host: str, dump: s
         "predicted_bytes": manifest.predicted_size if manifest else None,
         "stored_bytes": stored,
         "frames": manifest.frames if manifest else None,
+        "lost_frames": manifest.lost_frames if manifest else None,
         "root": manifest.root.hex() if manifest else None,
         "sensitive": report.is_sensitive,
         "report": {key: value for key, value in report._asdict().items() if value is not None},

@@ -113,6 +113,8 @@ def _print(host: HostName, dump: DumpId, result: DumpVerification, *, is_detaile
     if is_detailed:
         print_checks(result.checks)
     outcome = result.manifest.outcome if result.manifest else "no manifest"
+    if result.manifest is not None and result.manifest.lost_frames:
+        outcome += f", {terminal.lost_beginning(result.manifest.lost_frames)}"
     label = "complete" if outcome == "complete" else f"incomplete ({outcome})"
     if result.ok:
         click.echo(f"{dump.short}  {terminal.good('ok')}  {host}  {label}, {terminal.size(_plain(result))}")
@@ -154,6 +156,7 @@ def _document(host: HostName, dump: DumpId, result: DumpVerification) -> dict[st
         "host": str(host),
         "ok": result.ok,
         "outcome": result.manifest.outcome if result.manifest else None,
+        "lost_frames": result.manifest.lost_frames if result.manifest else None,
         "checks": [check._asdict() for check in result.checks],
         "damage": [damage._asdict() for damage in result.damage],
     }
@@ -161,4 +164,5 @@ def _document(host: HostName, dump: DumpId, result: DumpVerification) -> dict[st
 
 def _document_of_gone(host: HostName, dump: DumpId) -> dict[str, Any]:
     check = Check(1, "the dump is in the store", False, _GONE)
-    return {"id": str(dump), "host": str(host), "ok": False, "outcome": None, "checks": [check._asdict()], "damage": []}
+    unknown = {"outcome": None, "lost_frames": None}
+    return {"id": str(dump), "host": str(host), "ok": False, **unknown, "checks": [check._asdict()], "damage": []}

@@ -22,7 +22,7 @@ from securecore.names import DumpId, HostName, NameRefused
 from securecore.store.layout import CATALOGUE, Place, Store
 from securecore.store.rows import DumpRow, format_time, row_of
 
-_VERSION: Final = 2
+_VERSION: Final = 3
 _BUSY_S: Final = 5.0
 _BATCH: Final = 1000
 _SETTLED_NS: Final = 2_000_000_000
@@ -32,7 +32,8 @@ that was younger than this when it was taken is not kept."""
 _SCHEMA: Final = (
     "CREATE TABLE dumps (id TEXT NOT NULL, host TEXT NOT NULL, state TEXT NOT NULL, outcome TEXT, received_at TEXT NOT NULL,"
     " size_bytes INTEGER, stored_bytes INTEGER NOT NULL, frames INTEGER, signal INTEGER, program TEXT, pid INTEGER, build_id TEXT,"
-    " executable TEXT, crashed_at INTEGER, sensitive INTEGER NOT NULL, PRIMARY KEY (host, id)) WITHOUT ROWID",
+    " executable TEXT, crashed_at INTEGER, lost_frames INTEGER NOT NULL, sensitive INTEGER NOT NULL, PRIMARY KEY (host, id))"
+    " WITHOUT ROWID",
     "CREATE INDEX by_time ON dumps (received_at, id)",
     "CREATE INDEX by_host_and_time ON dumps (host, received_at, id)",
     "CREATE TABLE marks (host TEXT PRIMARY KEY, inode INTEGER NOT NULL, changed_ns INTEGER NOT NULL) WITHOUT ROWID",

@@ -40,6 +40,8 @@ class DumpRow(NamedTuple):
     executable: str | None
     crashed_at: int | None
     """Unix seconds by the host's clock."""
+    lost_frames: int = 0
+    """The manifest's: so many at the beginning are placeholders."""
     sensitive: bool = False
     """Whether the process had changed its privileges, as the host says: its core may hold what its user may not see."""
 
@@ -68,6 +70,7 @@ def row_of(files: DumpFiles) -> DumpRow:
         build_id=report.build_id,
         executable=report.executable,
         crashed_at=_small(report.crashed_at),
+        lost_frames=manifest.lost_frames if manifest else 0,
         sensitive=report.is_sensitive,
     )
 

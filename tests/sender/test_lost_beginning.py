@@ -3,7 +3,6 @@
 Real flushes to a real receiver, whose store was put back from an older backup, as it looks from the sender's side.
 """
 
-import random
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 
 from securecore import limits
 from securecore.certs import jws
-from securecore.dump.compression import Compressor
 from securecore.dump.frames import ZERO_PIECE_FRAME
 from securecore.dump.manifest import Manifest, parse_manifest
 from securecore.dump.reader import open_container
@@ -24,34 +22,14 @@ from securecore.receiver.server import Receiver
 from securecore.sender.consignment import consign, derived_id
 from securecore.sender.flush import Flushed, flush
 from securecore.sender.schedule import Schedule, read_schedule, write_schedule
-from securecore.sender.spool import EntryEnd, EntryStart, Spool
+from securecore.sender.spool import Spool
 from securecore.store.layout import open_store
 from tests.support.certificates import Fleet
 from tests.support.dumps import dump_id
-from tests.support.hands import REPORT, Hand
+from tests.support.hands import Hand
 from tests.support.proxies import Cut, cutting
-from tests.support.receivers import new_dump_id, papers_of, wait_until_idle
-
-CORE: Final = random.Random(3).randbytes(5 * limits.PIECE_BYTES) + b"the end"
-PIECES: Final = [CORE[at : at + limits.PIECE_BYTES] for at in range(0, len(CORE), limits.PIECE_BYTES)]
-FRAMES: Final = [bytes(Compressor().frame(piece)) for piece in PIECES]
-FIRST: Final = 3
-"""Frames 0 to 2 were acknowledged, the spool has those from here on."""
-LABELLED: Final = bytes(FIRST * limits.PIECE_BYTES) + CORE[FIRST * limits.PIECE_BYTES :]
-"""The core as it can still be delivered."""
-
-
-def keep_tail(spool: Spool, store: StoreId, first: int = FIRST, end: EntryEnd | None = None, dump: DumpId | None = None) -> DumpId:
-    """Put the frames from *first* on into the spool, as a handler does whose receiver has acknowledged those before."""
-    before = Frontier()
-    before.extend(map(leaf_hash, FRAMES[:first]))
-    start = EntryStart(dump or new_dump_id(), 1_795_338_860_050, store if first else None, before)
-    entry = spool.begin(start, REPORT)
-    for frame in FRAMES[first:]:
-        entry.append(frame)
-    entry.finish(end or EntryEnd(len(CORE), len(CORE), "complete", 5))
-    entry.close()
-    return start.dump
+from tests.support.receivers import papers_of, wait_until_idle
+from tests.support.tails import CORE, FIRST, FRAMES, LABELLED, PIECES, keep_tail
 
 
 class Stored(NamedTuple):

@@ -99,6 +99,7 @@ def test_a_row_says_what_the_files_say(store: Store, logs: HostLogs, signer: Sig
             build_id="4f1c",
             executable="/usr/sbin/nginx",
             crashed_at=1,
+            lost_frames=0,
             sensitive=False,
         )
 
