@@ -88,7 +88,9 @@ class _Round:
             flushed = self._try(attempt, entry)
             self._has_got_further |= flushed.failure is None or attempt.sent_frames > 0
             yield flushed
-            if flushed.failure is not None and self._is_over(attempt, flushed.failure):
+            if flushed.failure is None:
+                self._silent = 0
+            elif self._is_over(attempt, flushed.failure):
                 return
 
     def _try(self, attempt: "_Attempt", entry: SpoolEntry) -> Flushed:
