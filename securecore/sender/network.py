@@ -10,7 +10,7 @@ from securecore.names import DumpId
 from securecore.report import CrashReport
 from securecore.sender import privileges
 from securecore.sender.credentials import read_credentials
-from securecore.sender.settings import load_settings
+from securecore.sender.settings import WHOLE, load_settings
 from securecore.sender.spool import Spool, open_spool
 from securecore.sender.system_log import log
 from securecore.sender.transfer import Outcome, Papers, Parcel, carry
@@ -30,7 +30,11 @@ def send(core: int, settings_path: str, dump: DumpId, report: CrashReport) -> in
         # Installed where only root can read, as in a checkout under /root: what is loaded last must be loaded while we still may.
         from securecore.sender import evidence  # noqa: F401
     privileges.drop(settings.uid, settings.gid)
-    return conclude(dump, carry(core, parcel, settings.receivers, papers, spool, hold_budget_s=limits.HOLD_BUDGET_S))
+    outcome = carry(
+        core, parcel, settings.receivers, papers, spool,
+        hold_budget_s=limits.HOLD_BUDGET_S, keeps_copy=settings.spool_mode == WHOLE,
+    )  # fmt: skip
+    return conclude(dump, outcome)
 
 
 def find_spool(path: str) -> Spool | None:
@@ -45,7 +49,9 @@ def find_spool(path: str) -> Spool | None:
 def conclude(dump: DumpId, outcome: Outcome) -> int:
     """Say how it ended and return the exit code."""
     sizes = {"size": outcome.size, "stored": outcome.stored_bytes, "frames": outcome.frames}
-    facts = {"dump": str(dump), **sizes, "cut": outcome.source_failure}
+    facts: dict[str, object] = {"dump": str(dump), **sizes, "cut": outcome.source_failure}
+    if outcome.copy_failure is not None:
+        facts["not_copied"] = outcome.copy_failure.message
     if outcome.receipt is not None:
         told = {"receiver": outcome.receipt.get("receiver"), "entry": outcome.receipt.get("index")}
         log("delivered", **facts, **told, receipt_not_kept=outcome.receipt.get("not_kept"))

@@ -19,6 +19,11 @@ _IDS: Final = range((1 << 32) - 1)
 _HINT: Final = "run `securecore setup sender` again"
 
 
+TAIL: Final = "tail"
+WHOLE: Final = "whole"
+SPOOL_MODES: Final = (TAIL, WHOLE)
+
+
 class Settings(NamedTuple):
     """The handler's settings."""
 
@@ -31,6 +36,8 @@ class Settings(NamedTuple):
     uid: int
     """The user that the handler becomes; never 0."""
     gid: int
+    spool_mode: str = TAIL
+    """``tail``: the spool has what no receiver has. ``whole``: it has all of a dump until the receipt is there."""
 
     def encode(self) -> bytes:
         """Return the JSON that load_settings reads."""
@@ -59,11 +66,15 @@ def load_settings(path: str) -> Settings:
 
 
 def _settings(fields: dict[str, Any]) -> Settings:
+    # What an earlier setup has compiled does not say it.
+    fields.setdefault("spool_mode", TAIL)
     if fields.pop("version") != _VERSION or set(fields) != set(Settings._fields):
         raise ValueError
     if type(fields["receivers"]) is not list:
         raise ValueError
     settings = Settings(**fields)._replace(receivers=tuple(Address(text) for text in fields["receivers"]))
+    if settings.spool_mode not in SPOOL_MODES:
+        raise ValueError
     paths = (settings.identity, settings.spool)
     if not settings.receivers or not all(type(path) is str and path.startswith("/") and path.isprintable() for path in paths):
         raise ValueError

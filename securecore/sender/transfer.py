@@ -1,16 +1,14 @@
 """One dump's way from the pump to a receipt, or to the spool.
 
-A thread takes the frames in order and sends them. Frames that the receiver has not yet acknowledged as durable stay in a ring in
-memory. When no receiver can be had, or the wire fails, stalls with the ring full, or has held the source for too long in all, the
-ring and everything after it go to the spool, and a later flush goes on from there. So each frame is always durable at the receiver,
-in the ring, or in the spool.
+A thread takes the frames in order and sends them. When no receiver can be had, or the wire fails, stalls with the ring of
+unacknowledged frames full, or has held the source for too long in all, what no receiver has goes to the spool, and a later flush
+goes on from there; custody.py knows what is where.
 """
 
 import math
 import os
 import ssl
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from threading import Event, Thread
 from typing import Any, Final, NamedTuple
@@ -18,13 +16,14 @@ from typing import Any, Final, NamedTuple
 from securecore import limits
 from securecore.dump.compression import Compressor
 from securecore.errors import Bug, BusyError, ConfigError, PeerError, SecurecoreError, StorageError, UnreachableError
-from securecore.merkle import EMPTY_ROOT, Frontier
+from securecore.merkle import EMPTY_ROOT
 from securecore.names import Address, DumpId, StoreId
 from securecore.sender.credentials import Credentials
+from securecore.sender.custody import Custody
 from securecore.sender.delivery import Delivery, connect
 from securecore.sender.pump import Frame, Pump
 from securecore.sender.settlement import Statement, keep_receipt, settle
-from securecore.sender.spool import EntryEnd, EntryStart, Spool, SpoolEntry
+from securecore.sender.spool import EntryEnd, Spool
 from securecore.wire.messages import Accept, Open
 
 _TOO_SLOW: Final = "the receiver is slower than the core: the rest waits in the spool"
@@ -62,31 +61,8 @@ class Outcome(NamedTuple):
     frames: int
     source_failure: str | None
     """Why the dump ends before its source did: it could not be read, or not be compressed, from there on."""
-
-
-class Custody:
-    """The frames that are still ours: sent or not, but not acknowledged."""
-
-    def __init__(self) -> None:
-        self.ring: deque[Frame] = deque()
-        self.ring_bytes = 0
-        self.acknowledged = Frontier()
-        """The tree over the frames that the receiver has made durable."""
-        self.all = Frontier()
-        """The tree over all frames so far."""
-
-    def take(self, frame: Frame) -> None:
-        """Add a frame that has just been made."""
-        self.ring.append(frame)
-        self.ring_bytes += len(frame.stored)
-        self.all.append(frame.leaf)
-
-    def acknowledge(self, frames: int) -> None:
-        """Let go of everything before frame number *frames*."""
-        while self.acknowledged.size < frames:
-            frame = self.ring.popleft()
-            self.ring_bytes -= len(frame.stored)
-            self.acknowledged.append(frame.leaf)
+    copy_failure: SecurecoreError | None = None
+    """Why the spool could not keep the copy that it should, beside a wire that was well."""
 
 
 class Transfer:
@@ -101,23 +77,24 @@ class Transfer:
         spool: Spool | None,
         clock: Callable[[], float] = time.time,
         hold_budget_s: float | None = None,
+        keeps_copy: bool = False,
     ) -> None:
         """*papers* may be the reason why there are none; then everything goes to the spool.
 
         *hold_budget_s* is for how long the source may stand still in all before the rest goes to the spool, if there is one: a
-        process that crashed is held as long. None where nobody is.
+        process that crashed is held as long. None where nobody is. With *keeps_copy* the spool has all frames until the receipt is
+        there, and not only those that no receiver has.
         """
         self._parcel, self._pump, self._receivers, self._papers = parcel, pump, receivers, papers
         self._spool, self._clock = spool, clock
         # Without a spool the process must wait: a lost core is worse than one that takes long.
         self._hold_budget_s = hold_budget_s if spool is not None else None
-        self._custody = Custody()
+        self._custody = Custody(*parcel, spool)
+        self._keeps_copy = keeps_copy
         self._hold_ends = math.inf
         """When the budget would be used up, if the source stood still from the last look at it on."""
         self._delivery: Delivery | None = None
-        self._entry: SpoolEntry | None = None
         self._failure: SecurecoreError | None = None
-        self._spool_failure: SecurecoreError | None = None
         self._receipt: dict[str, Any] | None = None
         self._piece_failure: SecurecoreError | None = None
         self._size = 0
@@ -141,16 +118,19 @@ class Transfer:
         return Outcome(
             self._receipt,
             self._failure,
-            self._entry is not None,
-            self._spool_failure,
+            self._custody.entry is not None,
+            self._custody.failure,
             end.size if end else 0,
             self._stored_bytes,
             self._custody.all.size,
             self._piece_failure.message if self._piece_failure else end.failure if end else None,
+            self._custody.copy_failure,
         )
 
     def _run(self) -> None:
         try:
+            if self._keeps_copy:
+                self._custody.begin_copy()
             self._connect()
             self._take_frames()
             self._conclude()
@@ -164,8 +144,7 @@ class Transfer:
             self._drain()
             if self._delivery is not None:
                 self._delivery.close()
-            if self._entry is not None:
-                self._entry.close()
+            self._custody.close()
 
     def _take_frames(self) -> None:
         for frame in self._whole_frames():
@@ -185,7 +164,7 @@ class Transfer:
     def _rescue(self) -> None:
         """An error that nobody foresaw is on its way out: it must not cost the core while there is a spool."""
         try:
-            if self._entry is None:
+            if not self._custody.has_fallen_back:
                 self._fall_back(Bug("the transfer failed in a way that nobody foresaw"))
             self._take_frames()
             self._conclude()
@@ -237,7 +216,8 @@ class Transfer:
     def _pass_on(self, frame: Frame) -> None:
         self._custody.take(frame)
         if self._delivery is None:
-            self._keep_ring()
+            self._custody.keep_ring()
+            self._let_go_of_what_is_lost()
             return
         try:
             self._delivery.send_frame(frame.stored, self._patience_s(limits.PROGRESS_DEADLINE_S))
@@ -269,38 +249,22 @@ class Transfer:
             self._delivery = None
         if self._spool is None:
             raise error
-        start = EntryStart(
-            self._parcel.dump,
-            self._parcel.started_at,
-            store if self._custody.acknowledged.size else None,
-            self._custody.acknowledged.copy(),
-        )
         try:
-            self._entry = self._spool.begin(start, self._parcel.report)
+            self._custody.fall_back(store)
         except SecurecoreError as spool_error:
-            self._spool_failure = spool_error
             raise error from spool_error
-        self._keep_ring()
+        self._let_go_of_what_is_lost()
 
-    def _keep_ring(self) -> None:
-        """Move the ring into the spool; when the disk refuses, keep what fits and let the crashed process go."""
-        if self._entry is None:
-            raise Bug("frames have nowhere to go")
-        try:
-            while self._custody.ring and self._spool_failure is None:
-                self._entry.append(self._custody.ring[0].stored)
-                self._custody.ring.popleft()
-        except SecurecoreError as error:
-            self._spool_failure = error
+    def _let_go_of_what_is_lost(self) -> None:
+        """Let the crashed process go once the spool's disk has refused: what fitted is kept, and nobody will keep the rest."""
+        if self._custody.failure is not None:
             self._pump.abandon()
-        if self._spool_failure is not None:
-            self._custody.ring.clear()
 
     def _end(self) -> EntryEnd:
         source = self._pump.end
         if source is None:
             raise Bug("the source has not ended")
-        outcome = source.outcome(is_part_lost=self._spool_failure is not None or self._piece_failure is not None)
+        outcome = source.outcome(is_part_lost=self._custody.failure is not None or self._piece_failure is not None)
         return EntryEnd(self._size, source.predicted_size, outcome, int(self._clock() * 1000))
 
     def _conclude(self) -> None:
@@ -308,16 +272,16 @@ class Transfer:
         end = self._end()
         if self._delivery is not None and not isinstance(self._papers, ConfigError):
             credentials = self._papers.credentials
+            # A copy is whole from here on, whatever becomes of this process before the receipt is there.
+            self._custody.finish(end)
             try:
                 facts = settle(self._delivery, credentials, Statement(*self._parcel, end, self._custody.all), self._clock)
                 self._receipt = facts if self._spool is None else keep_receipt(self._spool, facts)
+                self._custody.settled()
+                return
             except SecurecoreError as error:
                 self._fall_back(error)
-        if self._entry is not None:
-            try:
-                self._entry.finish(end)
-            except SecurecoreError as error:
-                self._spool_failure = self._spool_failure or error
+        self._custody.finish(end)
 
 
 def carry(
@@ -328,13 +292,15 @@ def carry(
     spool: Spool | None,
     on_progress: Callable[[int], None] | None = None,
     hold_budget_s: float | None = None,
+    keeps_copy: bool = False,
 ) -> Outcome:
     """Drain *source* to a receiver or the spool, close it as soon as it is drained, and return how it ended.
 
-    *on_progress* is told the plaintext bytes read so far. *hold_budget_s* is as Transfer has it.
+    *on_progress* is told the plaintext bytes read so far. *hold_budget_s* and *keeps_copy* are as
+    Transfer has them.
     """
     pump = Pump(Compressor, on_progress)
-    transfer = Transfer(parcel, pump, receivers, papers, spool, hold_budget_s=hold_budget_s)
+    transfer = Transfer(parcel, pump, receivers, papers, spool, hold_budget_s=hold_budget_s, keeps_copy=keeps_copy)
     transfer.start()
     try:
         pump.read(source)

@@ -24,6 +24,13 @@ def test_settings_come_back_as_they_were_compiled(tmp_path: Path) -> None:
     assert load_settings(write(tmp_path / "s", GOOD.encode())) == GOOD
 
 
+def test_settings_of_an_earlier_setup_keep_the_tail(tmp_path: Path) -> None:
+    """They do not say what the spool has; a crash between an upgrade and the next set-up must not be lost for that."""
+    assert load_settings(write(tmp_path / "s", changed(spool_mode=None))) == GOOD
+    whole = GOOD._replace(spool_mode="whole")
+    assert load_settings(write(tmp_path / "s", whole.encode())) == whole
+
+
 def changed(**fields: object) -> bytes:
     """Return good settings with fields replaced; None removes one."""
     document = json.loads(GOOD.encode()) | fields
@@ -51,6 +58,8 @@ BAD = {
     "receivers that are the keys of an object": changed(receivers={"collector.example.org:4455": 1}),
     "a path with a NUL": changed(spool="/var\0spool"),
     "a path with a lone surrogate": changed(identity="/etc/\ud800"),
+    "a spool mode that is none": changed(spool_mode="half"),
+    "a spool mode that is a number": changed(spool_mode=1),
     "deep nesting": b"[" * 100_000,
 }
 

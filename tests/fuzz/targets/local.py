@@ -50,7 +50,7 @@ def check_settings(data: bytes) -> None:
 
 def settings_seeds() -> Iterator[bytes]:
     """Settings as setup compiles them, and with other types."""
-    good = Settings(_RECEIVERS, "/etc/securecore/identity", "/var/lib/securecore/spool", 990, 991)
+    good = Settings(_RECEIVERS, "/etc/securecore/identity", "/var/lib/securecore/spool", 990, 991, "whole")
     yield good.encode()
     fields = json.loads(good.encode())
     yield from (json.dumps(fields | other).encode() for other in _OTHER_SETTINGS)
@@ -79,7 +79,7 @@ def check_configuration(data: bytes) -> None:
 def configuration_seeds() -> Iterator[bytes]:
     """Files as setup writes them, and every type of TOML."""
     yield SenderConfiguration(_RECEIVERS, "/etc/securecore/identity").encode()
-    yield SenderConfiguration(_RECEIVERS, "/é", "/a/b", "990:990").encode()
+    yield SenderConfiguration(_RECEIVERS, "/é", "/a/b", "990:990", "whole").encode()
     yield b"version = 1\nreceivers = [\"a:1\"]\nidentity = '/i'\n[later]\nx.y = {a = 1, b = [inf, 0x1f, 1979-05-27T07:32:00Z]}\n"
     yield b"version = " + b"1" * 5000
     yield b"version = " + b"[" * 4000
