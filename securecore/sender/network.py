@@ -1,4 +1,4 @@
-"""The network's way of a crash: steps 6 to 10 of handler.py, with a receiver and a spool."""
+"""The network's way of a crash: steps 6 to 11 of handler.py, with a receiver and a spool."""
 
 import os
 import sys
@@ -28,13 +28,19 @@ def send(core: int, settings_path: str, dump: DumpId, report: CrashReport) -> in
         papers = error
     if not privileges.can_others_import([os.path.dirname(__file__), *sys.path]):
         # Installed where only root can read, as in a checkout under /root: what is loaded last must be loaded while we still may.
-        from securecore.sender import evidence  # noqa: F401
+        from securecore.sender import backlog, evidence  # noqa: F401
     privileges.drop(settings.uid, settings.gid)
     outcome = carry(
         core, parcel, settings.receivers, papers, spool,
         hold_budget_s=limits.HOLD_BUDGET_S, keeps_copy=settings.spool_mode == WHOLE,
     )  # fmt: skip
-    return conclude(dump, outcome)
+    code = conclude(dump, outcome)
+    if outcome.receipt is not None and spool is not None and isinstance(papers, Papers):
+        # Only now: the crashed process has waited for every module that was loaded before.
+        from securecore.sender.backlog import deliver_backlog
+
+        deliver_backlog(spool, settings.receivers, papers)
+    return code
 
 
 def find_spool(path: str) -> Spool | None:
