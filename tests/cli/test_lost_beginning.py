@@ -14,10 +14,8 @@ from securecore.sender.consignment import derived_id
 from securecore.sender.spool import Spool
 from securecore.store.layout import open_store
 from tests.support.certificates import Fleet
-from tests.support.hands import Hand
-from tests.support.receivers import wait_until_idle
 from tests.support.stores import Commands
-from tests.support.tails import FIRST, FRAMES, LABELLED, PIECES, keep_tail
+from tests.support.tails import FIRST, FRAMES, LABELLED, PIECES, keep_tail, put
 
 LOST: Final = "the first 3.0 MiB were lost"
 
@@ -64,11 +62,7 @@ def test_flush_says_what_was_lost(flushing: Flushing) -> None:
 
 def test_flush_says_under_which_id(flushing: Flushing, fleet: Fleet, receiver: Receiver) -> None:
     """The receiver has something else under the first one."""
-    hand = Hand(fleet.host, receiver.addresses)
-    hand.open(flushing.dump)
-    hand.send(PIECES[0])
-    hand.close()
-    wait_until_idle(receiver)
+    put(receiver, fleet, flushing.dump, PIECES[:1])
 
     out = flushing.run()
 

@@ -26,10 +26,9 @@ from securecore.sender.spool import Spool
 from securecore.store.layout import open_store
 from tests.support.certificates import Fleet
 from tests.support.dumps import dump_id
-from tests.support.hands import Hand
 from tests.support.proxies import Cut, cutting
 from tests.support.receivers import papers_of, wait_until_idle
-from tests.support.tails import CORE, FIRST, FRAMES, LABELLED, PIECES, keep_tail
+from tests.support.tails import CORE, FIRST, FRAMES, LABELLED, PIECES, keep_tail, put
 
 
 class Stored(NamedTuple):
@@ -56,16 +55,6 @@ def deliver(spool: Spool, receiver: Receiver, fleet: Fleet) -> Flushed:
     """Flush the one dump of the spool."""
     (flushed,) = flush(spool, receiver.addresses, papers_of(fleet.host))
     return flushed
-
-
-def put(receiver: Receiver, fleet: Fleet, dump: DumpId, pieces: list[bytes]) -> None:
-    """Let the receiver hold these pieces of a dump that has no end yet."""
-    hand = Hand(fleet.host, receiver.addresses)
-    hand.open(dump)
-    for piece in pieces:
-        hand.send(piece)
-    hand.close()
-    wait_until_idle(receiver)
 
 
 @pytest.fixture

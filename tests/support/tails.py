@@ -7,9 +7,11 @@ from securecore import limits
 from securecore.dump.compression import Compressor
 from securecore.merkle import Frontier, leaf_hash
 from securecore.names import DumpId, StoreId
+from securecore.receiver.server import Receiver
 from securecore.sender.spool import EntryEnd, EntryStart, Spool
-from tests.support.hands import REPORT
-from tests.support.receivers import new_dump_id
+from tests.support.certificates import Fleet
+from tests.support.hands import REPORT, Hand
+from tests.support.receivers import new_dump_id, wait_until_idle
 
 CORE: Final = random.Random(3).randbytes(5 * limits.PIECE_BYTES) + b"the end"
 PIECES: Final = [CORE[at : at + limits.PIECE_BYTES] for at in range(0, len(CORE), limits.PIECE_BYTES)]
@@ -31,3 +33,13 @@ def keep_tail(spool: Spool, store: StoreId, first: int = FIRST, end: EntryEnd | 
     entry.finish(end or EntryEnd(len(CORE), len(CORE), "complete", 5))
     entry.close()
     return start.dump
+
+
+def put(receiver: Receiver, fleet: Fleet, dump: DumpId, pieces: list[bytes]) -> None:
+    """Let the receiver hold these pieces of a dump that has no end yet."""
+    hand = Hand(fleet.host, receiver.addresses)
+    hand.open(dump)
+    for piece in pieces:
+        hand.send(piece)
+    hand.close()
+    wait_until_idle(receiver)
