@@ -120,7 +120,7 @@ def flush_(
         raise ConfigError("spool, receiver and identity are needed")
     spool = open_spool(where)
     if when_due and not _is_work_due(spool):
-        # Every two minutes on every host, so nothing is loaded for it, and nothing is said.
+        # Every two minutes on every host: nothing of what signs and sends is loaded for it, and nothing is said.
         return 0
     # What is loaded later than the privileges are dropped may be out of reach by then, so the evidence is loaded here too.
     from securecore.sender import evidence, privileges  # noqa: F401
@@ -152,10 +152,17 @@ def flush_(
 
 
 def _is_work_due(spool: "Spool") -> bool:
-    """Return whether something waits, and may be tried now."""
+    """Return whether something waits, or was left behind by a handler that was killed, and may be seen to now."""
+    from securecore.dump import directory as files
     from securecore.sender.schedule import read_schedule
 
-    return bool(spool.dump_ids()) and read_schedule(spool.fd).is_due(time.time())
+    dumps = files.open_directory("dumps", spool.fd)
+    if dumps is None:
+        return False
+    try:
+        return bool(files.names_in(dumps)) and read_schedule(spool.fd).is_due(time.time())
+    finally:
+        os.close(dumps)
 
 
 def _document(flushed: "Flushed") -> dict[str, Any]:
@@ -182,6 +189,8 @@ def _tell(flushed: "Flushed") -> None:
             told = f"deleted at the receiver: {terminal.printable(gone, 100)}"
         frames = terminal.count(flushed.sent_frames, "frame")
         click.echo(f"{flushed.dump.short}  {told}, receipt verified ({frames} sent now)")
+        if receipt.get("not_kept") is not None:
+            click.echo(f"          the receipt could not be kept here: {terminal.printable(receipt['not_kept'], 200)}", err=True)
         if flushed.delivered_as is not None:
             click.echo(f"          as {flushed.delivered_as.short}: what the receiver had of it before is not what was sent")
         if flushed.lost_frames:

@@ -7,13 +7,33 @@ With a copy (``spool_mode = "whole"``) every frame goes to the spool as well, fr
 ring stays what it is: when the disk refuses the copy while the wire is well, the copy is given up and nothing is lost by that.
 """
 
+import os
 from collections import deque
+from typing import Final
 
+from securecore import limits
 from securecore.errors import Bug, SecurecoreError
 from securecore.merkle import Frontier
 from securecore.names import DumpId, StoreId
 from securecore.sender.pump import Frame
 from securecore.sender.spool import EntryEnd, EntryStart, Spool, SpoolEntry
+
+_INODES: Final = 5
+"""Of an entry: its directory, core, report, start and end."""
+
+
+def has_room(spool: Spool) -> bool:
+    """Return whether the spool's disk, as it says of itself, would take what the ring holds.
+
+    Not checked: a quota, and what others write meanwhile.
+    """
+    try:
+        disk = os.fstatvfs(spool.fd)
+    except OSError:
+        return False
+    # A file system that makes its inodes as they are needed says that it has none at all.
+    has_inodes = disk.f_files == 0 or disk.f_favail >= _INODES
+    return not disk.f_flag & os.ST_RDONLY and has_inodes and disk.f_bavail * disk.f_frsize >= limits.RING_BYTES
 
 
 class Custody:

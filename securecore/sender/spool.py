@@ -33,6 +33,7 @@ _COUNT_MAX: Final = (1 << 63) - 1
 _ABANDONED_AFTER_S: Final = 3600.0
 """A handler names its entry within milliseconds of beginning it; an hour is beyond every pause of a machine that still works."""
 
+_BEGUN: Final = ("core.zst", "report.json", "entry.json", *map(files.aside_name, ("report.json", "entry.json")))
 _DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -284,9 +285,9 @@ class _Removed(SecurecoreError):
 
 
 def _remove_directory(name: str, fd: int, dumps: int) -> None:
-    """Remove an entry's directory with all that is in it, and give up its lock; what cannot be removed stays."""
+    """Remove a directory that never became an entry, without a further descriptor; what cannot be removed stays."""
     try:
-        for inner in files.names_in(fd):
+        for inner in _BEGUN:
             files.remove_file(inner, fd)
         os.rmdir(name, dir_fd=dumps)
     except (OSError, StorageError):

@@ -19,7 +19,7 @@ from securecore.errors import Bug, BusyError, ConfigError, PeerError, Securecore
 from securecore.merkle import EMPTY_ROOT
 from securecore.names import Address, DumpId, StoreId
 from securecore.sender.credentials import Credentials
-from securecore.sender.custody import Custody
+from securecore.sender.custody import Custody, has_room
 from securecore.sender.delivery import Delivery, connect
 from securecore.sender.pump import Frame, Pump
 from securecore.sender.settlement import Statement, keep_receipt, settle
@@ -87,8 +87,8 @@ class Transfer:
         """
         self._parcel, self._pump, self._receivers, self._papers = parcel, pump, receivers, papers
         self._spool, self._clock = spool, clock
-        # Without a spool the process must wait: a lost core is worse than one that takes long.
-        self._hold_budget_s = hold_budget_s if spool is not None else None
+        # Without a spool that takes the rest the process must wait: a lost core is worse than one that takes long.
+        self._hold_budget_s = hold_budget_s if spool is not None and has_room(spool) else None
         self._custody = Custody(*parcel, spool)
         self._keeps_copy = keeps_copy
         self._hold_ends = math.inf
