@@ -89,8 +89,8 @@ ACK_EVERY_BYTES: Final = 8 * MIB
 """Stored bytes after which the receiver makes frames durable and says so: half of the sender's ring, so that neither waits."""
 
 MAX_SILENT: Final = 2
-"""Dumps in a row for which a receiver greets and then says and takes nothing, after which a flush leaves the rest for the next
-time: one may be that dump's fault, and each costs a RECEIPT_DEADLINE_S."""
+"""Dumps in a row for which a receiver greets and then falls silent, after which a flush leaves the rest for the next time: one may
+be that dump's fault, and each costs a RECEIPT_DEADLINE_S."""
 
 SLOW_DISK_BYTES_PER_S: Final = 20 * 1000 * 1000
 """At which a receiver may read again what it holds of a dump before it answers OPEN: a fifth of what a single hard disk reads, for

@@ -44,7 +44,7 @@ def flush(
 
     A dump is removed once its receipt is checked and kept, also that of a dump that was deleted there. What is wrong with one dump
     keeps no other one back. While no receiver can be had, or a clock is wrong, the rest is left for the next time: the exception of
-    the last Flushed says why. So it is after MAX_SILENT dumps in a row for which a receiver greets and then says and takes nothing,
+    the last Flushed says why. So it is after MAX_SILENT dumps in a row for which a receiver greets and then vouches for nothing,
     and once *budget_s* is used up; a receipt that is waited for then has its own deadline.
 
     What the next flush should know is kept in the spool's schedule. Not checked: that this one is due, and the only one; whoever
@@ -86,7 +86,7 @@ class _Round:
                 continue
             attempt = _Attempt(entry, self._papers, self._clock, self._deadline)
             flushed = self._try(attempt, entry)
-            self._has_got_further |= flushed.failure is None or attempt.sent_frames > 0
+            self._has_got_further |= flushed.failure is None or attempt.has_got_further(flushed.failure)
             yield flushed
             if flushed.failure is None:
                 self._silent = 0
@@ -147,14 +147,24 @@ class _Attempt:
         self.address: Address | None = None
         """The receiver that has greeted."""
         self.sent_frames = 0
+        self._has_acknowledged = False
+        """The receiver has made frames durable that it did not hold before."""
         self.lost_frames = 0
         self.delivered_as: DumpId | None = None
         self.has_found_nobody = False
         """No receiver would take any dump: what one says before OPEN is not about this one."""
 
     def was_left_alone(self, error: SecurecoreError) -> bool:
-        """Return whether a receiver has greeted, and *error* is that it then said nothing and took nothing."""
-        return self.address is not None and isinstance(error, UnreachableError) and self.sent_frames == 0
+        """Return whether a receiver has greeted, and *error* is that it then fell silent or went, with nothing made durable."""
+        return self.address is not None and isinstance(error, UnreachableError) and not self._has_acknowledged
+
+    def has_got_further(self, error: SecurecoreError) -> bool:
+        """Return whether the next try begins further on.
+
+        It may when a wire was cut behind a frame: a receiver keeps what came, acknowledged or not. Where a receiver says no after
+        frames that it did not acknowledge, the same would be sent again and again.
+        """
+        return self._has_acknowledged or (self.sent_frames > 0 and isinstance(error, UnreachableError))
 
     def learn(self, schedule: Schedule) -> Schedule:
         """Return *schedule* with what this try has shown of the store that has the beginning."""
@@ -230,7 +240,10 @@ class _Attempt:
     def _open(self, delivery: Delivery, way: Consignment) -> Accept | Receipt | Gone:
         opening = Open(way.dump, self._entry.report, way.end().predicted_size)
         patience_s = limits.RECEIPT_DEADLINE_S + self._rereading_s()
-        return delivery.open(opening, lambda frames: None, min(patience_s, self._left_s()))
+        return delivery.open(opening, self._note_ack, min(patience_s, self._left_s()))
+
+    def _note_ack(self, frames: int) -> None:
+        self._has_acknowledged = True
 
     def _rereading_s(self) -> float:
         """Return how long the receiver may take to read again what it holds of this dump, before it can say how much that is."""

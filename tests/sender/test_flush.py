@@ -1,5 +1,6 @@
 """Delivering what the spool holds: what is wrong with one dump keeps no other one back, and what holds for all is tried once."""
 
+import time
 from pathlib import Path
 from typing import Final
 
@@ -221,7 +222,7 @@ def test_a_flush_with_a_budget_ends_with_it(fleet: Fleet, receiver: Receiver, sp
 def test_failures_put_the_next_time_off_and_success_brings_it_back(fleet: Fleet, receiver: Receiver, spool: Spool) -> None:
     """Nobody is there twice, then somebody is."""
     wait_in(spool, fleet)
-    papers, now = papers_of(fleet.host), 1_795_338_860.0
+    papers, now = papers_of(fleet.host), time.time()
     list(flush(spool, [NOWHERE], papers, lambda: now))
     once = read_schedule(spool.fd)
     list(flush(spool, [NOWHERE], papers, lambda: now + 3600))
@@ -263,3 +264,46 @@ def test_a_person_who_tries_again_makes_no_timer_wait_longer(fleet: Fleet, spool
     list(flush(spool, [NOWHERE], papers_of(fleet.host), lambda: now))
 
     assert read_schedule(spool.fd) == put_off
+
+
+def taking_all_then(say: Message | None) -> Script:
+    """Return the script of a receiver that takes every frame, acknowledges none, and then says *say* in answer to END, or goes."""
+
+    def script(peer: Peer) -> None:
+        peer.say(Ready(STORE, 1 << 24))
+        peer.hear()
+        peer.say(Accept(0, EMPTY_ROOT))
+        peer.hear_end()
+        if say is not None:
+            peer.say(say)
+
+    return script
+
+
+def test_frames_that_nobody_vouched_for_are_not_sent_every_two_minutes(fleet: Fleet, spool: Spool) -> None:
+    """A receiver whose disk is full takes frames and then says no: that is no progress, however many were sent."""
+    wait_in(spool, fleet)
+    with scripted_receiver(fleet.receiver, taking_all_then(Refuse(Refusal.STORAGE, "full"))) as scripted:
+        (refused,) = flush(spool, [scripted.address], papers_of(fleet.host))
+
+    assert (type(refused.failure), refused.sent_frames) == (BusyError, 4)
+    assert read_schedule(spool.fd).failures == 1
+
+
+def test_a_wire_that_is_cut_behind_a_frame_makes_nobody_wait(fleet: Fleet, spool: Spool) -> None:
+    """The receiver keeps what came: a link that is cut every minute gets a dump through, bit by bit."""
+    wait_in(spool, fleet)
+    with scripted_receiver(fleet.receiver, taking_all_then(None)) as scripted:
+        (cut,) = flush(spool, [scripted.address], papers_of(fleet.host))
+
+    assert (type(cut.failure), cut.sent_frames) == (UnreachableError, 4)
+    assert read_schedule(spool.fd) == Schedule()
+
+
+def test_a_receiver_that_takes_everything_and_vouches_for_nothing_is_left_after_two(fleet: Fleet, spool: Spool) -> None:
+    """Each such dump would cost the time for a receipt."""
+    waiting = [wait_in(spool, fleet) for _ in range(3)]
+    with scripted_receiver(fleet.receiver, taking_all_then(None)) as scripted:
+        results = list(flush(spool, [scripted.address], papers_of(fleet.host)))
+
+    assert [result.dump for result in results] == waiting[:2]

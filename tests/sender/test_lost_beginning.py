@@ -3,6 +3,7 @@
 Real flushes to a real receiver, whose store was put back from an older backup, as it looks from the sender's side.
 """
 
+import time
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -245,10 +246,10 @@ ELSEWHERE: Final = StoreId.make(b"\x07" * 16)
 
 
 class Clock:
-    """A host's clock that a test sets."""
+    """A host's clock that a test sets forward."""
 
     def __init__(self) -> None:
-        self.now = 1_795_338_860.0
+        self.now = time.time()
 
     def __call__(self) -> float:
         """Return Unix seconds."""
