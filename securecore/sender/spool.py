@@ -239,15 +239,11 @@ class Spool:
         entry.close()
 
     def keep_receipt(self, fields: dict[str, Any]) -> None:
-        """Append one line to the receipt log, durably."""
-        fd = files.open_file("receipts.jsonl", self.fd, append=True)
-        if fd is None:
-            fd = files.create_file("receipts.jsonl", self.fd)
-            files.sync(self.fd)
+        """Append one line to the receipt log, durably; a disk that refuses leaves the log as it was."""
+        fd = files.open_lines("receipts.jsonl", self.fd)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            files.write_all(fd, _encode(fields) + b"\n")
-            files.sync(fd)
+            files.append_line(fd, _encode(fields))
         finally:
             os.close(fd)
 

@@ -175,6 +175,18 @@ def test_a_full_disk_is_nothing_to_a_wire_that_is_well(
     assert "no space left on device" in str(facts["receipt_not_kept"])
 
 
+def test_a_receipt_that_does_not_fit_spoils_no_other_one(disk: Path, spool: Spool) -> None:
+    """The disk takes a part of its line, and it is taken back: when there is room again, the next one stands whole."""
+    spool.keep_receipt({"dump": "a"})
+    filler = fill(disk)
+    with pytest.raises(StorageError):
+        spool.keep_receipt({"dump": "b", "receipt": "x" * 100_000})
+    filler.unlink()
+    spool.keep_receipt({"dump": "c"})
+
+    assert [receipt["dump"] for receipt in spool.receipts()] == ["a", "c"]
+
+
 @MODES
 def test_who_has_nowhere_to_put_the_rest_waits_for_a_slow_wire(
     keeps_copy: bool, fleet: Fleet, receiver: Receiver, disk: Path, spool: Spool, tmp_path: Path
