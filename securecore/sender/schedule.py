@@ -16,7 +16,8 @@ from securecore.dump import directory as files
 from securecore.errors import BrokenError, SecurecoreError
 from securecore.names import NameRefused, StoreId
 
-_NAME: Final = "schedule.json"
+SCHEDULE: Final = "schedule.json"
+"""The file's name in the spool."""
 _VERSION: Final = 1
 _MAX_BYTES: Final = 64 * limits.KIB
 _MAX_MISSED: Final = 64
@@ -93,7 +94,7 @@ def parse_schedule(data: bytes) -> Schedule:
 def read_schedule(spool_fd: int) -> Schedule:
     """Return the schedule of the spool behind a descriptor; an empty one when there is none that can be read."""
     try:
-        data = files.read_file(_NAME, spool_fd, _MAX_BYTES)
+        data = files.read_file(SCHEDULE, spool_fd, _MAX_BYTES)
         return parse_schedule(data) if data is not None else Schedule()
     except SecurecoreError:
         return Schedule()
@@ -101,7 +102,7 @@ def read_schedule(spool_fd: int) -> Schedule:
 
 def write_schedule(spool_fd: int, schedule: Schedule) -> None:
     """Keep *schedule* for the next flush; raises StorageError when the disk refuses."""
-    files.replace_file(_NAME, spool_fd, schedule.encode())
+    files.replace_file(SCHEDULE, spool_fd, schedule.encode())
 
 
 @contextmanager
