@@ -22,20 +22,6 @@ _INODES: Final = 5
 """Of an entry: its directory, core, report, start and end."""
 
 
-def has_room(spool: Spool) -> bool:
-    """Return whether the spool's disk, as it says of itself, would take what the ring holds.
-
-    Not checked: a quota, and what others write meanwhile.
-    """
-    try:
-        disk = os.fstatvfs(spool.fd)
-    except OSError:
-        return False
-    # A file system that makes its inodes as they are needed says that it has none at all.
-    has_inodes = disk.f_files == 0 or disk.f_favail >= _INODES
-    return not disk.f_flag & os.ST_RDONLY and has_inodes and disk.f_bavail * disk.f_frsize >= limits.RING_BYTES
-
-
 class Custody:
     """The frames that are still ours: sent or not, but not acknowledged."""
 
@@ -91,6 +77,22 @@ class Custody:
             frame = self.ring.popleft()
             self.ring_bytes -= len(frame.stored)
             self.acknowledged.append(frame.leaf)
+
+    def can_fall_back(self) -> bool:
+        """Return whether the spool's disk, as it says of itself, would take what is in memory, and a frame more.
+
+        Not checked: a quota, and what others write meanwhile.
+        """
+        if self._spool is None:
+            return False
+        try:
+            disk = os.fstatvfs(self._spool.fd)
+        except OSError:
+            return False
+        needed = limits.MAX_FRAME_BYTES + (0 if self._is_copying else self.ring_bytes)
+        # A file system that makes its inodes as they are needed says that it has none at all.
+        has_inodes = self._is_copying or disk.f_files == 0 or disk.f_favail >= _INODES
+        return not disk.f_flag & os.ST_RDONLY and has_inodes and disk.f_bavail * disk.f_frsize >= needed
 
     def fall_back(self, store: StoreId | None) -> None:
         """Give the wire up: from here on the spool has what no receiver has acknowledged, or all of it where there is a copy.

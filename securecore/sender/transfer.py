@@ -19,7 +19,7 @@ from securecore.errors import Bug, BusyError, ConfigError, PeerError, Securecore
 from securecore.merkle import EMPTY_ROOT
 from securecore.names import Address, DumpId, StoreId
 from securecore.sender.credentials import Credentials
-from securecore.sender.custody import Custody, has_room
+from securecore.sender.custody import Custody
 from securecore.sender.delivery import Delivery, connect
 from securecore.sender.pump import Frame, Pump
 from securecore.sender.settlement import Statement, keep_receipt, settle
@@ -87,8 +87,7 @@ class Transfer:
         """
         self._parcel, self._pump, self._receivers, self._papers = parcel, pump, receivers, papers
         self._spool, self._clock = spool, clock
-        # Without a spool that takes the rest the process must wait: a lost core is worse than one that takes long.
-        self._hold_budget_s = hold_budget_s if spool is not None and has_room(spool) else None
+        self._hold_budget_s = hold_budget_s
         self._custody = Custody(*parcel, spool)
         self._keeps_copy = keeps_copy
         self._hold_ends = math.inf
@@ -232,7 +231,8 @@ class Transfer:
     def _patience_s(self, deadline_s: float) -> float:
         """Return how long to wait for what has *deadline_s*; raises BusyError when the source has stood still for long enough."""
         left_s = math.inf
-        if self._hold_budget_s is not None and not self.source_closed.is_set():
+        # Without a spool that takes the rest the process must wait: a lost core is worse than one that takes long.
+        if self._hold_budget_s is not None and not self.source_closed.is_set() and self._custody.can_fall_back():
             left_s = self._hold_budget_s - self._pump.held_s
         if left_s <= 0:
             raise BusyError(_TOO_SLOW)

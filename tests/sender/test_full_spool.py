@@ -192,14 +192,16 @@ def test_who_has_nowhere_to_put_the_rest_waits_for_a_slow_wire(
     keeps_copy: bool, fleet: Fleet, receiver: Receiver, disk: Path, spool: Spool, tmp_path: Path
 ) -> None:
     """The time for which a process may be held is used up, and the disk is full: a core that takes long is better than none."""
-    fill(disk)
+    filler = fill(disk)
+    papers = papers_of(fleet.host)
 
-    outcome = send_bytes(
-        CORE, papers_of(fleet.host), receiver.addresses, spool=spool, keeps_copy=keeps_copy, hold_budget_s=0.0
-    )
+    outcome = send_bytes(CORE, papers, receiver.addresses, spool=spool, keeps_copy=keeps_copy, hold_budget_s=0.0)
+    filler.unlink()
+    other = send_bytes(CORE[:10], papers, receiver.addresses, spool=spool, keeps_copy=keeps_copy, hold_budget_s=0.0)
 
     assert (outcome.failure, outcome.spool_failure) == (None, None)
     assert stored(tmp_path / "store") == [("complete", CORE)]
+    assert (other.receipt, other.spooled, other.spool_failure) == (None, True, None)
 
 
 @contextmanager
