@@ -102,6 +102,11 @@ class BusyError(SecurecoreError):
     exit_code = 14
     name = "busy"
 
+    def __init__(self, message: str, *, hint: str | None = None, retry_after_s: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
+        """Seconds that the receiver asks us to wait, 0 for none; capped by whoever read it."""
+
 
 class ClockError(SecurecoreError):
     """A certificate is not yet valid: most likely this machine's clock is behind."""

@@ -99,6 +99,29 @@ ACK_EVERY_S: Final = 5.0
 """The same by time, where it takes longer to come by so many bytes: half of PROGRESS_DEADLINE_S. At most one fsync in five seconds
 for a session; at the rate at which this comes before ACK_EVERY_BYTES, 1.6 MiB/s, it costs nothing that could be measured."""
 
+MAX_SILENT: Final = 2
+"""Dumps in a row for which a receiver greets and then falls silent, after which a flush leaves the rest for the next time: one may
+be that dump's fault, and each costs a RECEIPT_DEADLINE_S."""
+
+SLOW_DISK_BYTES_PER_S: Final = 20 * 1000 * 1000
+"""At which a receiver may read again what it holds of a dump before it answers OPEN: a fifth of what a single hard disk reads, for
+one that others use as well."""
+
+STORE_LOST_AFTER_S: Final = 7 * 24 * 3600
+"""For how long a store that has the beginning of a spooled dump may be missed, while others answer, before it counts as lost: as
+long as CRL_GRACE_S, an operator's week off."""
+
+BACK_OFF_S: Final = 60
+"""The longest wait after the first flush that delivered nothing; each further one doubles it. A receiver's restart is shorter."""
+
+BACK_OFF_MAX_S: Final = 3600
+"""The longest wait after any flush: a receiver that was down for a night has its fleet's dumps within the hour, and a host that is
+refused for good costs it a handshake an hour."""
+
+CRASH_FLUSH_S: Final = 60.0
+"""For how long a crash's handler, once its own dump is delivered, goes on with what waits in the spool: a handler that lingers
+keeps its memory; the timer does the rest."""
+
 MAX_CONNECTIONS: Final = 256
 """Connections that the receiver serves at once: four times the 64 senders of the design's load budget."""
 
@@ -114,7 +137,8 @@ CARETAKER_EVERY_S: Final = 3600.0
 takes 33 us (measured, two shared cores)."""
 
 MAX_RETRY_AFTER_S: Final = 24 * 3600
-"""The longest time to come again that a sender shows (R24; it obeys none): a day, as sentry-native caps it."""
+"""The longest time to come again that a sender lets a receiver impose (R24), and that a clock which was set back can add to a
+wait: a day, as sentry-native caps it."""
 
 # --- the kernel's side ------------------------------------------------------------------------------------------------------------
 CORE_PATTERN_MAX: Final = 127

@@ -29,6 +29,7 @@ from securecore.pki.issue import issue_host
 from securecore.pki.keys import make_log_key
 from securecore.pki.revocation import revoke_name
 from securecore.receiver.control import ControlServer
+from securecore.sender.schedule import read_schedule, write_schedule
 from securecore.sender.spool import EntryEnd, EntryStart, create_spool, open_spool
 from securecore.store.catalogue import open_catalogue
 from securecore.store.layout import create_store, open_store
@@ -78,6 +79,7 @@ def deliver_from_spool(place: Path) -> None:
         entry.end()
         entry.close()
     list(spool.receipts())
+    write_schedule(spool.fd, read_schedule(spool.fd).after_failure(NOW.timestamp(), 0, 1.0))
 
 
 def use_store(place: Path) -> None:
@@ -139,7 +141,9 @@ WORLDS: Final = {
     "keeping in a spool": World(
         lambda place: create_spool(str(place / "spool"), bytes(16)), use_spool, (f"spool/dumps/.{DUMP}.new",)
     ),
-    "delivering from a spool": World(make_used_spool, deliver_from_spool, (f"spool/dumps/{DUMP}/.end.json.new",)),
+    "delivering from a spool": World(
+        make_used_spool, deliver_from_spool, (f"spool/dumps/{DUMP}/.end.json.new", "spool/.schedule.json.new")
+    ),
     "making a store": World(
         lambda place: None, lambda place: create_store(str(place / "store"), bytes(16)).close(), ("store/.FORMAT.new",)
     ),

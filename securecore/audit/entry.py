@@ -238,6 +238,7 @@ def _common(event: str, moment: datetime, dump_id: DumpId, host: HostName) -> di
 
 def _agreed(manifest: Manifest, manifest_jws: bytes) -> dict[str, Value]:
     """The fields in which entry and manifest must agree."""
+    lost = {"lost_frames": manifest.lost_frames} if manifest.lost_frames else {}
     return {
         "store": str(manifest.store),
         "outcome": manifest.outcome,
@@ -247,4 +248,5 @@ def _agreed(manifest: Manifest, manifest_jws: bytes) -> dict[str, Value]:
         "root": manifest.root.hex(),
         "report_sha256": manifest.report_sha256.hex(),
         "manifest_sha256": sha256(manifest_jws).hexdigest(),
+        **lost,
     }

@@ -178,7 +178,8 @@ class _DumpReading:
             if theirs != ours:
                 raise BrokenError(f"the manifest's {name.removesuffix('_id')} is {theirs}, the dump stands under {ours}")
         self.manifest = manifest
-        return f"outcome {manifest.outcome}"
+        lost = f", {count(manifest.lost_frames, 'frame')} at the beginning lost" if manifest.lost_frames else ""
+        return f"outcome {manifest.outcome}{lost}"
 
     def check_receipt(self) -> str:
         if self._log_key is None:

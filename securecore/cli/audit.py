@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import click
 
+from securecore import limits
 from securecore.audit.checkpoint import origin_of, verifier_key
 from securecore.audit.entry import find_time, parse_entry
 from securecore.audit.log import ENTRIES, scan_lines
@@ -171,6 +172,9 @@ def _what(row: dict[str, Any]) -> str:
         size = row.get("size")
         what = f"{terminal.size(size if type(size) is int and 0 <= size < _SIZE_END else None)} "
         what += terminal.printable(str(row.get("state")), 16)
+        lost = row.get("lost_frames")
+        if type(lost) is int and 0 < lost < _SIZE_END // limits.PIECE_BYTES:
+            what += f" ({terminal.lost_beginning(lost)})"
         return f"{what}, {terminal.printable(str(row['program']), 24)}" if row.get("program") else what
     if row["event"] == "incomplete":
         frames = row.get("frames")

@@ -77,6 +77,8 @@ def command(text: str, output: str, partial: bool, store_path: str, host_text: s
         damaged = _write_to(reader, output, promise if is_all_there else _NOTHING, f"extracting {dump.short}", partial)
     finally:
         os.close(core)
+    if promise.lost_frames:
+        click.echo(f"note: {terminal.lost_beginning(promise.lost_frames)} before it came here, and are zeroes", err=True)
     if losses := _describe_losses(reader, promise, damaged, problem):
         raise BrokenError(f"{dump.short}: {losses}")
     if output != "-":
@@ -91,6 +93,8 @@ class _Promise(NamedTuple):
     size: int | None = None
     frames: int | None = None
     root: bytes | None = None
+    lost_frames: int = 0
+    """So many at the beginning are placeholders."""
     problem: str | None = None
     """Why nothing is stated, where something should be."""
 
@@ -104,7 +108,7 @@ def _read_promise(found: DumpFiles, store: Store) -> _Promise:
         token = found.read_manifest()
         if token is not None:
             manifest = parse_manifest(jws.parse(token, limits.MAX_MANIFEST_BYTES).payload)
-            return _Promise(manifest.outcome, manifest.size, manifest.frames, manifest.root)
+            return _Promise(manifest.outcome, manifest.size, manifest.frames, manifest.root, manifest.lost_frames)
         if not found.is_published:
             return _Promise("still coming in, or cut")
         entry = parse_entry(parse_proof(found.read_receipt() or b"").extra or b"")

@@ -48,7 +48,8 @@ def _reasons(row: dict[str, Any]) -> list[str]:
     size, predicted = row["size_bytes"], row["predicted_bytes"]
     why = row["outcome"] or (GIVEN_UP if row["given_up_at"] is not None else None)
     share = f"{100 * size // predicted} %" if size is not None and predicted and size < predicted else None
-    return [word for word in (share, why) if word is not None]
+    lost = terminal.lost_beginning(row["lost_frames"]) if row["lost_frames"] else None
+    return [word for word in (share, why, lost) if word is not None]
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

@@ -135,7 +135,8 @@ def _print_core(papers: "evidence.Papers", stored: int, dump: str) -> None:
         if manifest.outcome != "complete" and manifest.predicted_size is not None:
             whole += f" of {terminal.size(manifest.predicted_size)}"
         if manifest.outcome != "complete":
-            whole += f" ({manifest.outcome})"
+            lost = f", {terminal.lost_beginning(manifest.lost_frames)}" if manifest.lost_frames else ""
+            whole += f" ({manifest.outcome}{lost})"
         elif manifest.predicted_size is None:
             whole += " (no ELF core, so its length proves nothing)"
         root, frames = manifest.root.hex(), terminal.count(manifest.frames, "frame")
@@ -172,6 +173,7 @@ def _document(report: CrashReport, papers: "evidence.Papers", host: str, dump: s
         "predicted_bytes": manifest.predicted_size if manifest else None,
         "stored_bytes": stored,
         "frames": stated.frames if stated else None,
+        "lost_frames": manifest.lost_frames if manifest else None,
         "root": stated.root.hex() if stated else None,
         "given_up": papers.given_up is not None,
         "sensitive": report.is_sensitive,

@@ -2,9 +2,10 @@
 
 import json
 import os
+import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +16,10 @@ from securecore.errors import ConfigError, SecurecoreError
 from securecore.names import Address
 from securecore.report import parse_report
 from securecore.sender.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from securecore.sender.flush import Flushed
+    from securecore.sender.spool import Spool
 
 DEFAULT_SETTINGS = "/etc/securecore/handler.json"
 
@@ -86,19 +91,23 @@ def list_(settings_path: str, spool_path: str | None, as_json: bool) -> None:
     "--to", "receivers", multiple=True, type=address, metavar="HOST:PORT", help="Receivers, instead of the settings'; in order."
 )
 @click.option("--identity", type=click.Path(path_type=Path), help="Identity directory, instead of the settings'.")
+@click.option("--when-due", is_flag=True, help="Do nothing while the last failures ask for patience; for the timer.")
 @json_option
 def flush_(
-    settings_path: str, spool_path: str | None, receivers: tuple[Address, ...], identity: Path | None, as_json: bool
+    settings_path: str,
+    spool_path: str | None,
+    receivers: tuple[Address, ...],
+    identity: Path | None,
+    when_due: bool,
+    as_json: bool,
 ) -> int:
-    """Deliver what waits in the spool; each dump goes on from the receiver's last durable frame."""
-    # What is loaded later than the privileges are dropped may be out of reach by then, so the evidence is loaded here too.
-    from securecore.sender import evidence, privileges  # noqa: F401
-    from securecore.sender.credentials import read_credentials
-    from securecore.sender.flush import flush
-    from securecore.sender.spool import open_spool
-    from securecore.sender.transfer import Papers
+    """Deliver what waits in the spool; each dump goes on from the receiver's last durable frame.
 
-    privileges.forbid_own_core()
+    Without --when-due it is tried at once. After flushes that delivered nothing, a timer's waits: up to a minute after the first,
+    up to an hour in the end, or as long as the receiver has asked for. One flush works on a spool at a time.
+    """
+    from securecore.sender.spool import open_spool
+
     settings: Settings | None = None
     if spool_path is None or not receivers or identity is None:
         settings = load_settings(settings_path)
@@ -109,38 +118,83 @@ def flush_(
     targets = receivers or (settings.receivers if settings else ())
     if not (where and who and targets):
         raise ConfigError("spool, receiver and identity are needed")
-    papers = Papers(tls.sender_context(who), read_credentials(who))
     spool = open_spool(where)
+    if when_due and not _is_work_due(spool):
+        # Every two minutes on every host: nothing of what signs and sends is loaded for it, and nothing is said.
+        return 0
+    # What is loaded later than the privileges are dropped may be out of reach by then, so the evidence is loaded here too.
+    from securecore.sender import evidence, privileges  # noqa: F401
+    from securecore.sender.credentials import read_credentials
+    from securecore.sender.flush import flush
+    from securecore.sender.schedule import claim
+    from securecore.sender.transfer import Papers
+
+    privileges.forbid_own_core()
+    papers = Papers(tls.sender_context(who), read_credentials(who))
     if os.geteuid() == 0 and spool.owner[0] != 0:
         # Files that root would leave in the spool could not be read by the handler's user, and root has no business on the wire.
         privileges.drop(*spool.owner)
     results, code = [], 0
-    for flushed in flush(spool, targets, papers, patience=settings.deadlines if settings else None):
-        failure = flushed.failure
-        results.append(
-            {
-                "id": str(flushed.dump), "delivered": failure is None, "sent_frames": flushed.sent_frames,
-                "error": failure.message if failure else None,
-            }
-        )  # fmt: skip
-        code = code or (failure.exit_code if failure else 0)
-        if as_json:
-            continue
-        if failure is None and flushed.receipt is not None:
-            told, gone = f"stored by {flushed.receipt['receiver']}", flushed.receipt.get("gone")
-            if gone is not None:
-                told = f"deleted at the receiver: {terminal.printable(gone, 100)}"
-            frames = terminal.count(flushed.sent_frames, "frame")
-            click.echo(f"{flushed.dump.short}  {told}, receipt verified ({frames} sent now)")
-        elif failure is not None:
-            click.echo(f"{flushed.dump.short}  kept: {failure.message}", err=True)
-            if failure.hint:
-                click.echo(f"          hint: {failure.hint}", err=True)
+    with claim(spool.fd) as is_ours:
+        if not is_ours:
+            click.echo("[]" if as_json else "another flush is at work on this spool")
+            return 0
+        for flushed in flush(spool, targets, papers, patience=settings.deadlines if settings else None):
+            results.append(_document(flushed))
+            code = code or (flushed.failure.exit_code if flushed.failure else 0)
+            if not as_json:
+                _tell(flushed)
     if as_json:
         click.echo(json.dumps(results))
     elif not results:
         click.echo("nothing to deliver")
     return code
+
+
+def _is_work_due(spool: "Spool") -> bool:
+    """Return whether something waits, or was left behind by a handler that was killed, and may be seen to now."""
+    from securecore.dump import directory as files
+    from securecore.sender.schedule import read_schedule
+
+    dumps = files.open_directory("dumps", spool.fd)
+    if dumps is None:
+        return False
+    try:
+        return bool(files.names_in(dumps)) and read_schedule(spool.fd).is_due(time.time())
+    finally:
+        os.close(dumps)
+
+
+def _document(flushed: "Flushed") -> dict[str, Any]:
+    return {
+        "id": str(flushed.dump),
+        "delivered": flushed.failure is None,
+        "sent_frames": flushed.sent_frames,
+        "lost_frames": flushed.lost_frames,
+        "delivered_as": str(flushed.delivered_as) if flushed.delivered_as else None,
+        "error": flushed.failure.message if flushed.failure else None,
+    }
+
+
+def _tell(flushed: "Flushed") -> None:
+    """Print what became of one dump: on standard error when it is still here."""
+    failure, receipt = flushed.failure, flushed.receipt
+    if failure is not None:
+        click.echo(f"{flushed.dump.short}  kept: {failure.message}", err=True)
+        if failure.hint:
+            click.echo(f"          hint: {failure.hint}", err=True)
+    elif receipt is not None:
+        told, gone = f"stored by {receipt['receiver']}", receipt.get("gone")
+        if gone is not None:
+            told = f"deleted at the receiver: {terminal.printable(gone, 100)}"
+        frames = terminal.count(flushed.sent_frames, "frame")
+        click.echo(f"{flushed.dump.short}  {told}, receipt verified ({frames} sent now)")
+        if receipt.get("not_kept") is not None:
+            click.echo(f"          the receipt could not be kept here: {terminal.printable(receipt['not_kept'], 200)}", err=True)
+        if flushed.delivered_as is not None:
+            click.echo(f"          as {flushed.delivered_as.short}: what the receiver had of it before is not what was sent")
+        if flushed.lost_frames:
+            click.echo(f"          {terminal.lost_beginning(flushed.lost_frames)}: the store that had them has them no more")
 
 
 def _tell_drift() -> None:

@@ -9,7 +9,7 @@ from typing import Final
 
 import click
 
-from securecore import units
+from securecore import limits, units
 
 _SIGNALS: Final = (
     "", "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM",
@@ -31,6 +31,11 @@ def size(number: int | None) -> str:
     if number is None:
         return "-"
     return units.size(number)
+
+
+def lost_beginning(frames: int) -> str:
+    """Return in words that so many frames at a dump's beginning are placeholders for frames that were lost."""
+    return f"the first {size(frames * limits.PIECE_BYTES)} were lost"
 
 
 def signal_name(number: int | None) -> str:

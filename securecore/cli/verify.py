@@ -114,6 +114,8 @@ def _print(host: HostName, dump: DumpId, result: DumpVerification, *, is_detaile
     if is_detailed:
         print_checks(result.checks)
     outcome = result.manifest.outcome if result.manifest else GIVEN_UP if result.given_up else "no manifest"
+    if result.manifest is not None and result.manifest.lost_frames:
+        outcome += f", {terminal.lost_beginning(result.manifest.lost_frames)}"
     label = "complete" if outcome == "complete" else f"incomplete ({outcome})"
     if result.ok:
         click.echo(f"{dump.short}  {terminal.good('ok')}  {host}  {label}, {terminal.size(_plain(result))}")
@@ -157,6 +159,7 @@ def _document(host: HostName, dump: DumpId, result: DumpVerification) -> dict[st
         "ok": result.ok,
         "outcome": result.manifest.outcome if result.manifest else None,
         "given_up": result.given_up is not None,
+        "lost_frames": result.manifest.lost_frames if result.manifest else None,
         "checks": [check._asdict() for check in result.checks],
         "damage": [damage._asdict() for damage in result.damage],
     }
@@ -164,5 +167,5 @@ def _document(host: HostName, dump: DumpId, result: DumpVerification) -> dict[st
 
 def _document_of_gone(host: HostName, dump: DumpId) -> dict[str, Any]:
     check = Check(1, "the dump is in the store", False, _GONE)
-    known = {"id": str(dump), "host": str(host), "ok": False, "outcome": None, "given_up": False}
-    return known | {"checks": [check._asdict()], "damage": []}
+    unknown = {"outcome": None, "given_up": False, "lost_frames": None}
+    return {"id": str(dump), "host": str(host), "ok": False, **unknown, "checks": [check._asdict()], "damage": []}

@@ -13,6 +13,8 @@ from typing import Final
 from securecore.errors import StorageError
 
 _SAFE: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # O_NONBLOCK: opening a planted FIFO must not wait for its other end
+_LINES_BYTES: Final = 64 * 1024
+"""What a search for the last newline reads at once."""
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -135,6 +137,56 @@ def write_all_at(fd: int, data: bytes | bytearray | memoryview, offset: int) -> 
             left, offset = left[written:], offset + written
     except OSError as error:
         raise disk_refused(error, "cannot write") from error
+
+
+def open_lines(name: str, directory: int) -> int:
+    """Return a descriptor of the file of lines *name* for append_line; it is made, durably under its name, when it is not there."""
+    fd = open_file(name, directory, append=True)
+    if fd is not None:
+        return fd
+    try:
+        fd = create_file(name, directory)
+    except StorageError:
+        # Another process may have made it meanwhile.
+        fd = open_file(name, directory, append=True)
+        if fd is None:
+            raise
+    sync(directory)
+    return fd
+
+
+def append_line(fd: int, line: bytes) -> None:
+    """Append *line* and a newline to a file of lines, durably and whole; the caller holds its lock.
+
+    What a crash has left behind the last newline is cut off first, or it would become a part of this line. Raises StorageError when
+    the disk refuses; what it has taken of the line is taken back.
+    """
+    end = _end_of_lines(fd)
+    try:
+        if os.fstat(fd).st_size > end:
+            os.ftruncate(fd, end)
+        write_all(fd, line + b"\n")
+        sync(fd)
+    except OSError as error:
+        raise disk_refused(error, "cannot write") from error
+    except StorageError:
+        try:
+            os.ftruncate(fd, end)
+        except OSError:
+            pass  # The next line cuts it off.
+        raise
+
+
+def _end_of_lines(fd: int) -> int:
+    """Return the offset behind the last newline."""
+    end = os.fstat(fd).st_size
+    while end > 0:
+        start = max(0, end - _LINES_BYTES)
+        newline = os.pread(fd, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
 
 
 def sync(fd: int) -> None:

@@ -1,7 +1,8 @@
 """The manifest: the sender's statement about a dump, as the payload that the host's key signs.
 
-Canonical JSON with exactly the fields below. The signature (JWS, ES256, x5c) is the business of ``certs.jws``; this module turns
-values into payload bytes and back, and refuses any payload that has another encoding than its own.
+Canonical JSON with exactly the fields below; ``lost_frames`` is left out when it is 0. The signature (JWS, ES256, x5c) is the
+business of ``certs.jws``; this module turns values into payload bytes and back, and refuses any payload that has another encoding
+than its own.
 """
 
 import json
@@ -43,9 +44,13 @@ class Manifest(NamedTuple):
     """Unix milliseconds by the host's clock, when the sender met the core."""
     ended_at: int
     sender: str
+    lost_frames: int = 0
+    """The first so many frames are placeholders, whole pieces of zeroes, for frames that were lost: only of a ``cut`` dump."""
 
     def encode(self) -> bytes:
         """Return the payload: canonical JSON, hashes in lower-case hex."""
+        # One encoding: nothing lost is not said.
+        lost = {"lost_frames": self.lost_frames} if self.lost_frames else {}
         return json.dumps(
             {
                 "type": _TYPE,
@@ -62,6 +67,7 @@ class Manifest(NamedTuple):
                 "started_at": self.started_at,
                 "ended_at": self.ended_at,
                 "sender": self.sender[: limits.MAX_WORDS],
+                **lost,
             },
             sort_keys=True,
             separators=(",", ":"),
@@ -90,13 +96,16 @@ def parse_manifest(payload: bytes) -> Manifest:
             started_at=fields["started_at"],
             ended_at=fields["ended_at"],
             sender=fields["sender"],
+            lost_frames=fields.get("lost_frames", 0),
         )
-        numbers = [manifest.size, manifest.frames, manifest.started_at, manifest.ended_at]
+        numbers = [manifest.size, manifest.frames, manifest.started_at, manifest.ended_at, manifest.lost_frames]
         if manifest.predicted_size is not None:
             numbers.append(manifest.predicted_size)
         well_typed = all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
         manifest.sender.encode("utf-8")  # What is no text, or holds a lone surrogate, fails here and not where somebody prints it.
         well_typed &= manifest.outcome in OUTCOMES and len(manifest.root) == len(manifest.report_sha256) == 32
+        if well_typed and manifest.lost_frames:
+            well_typed = manifest.outcome == CUT and manifest.lost_frames <= manifest.frames
         canonical = well_typed and manifest.encode() == payload
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, NameRefused) as error:
         raise BrokenError("manifest is malformed") from error

@@ -19,12 +19,13 @@ from securecore.names import Address, NameRefused
 from securecore.sender import installation
 from securecore.sender.local_mode import LocalMode, is_plain_path
 from securecore.sender.patience import Patience, is_deadline, usual_patience
+from securecore.sender.settings import SPOOL_MODES, TAIL
 
 DEFAULT_SPOOL: Final = "/var/lib/securecore/spool"
 DEFAULT_USER: Final = "securecore"
 
 _VERSION: Final = 1
-_KEYS: Final = ("version", "receivers", "identity", "spool", "user", "deadlines", "local")
+_KEYS: Final = ("version", "receivers", "identity", "spool", "spool_mode", "user", "deadlines", "local")
 _DEADLINE_KEYS: Final = ("connect", "progress", "hold")
 _LOCAL_KEYS: Final = ("directory", "format", "level", "keep")
 _USER: Final = re.compile(r"[a-z_][a-z0-9_-]{0,30}|[0-9]{1,10}:[0-9]{1,10}")
@@ -39,11 +40,14 @@ class SenderConfiguration:
     identity: str
     spool: str = DEFAULT_SPOOL
     user: str = DEFAULT_USER
+    spool_mode: str = TAIL
     deadlines: Patience | None = None
     """None leaves them to the version that is installed."""
 
     def check(self, where: str) -> Self:
         """Return itself; raises ConfigError, which begins with *where*, when a value is none that could work."""
+        if self.spool_mode not in SPOOL_MODES:
+            raise ConfigError(f"{where}: spool_mode must be {' or '.join(SPOOL_MODES)}, not {self.spool_mode[:100]!a}")
         if not self.receivers:
             raise ConfigError(f"{where}: no receiver", hint="name at least one, as in collector.example.org:4455")
         if zero := [str(address) for address in self.receivers if address.port == 0]:
@@ -61,6 +65,7 @@ class SenderConfiguration:
             receivers="".join(f"  {_quoted(str(address))},\n" for address in self.receivers),
             identity=_quoted(self.identity),
             spool=_quoted(self.spool),
+            spool_mode=_quoted(self.spool_mode),
             user=_quoted(self.user),
             deadlines=self._encode_deadlines(),
         ).encode()
@@ -115,6 +120,10 @@ identity = {identity}
 
 # Where cores wait that could not be delivered at once.
 spool = {spool}
+
+# What waits there. "tail": only what no receiver has acknowledged. "whole": every core from its first byte on, until its receipt is
+# there; then a receiver that loses what it has acknowledged costs nothing, but every crash is written to this disk too.
+spool_mode = {spool_mode}
 
 # Whom the crash handler becomes before it says its first word to the network: a name, or "UID:GID".
 user = {user}
@@ -172,7 +181,7 @@ def parse_configuration(data: bytes, path: str) -> SenderConfiguration | LocalCo
     except NameRefused as error:
         raise ConfigError(f"{_at(path, text, 'receivers')}: {error.message}", hint=error.hint) from error
     configuration = SenderConfiguration(addresses, _value(fields, "identity", str, path, text))
-    for key in ("spool", "user"):
+    for key in ("spool", "spool_mode", "user"):
         if key in fields:
             configuration = replace(configuration, **{key: _value(fields, key, str, path, text)})
     if "deadlines" in fields:
@@ -190,7 +199,7 @@ def _parse_deadlines(fields: dict[str, Any], path: str, text: str) -> Patience:
 
 
 def _parse_local(fields: dict[str, Any], path: str, text: str) -> LocalConfiguration:
-    for key in ("receivers", "identity", "spool", "deadlines"):
+    for key in ("receivers", "identity", "spool", "spool_mode", "deadlines"):
         if key in fields:
             raise ConfigError(f"{_at(path, text, key)}: {key} and [local] exclude each other: cores are sent, or kept here")
     table = _table(fields, "local", _LOCAL_KEYS, path, text)

@@ -213,7 +213,7 @@ def refusal(message: Refuse, address: Address) -> SecurecoreError:
     if is_final(message.code):
         return RefusedError(text)
     wait = min(message.retry_after_s, limits.MAX_RETRY_AFTER_S)
-    return BusyError(text, hint=f"come again in {wait} s" if wait else "come again later")
+    return BusyError(text, hint=f"come again in {wait} s" if wait else "come again later", retry_after_s=wait)
 
 
 def connect(

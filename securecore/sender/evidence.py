@@ -34,7 +34,14 @@ def host_name(credentials: Credentials) -> HostName:
 
 
 def sign_manifest(
-    credentials: Credentials, dump: DumpId, store: StoreId, end: EntryEnd, tree: Frontier, report: bytes, started_at: int
+    credentials: Credentials,
+    dump: DumpId,
+    store: StoreId,
+    end: EntryEnd,
+    tree: Frontier,
+    report: bytes,
+    started_at: int,
+    lost_frames: int = 0,
 ) -> bytes:
     """Return the signed statement that these frames, in *store*, are the dump; see dump/manifest.py for its fields."""
     manifest = Manifest(
@@ -50,6 +57,7 @@ def sign_manifest(
         started_at=started_at,
         ended_at=end.ended_at,
         sender=f"securecore {__version__}",
+        lost_frames=lost_frames,
     )
     certificates = chain.load_pem_certificates(credentials.certificate, what="cert.pem")
     return jws.sign(

@@ -13,6 +13,7 @@ The order of work:
  8  drain the pipe: pieces, frames, and from there to the receiver or the spool (transfer.py), or to a file (packer.py)
  9  close the pipe: the crashed process is let go
 10  sign, hear the receipt, or finish the spool's entry or the file; say in one line how it ended
+11  with a receipt, go on with what waits in the spool, if it is due, for a bounded time (backlog.py)
 
 Nobody waits for a handler's exit code, but it is one of docs/exit-codes.md all the same.
 """

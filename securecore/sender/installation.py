@@ -85,7 +85,7 @@ After=network-online.target
 
 [Service]
 Type=oneshot
-ExecStart={interpreter} -I -m securecore.cli.main spool flush --settings {settings}
+ExecStart={interpreter} -I -m securecore.cli.main spool flush --when-due --settings {settings}
 TimeoutStartSec=6h
 UMask=0077
 Nice=10
@@ -113,12 +113,12 @@ SystemCallFilter=@system-service
 
 _FLUSH_TIMER: Final = """\
 [Unit]
-Description=securecore: deliver the cores that wait in the spool, every five minutes
+Description=securecore: deliver the cores that wait in the spool, every two minutes or when they are due
 
 [Timer]
 OnBootSec=2min
-OnUnitInactiveSec=5min
-RandomizedDelaySec=60s
+OnUnitInactiveSec=2min
+RandomizedDelaySec=30s
 
 [Install]
 WantedBy=timers.target

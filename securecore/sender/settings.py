@@ -20,6 +20,11 @@ _IDS: Final = range((1 << 32) - 1)
 _HINT: Final = "run `securecore setup sender` again"
 
 
+TAIL: Final = "tail"
+WHOLE: Final = "whole"
+SPOOL_MODES: Final = (TAIL, WHOLE)
+
+
 class Settings(NamedTuple):
     """The handler's settings."""
 
@@ -32,6 +37,8 @@ class Settings(NamedTuple):
     uid: int
     """The user that the handler becomes; never 0."""
     gid: int
+    spool_mode: str = TAIL
+    """``tail``: the spool has what no receiver has. ``whole``: it has all of a dump until the receipt is there."""
     deadlines: Patience | None = None
     """None leaves them to the version that is installed; as in settings that a version without them has compiled."""
 
@@ -65,6 +72,8 @@ def load_settings(path: str) -> Settings:
 
 def _settings(fields: dict[str, Any]) -> Settings:
     deadlines = fields.pop("deadlines", None)
+    # What an earlier setup has compiled does not say it.
+    fields.setdefault("spool_mode", TAIL)
     if fields.pop("version") != _VERSION or {*fields, "deadlines"} != set(Settings._fields):
         raise ValueError
     if type(fields["receivers"]) is not list:
@@ -73,6 +82,8 @@ def _settings(fields: dict[str, Any]) -> Settings:
         receivers=tuple(Address(text) for text in fields["receivers"]),
         deadlines=None if deadlines is None else Patience(**deadlines),
     )
+    if settings.spool_mode not in SPOOL_MODES:
+        raise ValueError
     if settings.deadlines is not None and not all(map(is_deadline, settings.deadlines)):
         raise ValueError
     paths = (settings.identity, settings.spool)

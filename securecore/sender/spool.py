@@ -33,7 +33,7 @@ _COUNT_MAX: Final = (1 << 63) - 1
 """Of bytes and milliseconds: what a manifest takes."""
 _ABANDONED_AFTER_S: Final = 3600.0
 """A handler names its entry within milliseconds of beginning it; an hour is beyond every pause of a machine that still works."""
-
+_FILES: Final = ("core.zst", "report.json", "entry.json", "end.json")
 _DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -117,18 +117,18 @@ class Spool:
     """An open spool directory."""
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
+        self.fd = fd
 
     @property
     def owner(self) -> tuple[int, int]:
         """The uid and gid of whose spool it is."""
-        found = os.fstat(self._fd)
+        found = os.fstat(self.fd)
         return found.st_uid, found.st_gid
 
     def begin(self, start: EntryStart, report: bytes) -> SpoolEntry:
         """Make the entry for a dump, which appears whole; raises StorageError when there is one already or the disk refuses."""
         name, aside = str(start.dump), files.aside_name(str(start.dump))
-        dumps = files.enter_directory("dumps", self._fd)
+        dumps = files.enter_directory("dumps", self.fd)
         try:
             if name in files.names_in(dumps) or not files.make_directory(aside, dumps):
                 raise StorageError(f"spool already holds {name}")
@@ -172,7 +172,7 @@ class Spool:
 
     def sweep(self, now: float) -> None:
         """Remove what was begun and not named, or was being removed, by a process that was killed, once it is old enough."""
-        dumps = files.enter_directory("dumps", self._fd)
+        dumps = files.enter_directory("dumps", self.fd)
         try:
             for name in filter(files.is_aside, files.names_in(dumps)):
                 fd = self._lock_entry(name, dumps)
@@ -185,7 +185,7 @@ class Spool:
 
     def dump_ids(self) -> list[DumpId]:
         """Return the dumps in the spool, oldest first."""
-        dumps = files.open_directory("dumps", self._fd)
+        dumps = files.open_directory("dumps", self.fd)
         if dumps is None:
             return []
         try:
@@ -199,7 +199,7 @@ class Spool:
 
         Raises BrokenError when its files do not make an entry.
         """
-        dumps = files.enter_directory("dumps", self._fd)
+        dumps = files.enter_directory("dumps", self.fd)
         try:
             fd = self._lock_entry(str(dump), dumps)
         finally:
@@ -227,7 +227,7 @@ class Spool:
     def remove(self, entry: SpoolEntry) -> None:
         """Delete an entry: its name first, so that what a crash leaves of the rest is no entry any more and is swept."""
         name, aside = str(entry.start.dump), files.aside_name(str(entry.start.dump))
-        dumps = files.enter_directory("dumps", self._fd)
+        dumps = files.enter_directory("dumps", self.fd)
         try:
             os.rename(name, aside, src_dir_fd=dumps, dst_dir_fd=dumps)
             files.sync(dumps)
@@ -242,16 +242,16 @@ class Spool:
         entry.close()
 
     def keep_receipt(self, fields: dict[str, Any]) -> None:
-        """Append one line to the receipt log, durably."""
-        receipt_log.append(self._fd, _encode(fields))
+        """Append one line to the receipt log, durably; a disk that refuses leaves the log as it was."""
+        receipt_log.append(self.fd, _encode(fields))
 
     def receipts(self) -> Iterator[dict[str, Any]]:
         """Yield the receipt log's lines; a torn last line is left out."""
-        return map(_decode, receipt_log.lines(self._fd))
+        return map(_decode, receipt_log.lines(self.fd))
 
     def close(self) -> None:
         """Close the directory; entries stay usable."""
-        os.close(self._fd)
+        os.close(self.fd)
 
     def _lock_entry(self, name: str, dumps: int) -> int | None:
         fd = files.open_directory(name, dumps)
@@ -273,9 +273,9 @@ class _Removed(SecurecoreError):
 
 
 def _remove_directory(name: str, fd: int, dumps: int) -> None:
-    """Remove an entry's directory with all that is in it, and give up its lock; what cannot be removed stays."""
+    """Remove a directory that is no entry (yet, or any more), without a further descriptor; what cannot be removed stays."""
     try:
-        for inner in files.names_in(fd):
+        for inner in (*_FILES, *map(files.aside_name, _FILES)):
             files.remove_file(inner, fd)
         os.rmdir(name, dir_fd=dumps)
     except (OSError, StorageError):

@@ -1,31 +1,31 @@
 """One dump's way from the pump to a receipt, or to the spool.
 
-A thread takes the frames in order and sends them. Frames that the receiver has not yet acknowledged as durable stay in a ring in
-memory. When no receiver can be had, or the wire fails, stalls with the ring full, or has held the source for too long in all, the
-ring and everything after it go to the spool, and a later flush goes on from there. So each frame is always durable at the receiver,
-in the ring, or in the spool.
+A thread takes the frames in order and sends them. When no receiver can be had, or the wire fails, stalls with the ring of
+unacknowledged frames full, or has held the source for too long in all, what no receiver has goes to the spool, and a later flush
+goes on from there; custody.py knows what is where.
 """
 
 import math
 import os
 import ssl
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from threading import Event, Thread
 from typing import Any, Final, NamedTuple
 
 from securecore import limits
 from securecore.dump.compression import Compressor
 from securecore.errors import Bug, BusyError, ConfigError, PeerError, SecurecoreError, StorageError, UnreachableError
-from securecore.merkle import EMPTY_ROOT, Frontier
+from securecore.merkle import EMPTY_ROOT
 from securecore.names import Address, DumpId, StoreId
 from securecore.sender.credentials import Credentials
+from securecore.sender.custody import Custody
 from securecore.sender.delivery import Delivery, connect
 from securecore.sender.patience import Patience, usual_patience
 from securecore.sender.pump import Frame, Pump
-from securecore.sender.spool import EntryEnd, EntryStart, Spool, SpoolEntry
-from securecore.wire.messages import Accept, Gone, Open, Receipt
+from securecore.sender.settlement import Statement, keep_receipt, settle
+from securecore.sender.spool import EntryEnd, Spool
+from securecore.wire.messages import Accept, Open
 
 _TOO_SLOW: Final = "the receiver is slower than the core: the rest waits in the spool"
 
@@ -62,34 +62,8 @@ class Outcome(NamedTuple):
     frames: int
     source_failure: str | None
     """Why the dump ends before its source did: it could not be read, or not be compressed, from there on."""
-
-
-class Custody:
-    """The frames that are still ours: sent or not, but not acknowledged."""
-
-    def __init__(self) -> None:
-        self.ring: deque[Frame] = deque()
-        self.ring_bytes = 0
-        self.acknowledged = Frontier()
-        """The tree over the frames that the receiver has made durable."""
-        self.all = Frontier()
-        """The tree over all frames so far."""
-
-    def take(self, frame: Frame) -> None:
-        """Add a frame that has just been made."""
-        self.ring.append(frame)
-        self.ring_bytes += len(frame.stored)
-        self.all.append(frame.leaf)
-
-    def acknowledge(self, frames: int) -> None:
-        """Let go of everything before frame number *frames*, but for a short last one.
-
-        That one tells the dump's size, which an entry with no frame of its own could only guess from their number.
-        """
-        while self.acknowledged.size < frames and self.ring[0].plain == limits.PIECE_BYTES:
-            frame = self.ring.popleft()
-            self.ring_bytes -= len(frame.stored)
-            self.acknowledged.append(frame.leaf)
+    copy_failure: SecurecoreError | None = None
+    """Why the spool could not keep the copy that it should, beside a wire that was well."""
 
 
 class Transfer:
@@ -105,23 +79,23 @@ class Transfer:
         clock: Callable[[], float] = time.time,
         hold_budget_s: float | None = None,
         patience: Patience | None = None,
+        keeps_copy: bool = False,
     ) -> None:
         """*papers* may be the reason why there are none; then everything goes to the spool.
 
         *hold_budget_s* is for how long the source may stand still in all before the rest goes to the spool, if there is one: a
         process that crashed is held as long. None where nobody is. *patience* has the other deadlines; usual_patience by default.
+        With *keeps_copy* the spool has all frames until the receipt is there, and not only those that no receiver has.
         """
         self._parcel, self._pump, self._receivers, self._papers = parcel, pump, receivers, papers
         self._spool, self._clock, self._patience = spool, clock, patience or usual_patience()
-        # Without a spool the process must wait: a lost core is worse than one that takes long.
-        self._hold_budget_s = hold_budget_s if spool is not None else None
-        self._custody = Custody()
+        self._hold_budget_s = hold_budget_s
+        self._custody = Custody(*parcel, spool)
+        self._keeps_copy = keeps_copy
         self._hold_ends = math.inf
         """When the budget would be used up, if the source stood still from the last look at it on."""
         self._delivery: Delivery | None = None
-        self._entry: SpoolEntry | None = None
         self._failure: SecurecoreError | None = None
-        self._spool_failure: SecurecoreError | None = None
         self._receipt: dict[str, Any] | None = None
         self._piece_failure: SecurecoreError | None = None
         self._size = 0
@@ -145,16 +119,19 @@ class Transfer:
         return Outcome(
             self._receipt,
             self._failure,
-            self._entry is not None,
-            self._spool_failure,
+            self._custody.entry is not None,
+            self._custody.failure,
             end.size if end else 0,
             self._stored_bytes,
             self._custody.all.size,
             self._piece_failure.message if self._piece_failure else end.failure if end else None,
+            self._custody.copy_failure,
         )
 
     def _run(self) -> None:
         try:
+            if self._keeps_copy:
+                self._custody.begin_copy()
             self._connect()
             self._take_frames()
             self._conclude()
@@ -168,8 +145,7 @@ class Transfer:
             self._drain()
             if self._delivery is not None:
                 self._delivery.close()
-            if self._entry is not None:
-                self._entry.close()
+            self._custody.close()
 
     def _take_frames(self) -> None:
         for frame in self._whole_frames():
@@ -189,7 +165,7 @@ class Transfer:
     def _rescue(self) -> None:
         """An error that nobody foresaw is on its way out: it must not cost the core while there is a spool."""
         try:
-            if self._entry is None:
+            if not self._custody.has_fallen_back:
                 self._fall_back(Bug("the transfer failed in a way that nobody foresaw"))
             self._take_frames()
             self._conclude()
@@ -241,7 +217,8 @@ class Transfer:
     def _pass_on(self, frame: Frame) -> None:
         self._custody.take(frame)
         if self._delivery is None:
-            self._keep_ring()
+            self._custody.keep_ring()
+            self._let_go_of_what_is_lost()
             return
         try:
             self._delivery.send_frame(frame.stored, self._patience_s(math.inf))
@@ -256,7 +233,8 @@ class Transfer:
     def _patience_s(self, deadline_s: float) -> float:
         """Return how long to wait for what has *deadline_s*; raises BusyError when the source has stood still for long enough."""
         left_s = math.inf
-        if self._hold_budget_s is not None and not self.source_closed.is_set():
+        # Without a spool that takes the rest the process must wait: a lost core is worse than one that takes long.
+        if self._hold_budget_s is not None and not self.source_closed.is_set() and self._custody.can_fall_back():
             left_s = self._hold_budget_s - self._pump.held_s
         if left_s <= 0:
             raise BusyError(_TOO_SLOW)
@@ -273,38 +251,22 @@ class Transfer:
             self._delivery = None
         if self._spool is None:
             raise error
-        start = EntryStart(
-            self._parcel.dump,
-            self._parcel.started_at,
-            store if self._custody.acknowledged.size else None,
-            self._custody.acknowledged.copy(),
-        )
         try:
-            self._entry = self._spool.begin(start, self._parcel.report)
+            self._custody.fall_back(store)
         except SecurecoreError as spool_error:
-            self._spool_failure = spool_error
             raise error from spool_error
-        self._keep_ring()
+        self._let_go_of_what_is_lost()
 
-    def _keep_ring(self) -> None:
-        """Move the ring into the spool; when the disk refuses, keep what fits and let the crashed process go."""
-        if self._entry is None:
-            raise Bug("frames have nowhere to go")
-        try:
-            while self._custody.ring and self._spool_failure is None:
-                self._entry.append(self._custody.ring[0].stored)
-                self._custody.ring.popleft()
-        except SecurecoreError as error:
-            self._spool_failure = error
+    def _let_go_of_what_is_lost(self) -> None:
+        """Let the crashed process go once the spool's disk has refused: what fitted is kept, and nobody will keep the rest."""
+        if self._custody.failure is not None:
             self._pump.abandon()
-        if self._spool_failure is not None:
-            self._custody.ring.clear()
 
     def _end(self) -> EntryEnd:
         source = self._pump.end
         if source is None:
             raise Bug("the source has not ended")
-        outcome = source.outcome(is_part_lost=self._spool_failure is not None or self._piece_failure is not None)
+        outcome = source.outcome(is_part_lost=self._custody.failure is not None or self._piece_failure is not None)
         return EntryEnd(self._size, source.predicted_size, outcome, int(self._clock() * 1000))
 
     def _conclude(self) -> None:
@@ -312,15 +274,16 @@ class Transfer:
         end = self._end()
         if self._delivery is not None and not isinstance(self._papers, ConfigError):
             credentials = self._papers.credentials
+            # A copy is whole from here on, whatever becomes of this process before the receipt is there.
+            self._custody.finish(end)
             try:
-                self._receipt = settle(self._delivery, credentials, self._parcel, end, self._custody.all, self._spool, self._clock)
+                facts = settle(self._delivery, credentials, Statement(*self._parcel, end, self._custody.all), self._clock)
+                self._receipt = facts if self._spool is None else keep_receipt(self._spool, facts)
+                self._custody.settled()
+                return
             except SecurecoreError as error:
                 self._fall_back(error)
-        if self._entry is not None:
-            try:
-                self._entry.finish(end)
-            except SecurecoreError as error:
-                self._spool_failure = self._spool_failure or error
+        self._custody.finish(end)
 
 
 def carry(
@@ -332,13 +295,16 @@ def carry(
     on_progress: Callable[[int], None] | None = None,
     hold_budget_s: float | None = None,
     patience: Patience | None = None,
+    keeps_copy: bool = False,
 ) -> Outcome:
     """Drain *source* to a receiver or the spool, close it as soon as it is drained, and return how it ended.
 
-    *on_progress* is told the plaintext bytes read so far. *hold_budget_s* and *patience* are as Transfer has them.
+    *on_progress* is told the plaintext bytes read so far. *hold_budget_s*, *patience* and *keeps_copy* are as Transfer has them.
     """
     pump = Pump(Compressor, on_progress)
-    transfer = Transfer(parcel, pump, receivers, papers, spool, hold_budget_s=hold_budget_s, patience=patience)
+    transfer = Transfer(
+        parcel, pump, receivers, papers, spool, hold_budget_s=hold_budget_s, patience=patience, keeps_copy=keeps_copy
+    )
     transfer.start()
     try:
         pump.read(source)
@@ -347,56 +313,3 @@ def carry(
         transfer.source_closed.set()
         outcome = transfer.wait()
     return outcome
-
-
-def settle(
-    delivery: Delivery,
-    credentials: Credentials,
-    parcel: Parcel,
-    end: EntryEnd,
-    tree: Frontier,
-    spool: Spool | None,
-    clock: Callable[[], float],
-) -> dict[str, Any]:
-    """Sign and send the manifest, check the receipt, keep it; return its facts.
-
-    All frames of *tree* have been sent or were held. Raises UntrustedError when the receipt does not prove what it should.
-    """
-    # Loading the signing library takes longer than all else that a handler does at its start, so it waits until here.
-    from securecore.sender import evidence
-
-    token = evidence.sign_manifest(credentials, parcel.dump, delivery.store, end, tree, parcel.report, parcel.started_at)
-    facts = evidence.check_receipt(credentials, delivery.end(token), delivery.address, parcel.dump, token, clock())
-    return facts if spool is None else keep_receipt(spool, facts)
-
-
-def keep_receipt(spool: Spool, facts: dict[str, Any]) -> dict[str, Any]:
-    """Keep a receipt's facts in the spool's log and return them; a disk that refuses is told in ``not_kept``.
-
-    The dump is stored and proved either way: to send it again would not mend the disk here.
-    """
-    try:
-        spool.keep_receipt(facts)
-    except SecurecoreError as error:
-        return facts | {"not_kept": error.message}
-    return facts
-
-
-def answered_already(
-    answer: Receipt | Gone,
-    delivery: Delivery,
-    credentials: Credentials,
-    dump: DumpId,
-    content: Mapping[str, object],
-    clock: Callable[[], float],
-) -> dict[str, Any]:
-    """Return the facts of an answer that ends custody before a frame was sent.
-
-    The receiver's word that it has, or had, the dump counts for nothing: raises UntrustedError unless its receipt proves that a
-    dump of this id and *content* (fields of the audit entry) was received.
-    """
-    from securecore.sender import evidence
-
-    receipt = Receipt(answer.receipt, answer.log_key)
-    facts = evidence.check_receipt(credentials, receipt, delivery.address, dump, None, clock(), content)
-    return facts | {"gone": answer.words[: limits.MAX_WORDS]} if isinstance(answer, Gone) else facts

@@ -32,7 +32,7 @@ that was younger than this when it was taken is not kept."""
 _SCHEMA: Final = (
     "CREATE TABLE dumps (id TEXT NOT NULL, host TEXT NOT NULL, state TEXT NOT NULL, outcome TEXT, received_at TEXT NOT NULL,"
     " size_bytes INTEGER, predicted_bytes INTEGER, stored_bytes INTEGER NOT NULL, frames INTEGER, signal INTEGER, program TEXT,"
-    " pid INTEGER, build_id TEXT, executable TEXT, crashed_at INTEGER, given_up_at TEXT,"
+    " pid INTEGER, build_id TEXT, executable TEXT, crashed_at INTEGER, given_up_at TEXT, lost_frames INTEGER NOT NULL,"
     " sensitive INTEGER NOT NULL, PRIMARY KEY (host, id)) WITHOUT ROWID",
     "CREATE INDEX by_time ON dumps (received_at, id)",
     "CREATE INDEX by_host_and_time ON dumps (host, received_at, id)",

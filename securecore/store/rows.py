@@ -50,6 +50,8 @@ class DumpRow(NamedTuple):
     """Unix seconds by the host's clock."""
     given_up_at: str | None
     """When the dump was given up, as received_at; None for any other dump."""
+    lost_frames: int = 0
+    """The manifest's: so many at the beginning are placeholders."""
     sensitive: bool = False
     """Whether the process had changed its privileges, as the host says: its core may hold what its user may not see."""
 
@@ -82,6 +84,7 @@ def row_of(files: DumpFiles) -> DumpRow:
         executable=report.executable,
         crashed_at=_small(report.crashed_at),
         given_up_at=_find_moment(given_up.get("time")),
+        lost_frames=manifest.lost_frames if manifest else 0,
         sensitive=report.is_sensitive,
     )
 

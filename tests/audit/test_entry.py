@@ -128,10 +128,21 @@ def test_what_entries_say_of_where_a_dump_stands() -> None:
     ],
 )
 def test_what_may_be_said_after_what(before: str, after: str, may: bool) -> None:
-    """One event is not written down twice, what was deleted is not given up, and everything else may happen to a dump."""
+    """One event is not written down twice; everything else may happen to a dump."""
     event, _, digest = before.partition(" ")
     new_event, _, new_digest = after.partition(" ")
     assert Statement(dump_id(1), new_event, new_digest.encode()).follows(event, digest.encode()) is may
+
+
+def test_an_entry_says_how_many_frames_were_lost() -> None:
+    """As its manifest does; of a dump that has lost none it says nothing."""
+    manifest = MANIFEST._replace(outcome=CUT, lost_frames=1)
+    fields = parse_entry(received_entry(NOW, manifest, TOKEN, stored_bytes=50, certificate="3fa2"))
+
+    assert fields["lost_frames"] == 1
+    check_received(fields, manifest, TOKEN)
+    with pytest.raises(BrokenError, match="lost_frames"):
+        check_received({key: value for key, value in fields.items() if key != "lost_frames"}, manifest, TOKEN)
 
 
 def test_fields_of_an_extracted_entry() -> None:

@@ -16,6 +16,7 @@ from securecore.errors import ConfigError, StorageError
 from securecore.sender import installation
 from securecore.sender.configuration import DEFAULT_SPOOL
 from securecore.sender.patience import usual_patience
+from securecore.sender.schedule import Schedule
 from securecore.sender.settings import load_settings
 from tests.support.certificates import Fleet
 from tests.support.machines import USER, make_root, setup
@@ -134,6 +135,14 @@ def test_undo_keeps_what_others_have_changed(root: Path, capsys: pytest.CaptureF
     assert (root / "etc/securecore/sender.toml.edited").read_text().endswith("# mine\n")
     assert (root / "proc/sys/kernel/core_pattern").read_text() == "|/usr/bin/other %P\n"
     assert "somebody else has set it since" in capsys.readouterr().out
+
+
+def test_undo_removes_a_spool_that_only_knows_when_to_come_again(root: Path) -> None:
+    """When the next flush is due is nothing to keep; without its dumps and FORMAT the rest would be no spool."""
+    setup(root, "sender", *SENDER)
+    (root / "var/lib/securecore/spool/schedule.json").write_bytes(Schedule(1, 5).encode())
+    assert setup(root, "sender", "--undo") == 0
+    assert not (root / "var/lib/securecore/spool").exists()
 
 
 def test_undo_keeps_dumps_that_wait(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

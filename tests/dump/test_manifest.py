@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from securecore import limits
-from securecore.dump.manifest import COMPLETE, OUTCOMES, Manifest, parse_manifest
+from securecore.dump.manifest import COMPLETE, CUT, OUTCOMES, Manifest, parse_manifest
 from securecore.errors import BrokenError
 from securecore.names import DumpId, HostName, StoreId
 
@@ -53,10 +53,16 @@ any_manifest = st.builds(
     numbers,
     numbers,
     text,
+    st.just(0),
+)
+cut_manifest = st.builds(
+    lambda manifest, lost: manifest._replace(outcome=CUT, frames=max(manifest.frames, lost), lost_frames=lost),
+    any_manifest,
+    st.integers(1, (1 << 63) - 1),
 )
 
 
-@given(any_manifest)
+@given(any_manifest | cut_manifest)
 def test_a_manifest_survives(manifest: Manifest) -> None:
     """parse(encode(m)) == m, for every value in bounds."""
     assert manifest == parse_manifest(manifest.encode())
@@ -155,9 +161,33 @@ def test_a_value_out_of_its_domain_is_refused(field: str, value: str) -> None:
         parse_manifest(canonical(FIELDS | {field: value}))
 
 
-def test_truncation_at_every_offset_is_refused() -> None:
+LOST = MANIFEST._replace(outcome=CUT, lost_frames=2)
+
+
+def test_lost_frames_are_said_where_there_are_any() -> None:
+    """What has lost nothing says nothing of it: one statement has one encoding."""
+    assert "lost_frames" not in FIELDS
+    assert json.loads(LOST.encode())["lost_frames"] == 2
+
+
+@pytest.mark.parametrize("value", [0, -1, 3, 1.0, True, None, "2", 1 << 63], ids=repr)
+def test_lost_frames_are_a_number_of_frames_of_the_dump(value: object) -> None:
+    """At least one, at most all."""
+    with pytest.raises(BrokenError):
+        parse_manifest(canonical(json.loads(LOST.encode()) | {"lost_frames": value}))
+
+
+@pytest.mark.parametrize("outcome", sorted(set(OUTCOMES) - {CUT}))
+def test_a_dump_that_has_lost_frames_is_cut(outcome: str) -> None:
+    """None is called complete whose beginning is zeroes in the place of what was there."""
+    with pytest.raises(BrokenError):
+        parse_manifest(LOST._replace(outcome=outcome).encode())
+
+
+@pytest.mark.parametrize("manifest", [MANIFEST, LOST], ids=["whole", "lost"])
+def test_truncation_at_every_offset_is_refused(manifest: Manifest) -> None:
     """No prefix of a payload is one."""
-    payload = MANIFEST.encode()
+    payload = manifest.encode()
     for cut in range(len(payload)):
         with pytest.raises(BrokenError):
             parse_manifest(payload[:cut])

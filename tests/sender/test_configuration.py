@@ -35,7 +35,7 @@ seconds = st.integers(1, 600) | st.floats(0, 600, exclude_min=True)
 def test_written_configuration_reads_back(identity: str, spool: str, user: str, deadlines: Patience | None) -> None:
     """For every path and user, parse(encode(x)) is x, quotes, backslashes and letters of any script included."""
     receivers = (Address("collector.example:4455"), Address("[fd00::5]:1"))
-    configuration = SenderConfiguration(receivers, identity, spool, user, deadlines)
+    configuration = SenderConfiguration(receivers, identity, spool, user, deadlines=deadlines)
     assert parse_configuration(configuration.encode(), "sender.toml") == configuration
 
 
@@ -47,15 +47,20 @@ def test_any_bytes_are_understood_or_refused(data: bytes) -> None:
 
 def test_configuration_cut_at_every_offset_is_refused_or_lacks_only_what_may_be_left_out() -> None:
     """A beginning of TOML may be TOML: then it says nothing that the whole does not say, and a path or name is never half one."""
-    whole = SenderConfiguration((Address("collector.example:4455"),), "/etc/securecore/identity", "/data/spool", "990:991")
+    whole = SenderConfiguration((Address("collector.example:4455"),), "/etc/securecore/identity", "/data/spool", "990:991", "whole")
     data = whole.encode()
     found = set()
     for cut in range(len(data)):
         if refusal(data[:cut]) == "":
             cut_short = parse_configuration(data[:cut], "sender.toml")
             assert (cut_short.receivers, cut_short.identity) == (whole.receivers, whole.identity)
-            found.add((cut_short.spool, cut_short.user))
-    assert found == {(DEFAULT_SPOOL, DEFAULT_USER), (whole.spool, DEFAULT_USER), (whole.spool, whole.user)}
+            found.add((cut_short.spool, cut_short.spool_mode, cut_short.user))
+    assert found == {
+        (DEFAULT_SPOOL, "tail", DEFAULT_USER),
+        (whole.spool, "tail", DEFAULT_USER),
+        (whole.spool, "whole", DEFAULT_USER),
+        (whole.spool, "whole", whole.user),
+    }
     assert refusal(data + b"x") != ""
 
 
@@ -92,6 +97,8 @@ def refusal(data: bytes) -> str:
         (GOOD + "[deadlines]\nconnect = true\n", "sender.toml:5: connect must be seconds"),
         (GOOD + '[deadlines]\nconnect = "5"\n', "sender.toml:5: connect must be seconds"),
         (GOOD + "spool = 7\n", "sender.toml:4: spool must be a text"),
+        (GOOD + "spool_mode = 7\n", "sender.toml:4: spool_mode must be a text"),
+        (GOOD + 'spool_mode = "half"\n', "sender.toml: spool_mode must be tail or whole, not 'half'"),
         (GOOD + 'spool = "/a/../b"\n', "sender.toml: spool must be an absolute path"),
         (GOOD + 'spool = "/a\\nb"\n', "sender.toml: spool must be an absolute path"),
         (GOOD + 'user = "root"\n', "sender.toml: the user must not be root"),
@@ -145,6 +152,7 @@ def test_a_local_configuration_needs_its_directory_only() -> None:
         (LOCAL.replace("/var/cores", "/" + "x" * 99), "sender.toml: core_pattern would have "),
         (LOCAL.replace("directory", "#"), "sender.toml: directory is missing"),
         (LOCAL.replace("version = 1", "version = 1\nuser = 'root'"), "sender.toml: the user must not be root"),
+        (LOCAL.replace("version = 1", "version = 1\nspool_mode = 'tail'"), "sender.toml:2: spool_mode and [local] exclude"),
         (LOCAL.replace("version = 1", "version = 1\nspool = '/x'"), "sender.toml:2: spool and [local] exclude each other"),
         (GOOD + "[local]\ndirectory = '/x'\n", "sender.toml:2: receivers and [local] exclude each other"),
         ("version = 1\nlocal = '/x'\n", "sender.toml:2: local must be a table"),

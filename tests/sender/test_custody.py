@@ -205,7 +205,7 @@ def test_what_a_killed_handler_left_goes_with_the_proof_for_its_report(waiting: 
 
 def waiting_path(waiting: Waiting) -> Path:
     """Return the directory of the entry."""
-    return Path(f"/proc/self/fd/{waiting.spool._fd}").readlink() / "dumps" / str(waiting.dump)
+    return Path(f"/proc/self/fd/{waiting.spool.fd}").readlink() / "dumps" / str(waiting.dump)
 
 
 def test_words_of_a_deletion_move_no_cursor(waiting: Waiting, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

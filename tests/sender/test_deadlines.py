@@ -24,7 +24,7 @@ NOWHERE = Address("127.0.0.1:9")
 
 def write_settings(path: Path, fleet: Fleet, spool: Path, deadlines: Patience | None) -> str:
     """Write a handler's settings."""
-    path.write_bytes(Settings((NOWHERE,), str(fleet.host), str(spool), 1, 1, deadlines).encode())
+    path.write_bytes(Settings((NOWHERE,), str(fleet.host), str(spool), 1, 1, deadlines=deadlines).encode())
     return str(path)
 
 
@@ -54,7 +54,7 @@ def test_a_handler_waits_by_its_settings(
 
     assert network.send(core, settings, new_dump_id(), CrashReport(program="crasher")) == 0
     expected = deadlines or usual_patience()
-    assert asked == {"hold_budget_s": expected.hold_s, "patience": expected}
+    assert (asked["hold_budget_s"], asked["patience"]) == (expected.hold_s, expected)
 
 
 @pytest.mark.parametrize("deadlines", [FAR, None], ids=["set", "usual"])

@@ -1,20 +1,23 @@
 """Delivering what the spool holds: what is wrong with one dump keeps no other one back, and what holds for all is tried once."""
 
+import time
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from securecore.errors import BusyError, RefusedError, SecurecoreError, StorageError, UnreachableError
-from securecore.merkle import EMPTY_ROOT, Frontier, leaf_hash
+from securecore import limits
+from securecore.errors import BusyError, RefusedError, SecurecoreError, UnreachableError
+from securecore.merkle import EMPTY_ROOT, Frontier
 from securecore.names import Address, DumpId, StoreId
 from securecore.receiver.server import Receiver
+from securecore.sender.delivery import Delivery
 from securecore.sender.flush import flush
+from securecore.sender.schedule import Schedule, read_schedule, write_schedule
 from securecore.sender.spool import EntryEnd, EntryStart, Spool
 from securecore.wire.messages import Accept, Message, Open, Ready, Refusal, Refuse
-from securecore.wire.states import State
 from tests.support.certificates import Fleet
-from tests.support.custody import CORE, held_open
+from tests.support.custody import CORE
 from tests.support.receivers import new_dump_id, papers_of, send_bytes
 from tests.support.scripted import STORE, Peer, Script, forge_receipt, scripted_receiver
 
@@ -29,12 +32,11 @@ def wait_in(spool: Spool, fleet: Fleet) -> DumpId:
     return dump
 
 
-def begin_elsewhere(spool: Spool, store: StoreId = LOST) -> DumpId:
-    """Put the tail of a dump into the spool, whose first two frames went to *store*: one that nobody here has."""
-    before = Frontier()
-    before.extend(leaf_hash(frame) for frame in (b"one", b"two"))
+def begin_elsewhere(spool: Spool, store: StoreId = LOST, frames: int = 2) -> DumpId:
+    """Put the tail of a dump into the spool, whose first *frames* frames went to *store*: one that nobody here has."""
+    before = Frontier.from_peaks(frames, [bytes(32)] * frames.bit_count())
     entry = spool.begin(EntryStart(new_dump_id(), 1, store, before), b"{}")
-    entry.finish(EntryEnd(2 << 20, None, "complete", 5))
+    entry.finish(EntryEnd(frames << 20, None, "complete", 5))
     entry.close()
     return entry.start.dump
 
@@ -82,7 +84,6 @@ ABOUT_ONE: Final[dict[str, tuple[Message | None, type[SecurecoreError]]]] = {
     "its beginning is damaged there": (Refuse(Refusal.STORAGE, "the partial dump is damaged"), BusyError),
     "a reason of a later version": (Refuse(300, "not this one now"), BusyError),
     "refused for good": (Refuse(Refusal.BAD_REQUEST, "no"), RefusedError),
-    "more frames than there are": (Accept(9, bytes(32)), StorageError),
     "the connection ends": (None, UnreachableError),
 }
 """What a receiver answers to the OPEN of one dump, and what that is."""
@@ -122,8 +123,8 @@ def test_what_holds_for_every_dump_is_asked_once(name: str, fleet: Fleet, spool:
     assert spool.dump_ids() == [oldest, newest]
 
 
-def test_when_to_come_again_is_obeyed_by_nobody(fleet: Fleet, spool: Spool) -> None:
-    """R24: a receiver that says "in a day" is asked by the next flush, and has the dump."""
+def test_when_to_come_again_is_not_obeyed_by_a_person(fleet: Fleet, spool: Spool) -> None:
+    """R24: a receiver that says "in a day" is asked by the next flush that somebody starts, and has the dump."""
     dump = wait_in(spool, fleet)
     with scripted_receiver(fleet.receiver, lambda peer: peer.say(Refuse(Refusal.BUSY, "later", 86400))) as scripted:
         (refused,) = flush(spool, [scripted.address], papers_of(fleet.host))
@@ -134,11 +135,175 @@ def test_when_to_come_again_is_obeyed_by_nobody(fleet: Fleet, spool: Spool) -> N
     assert (taken.dump, taken.failure) == (dump, None)
 
 
-def test_a_store_that_lost_the_beginning_is_told_which_frames(fleet: Fleet, spool: Spool) -> None:
-    """The tail begins with frame 2: frames 0 to 1 went to the store that says now that it has none."""
-    begin_elsewhere(spool, STORE)
-    with scripted_receiver(fleet.receiver, held_open(State.OPENING, Accept(0, EMPTY_ROOT))) as scripted:
-        (flushed,) = flush(spool, [scripted.address], papers_of(fleet.host))
+def silent_after_ready(peer: Peer) -> None:
+    """Greet, and then say nothing until the sender has gone."""
+    peer.say(Ready(STORE, 1 << 24))
+    peer.stay()
 
-    assert flushed.failure is not None
-    assert flushed.failure.hint == f"frames 0 to 1 went to store {STORE}, which has lost them"
+
+@pytest.mark.slow
+def test_a_receiver_that_greets_and_hangs_costs_two_deadlines(
+    fleet: Fleet, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one for each dump that waits: after the second in a row the rest is left for the next time."""
+    waiting = [wait_in(spool, fleet) for _ in range(4)]
+    monkeypatch.setattr(limits, "RECEIPT_DEADLINE_S", 0.3)
+    with scripted_receiver(fleet.receiver, silent_after_ready) as scripted:
+        results = list(flush(spool, [scripted.address], papers_of(fleet.host)))
+
+    assert [(result.dump, type(result.failure)) for result in results] == [(dump, UnreachableError) for dump in waiting[:2]]
+    assert spool.dump_ids() == waiting
+
+
+@pytest.mark.slow
+def test_after_a_silent_receiver_the_next_one_is_tried_first(
+    fleet: Fleet, receiver: Receiver, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has cost one dump its deadline; the others go where somebody answers."""
+    waiting = [wait_in(spool, fleet) for _ in range(3)]
+    monkeypatch.setattr(limits, "RECEIPT_DEADLINE_S", 0.5)
+    with scripted_receiver(fleet.receiver, silent_after_ready) as scripted:
+        results = list(flush(spool, [scripted.address, *receiver.addresses], papers_of(fleet.host)))
+        connections = scripted.connections
+
+    assert [result.failure is None for result in results] == [False, True, True]
+    assert connections == 1
+    assert spool.dump_ids() == waiting[:1]
+
+
+def test_one_silence_between_deliveries_stops_nothing(fleet: Fleet, spool: Spool) -> None:
+    """Only two in a row mean that the receiver, and not a dump, is the cause."""
+    waiting = [wait_in(spool, fleet) for _ in range(5)]
+    unwanted = {waiting[0], waiting[2]}
+
+    def script(peer: Peer) -> None:
+        peer.say(Ready(STORE, 1 << 24))
+        opened = peer.hear()
+        assert isinstance(opened, Open)
+        if opened.dump not in unwanted:
+            peer.say(Accept(0, EMPTY_ROOT))
+            peer.say(forge_receipt(fleet.receiver, peer.hear_end()))
+
+    with scripted_receiver(fleet.receiver, script) as scripted:
+        results = list(flush(spool, [scripted.address], papers_of(fleet.host)))
+
+    assert [result.failure is None for result in results] == [False, True, False, True, True]
+
+
+def test_who_resumes_gives_the_receiver_time_to_read_what_it_holds(
+    fleet: Fleet, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In proportion to the frames that were acknowledged: 100 GB are not read again in the time for a receipt."""
+    asked: list[float | None] = []
+
+    def record(self: Delivery, message: Open, on_ack: object, most_s: float, answer_s: float) -> Message:
+        asked.append(answer_s)
+        raise UnreachableError("enough is known")
+
+    begin_elsewhere(spool, STORE)
+    begin_elsewhere(spool, STORE, frames=100_000)
+    monkeypatch.setattr(Delivery, "open", record)
+    with scripted_receiver(fleet.receiver, silent_after_ready) as scripted:
+        list(flush(spool, [scripted.address], papers_of(fleet.host)))
+
+    small, large = (seconds for seconds in asked if seconds is not None)
+    assert limits.RECEIPT_DEADLINE_S <= small < limits.RECEIPT_DEADLINE_S + 1
+    assert large >= limits.RECEIPT_DEADLINE_S + 100_000 * limits.PIECE_BYTES / limits.SLOW_DISK_BYTES_PER_S
+
+
+def test_a_flush_with_a_budget_ends_with_it(fleet: Fleet, receiver: Receiver, spool: Spool) -> None:
+    """What it has not come to waits, untouched."""
+    waiting = [wait_in(spool, fleet) for _ in range(2)]
+
+    assert list(flush(spool, receiver.addresses, papers_of(fleet.host), budget_s=0)) == []
+    assert spool.dump_ids() == waiting
+
+
+def test_failures_put_the_next_time_off_and_success_brings_it_back(fleet: Fleet, receiver: Receiver, spool: Spool) -> None:
+    """Nobody is there twice, then somebody is."""
+    wait_in(spool, fleet)
+    papers, now = papers_of(fleet.host), time.time()
+    list(flush(spool, [NOWHERE], papers, lambda: now))
+    once = read_schedule(spool.fd)
+    list(flush(spool, [NOWHERE], papers, lambda: now + 3600))
+    twice = read_schedule(spool.fd)
+    list(flush(spool, receiver.addresses, papers, lambda: now + 3600))
+
+    assert (once.failures, twice.failures) == (1, 2)
+    assert now - 1 <= once.not_before <= now + limits.BACK_OFF_S
+    assert now + 3599 <= twice.not_before <= now + 3600 + 2 * limits.BACK_OFF_S
+    assert read_schedule(spool.fd) == Schedule()
+
+
+def test_what_a_receiver_asks_for_is_kept(fleet: Fleet, spool: Spool) -> None:
+    """It is busy and says for how long: the timer comes no sooner."""
+    wait_in(spool, fleet)
+    now = 1_795_338_860.0
+    with scripted_receiver(fleet.receiver, lambda peer: peer.say(Refuse(Refusal.BUSY, "later", 7200))) as scripted:
+        list(flush(spool, [scripted.address], papers_of(fleet.host), lambda: now))
+
+    assert now + 7199 <= read_schedule(spool.fd).not_before <= now + 7200 + limits.BACK_OFF_S
+
+
+def test_a_host_that_is_refused_for_good_backs_off_too(fleet: Fleet, spool: Spool) -> None:
+    """A revoked host does not knock every two minutes for ever."""
+    wait_in(spool, fleet)
+    with scripted_receiver(fleet.receiver, lambda peer: peer.say(Refuse(Refusal.REVOKED, "no"))) as scripted:
+        list(flush(spool, [scripted.address], papers_of(fleet.host)))
+
+    assert read_schedule(spool.fd).failures == 1
+
+
+def test_a_person_who_tries_again_makes_no_timer_wait_longer(fleet: Fleet, spool: Spool) -> None:
+    """What fails before it was due changes nothing."""
+    wait_in(spool, fleet)
+    now = 1_795_338_860.0
+    put_off = Schedule(5, int(now) + 900)
+    write_schedule(spool.fd, put_off)
+
+    list(flush(spool, [NOWHERE], papers_of(fleet.host), lambda: now))
+
+    assert read_schedule(spool.fd) == put_off
+
+
+def taking_all_then(say: Message | None) -> Script:
+    """Return the script of a receiver that takes every frame, acknowledges none, and then says *say* in answer to END, or goes."""
+
+    def script(peer: Peer) -> None:
+        peer.say(Ready(STORE, 1 << 24))
+        peer.hear()
+        peer.say(Accept(0, EMPTY_ROOT))
+        peer.hear_end()
+        if say is not None:
+            peer.say(say)
+
+    return script
+
+
+def test_frames_that_nobody_vouched_for_are_not_sent_every_two_minutes(fleet: Fleet, spool: Spool) -> None:
+    """A receiver whose disk is full takes frames and then says no: that is no progress, however many were sent."""
+    wait_in(spool, fleet)
+    with scripted_receiver(fleet.receiver, taking_all_then(Refuse(Refusal.STORAGE, "full"))) as scripted:
+        (refused,) = flush(spool, [scripted.address], papers_of(fleet.host))
+
+    assert (type(refused.failure), refused.sent_frames) == (BusyError, 4)
+    assert read_schedule(spool.fd).failures == 1
+
+
+def test_a_wire_that_is_cut_behind_a_frame_makes_nobody_wait(fleet: Fleet, spool: Spool) -> None:
+    """The receiver keeps what came: a link that is cut every minute gets a dump through, bit by bit."""
+    wait_in(spool, fleet)
+    with scripted_receiver(fleet.receiver, taking_all_then(None)) as scripted:
+        (cut,) = flush(spool, [scripted.address], papers_of(fleet.host))
+
+    assert (type(cut.failure), cut.sent_frames) == (UnreachableError, 4)
+    assert read_schedule(spool.fd) == Schedule()
+
+
+def test_a_receiver_that_takes_everything_and_vouches_for_nothing_is_left_after_two(fleet: Fleet, spool: Spool) -> None:
+    """Each such dump would cost the time for a receipt."""
+    waiting = [wait_in(spool, fleet) for _ in range(3)]
+    with scripted_receiver(fleet.receiver, taking_all_then(None)) as scripted:
+        results = list(flush(spool, [scripted.address], papers_of(fleet.host)))
+
+    assert [result.dump for result in results] == waiting[:2]

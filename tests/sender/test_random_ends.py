@@ -4,6 +4,7 @@ The model knows what each call has returned; what the disk holds is read by code
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Collection
 from typing import Final, NamedTuple
@@ -16,7 +17,6 @@ from securecore import limits
 from securecore.dump import directory
 from securecore.errors import SecurecoreError
 from securecore.merkle import Frontier, leaf_hash
-from securecore.sender import receipt_log
 from securecore.sender.spool import EntryEnd, EntryStart, Spool, SpoolEntry, create_spool, open_spool
 from tests.support.dumps import REPORT, core_bytes, dump_id, frames_of
 from tests.support.power import End, Killed, Loss, Power, Survivors, contents, ends, examples, hunt, scratch
@@ -259,7 +259,7 @@ def test_what_the_spool_promised_is_there_whenever_a_process_ends() -> None:
 PLANTED: Final[dict[str, tuple[object, str, Callable[..., object]]]] = {
     "no name is ever made durable": (directory, "sync", lambda fd: None),
     "an entry's removal begins with its files": (Spool, "remove", lambda spool, entry: remove_files_first(spool, entry)),
-    "a torn receipt takes the next one with it": (receipt_log, "_cut_torn_line", lambda fd: None),
+    "a torn receipt takes the next one with it": (directory, "_end_of_lines", lambda fd: os.fstat(fd).st_size),
 }
 """What stands where in the place of what."""
 

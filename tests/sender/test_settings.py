@@ -34,6 +34,13 @@ def test_settings_of_a_version_without_deadlines_hold(tmp_path: Path) -> None:
     assert load_settings(write(tmp_path / "s", changed(deadlines=None))) == GOOD
 
 
+def test_settings_of_an_earlier_setup_keep_the_tail(tmp_path: Path) -> None:
+    """They do not say what the spool has; a crash between an upgrade and the next set-up must not be lost for that."""
+    assert load_settings(write(tmp_path / "s", changed(spool_mode=None))) == GOOD
+    whole = GOOD._replace(spool_mode="whole")
+    assert load_settings(write(tmp_path / "s", whole.encode())) == whole
+
+
 def changed(**fields: object) -> bytes:
     """Return good settings with fields replaced; None removes one."""
     document = json.loads(GOOD.encode()) | fields
@@ -69,6 +76,8 @@ BAD = {
     "a deadline that never comes": changed(deadlines={"connect_s": float("inf"), "progress_s": 5, "hold_s": 5}),
     "a deadline that is no number": changed(deadlines={"connect_s": float("nan"), "progress_s": 5, "hold_s": 5}),
     "a deadline that is true": changed(deadlines={"connect_s": 5, "progress_s": 5, "hold_s": True}),
+    "a spool mode that is none": changed(spool_mode="half"),
+    "a spool mode that is a number": changed(spool_mode=1),
     "deep nesting": b"[" * 100_000,
 }
 

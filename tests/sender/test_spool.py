@@ -299,6 +299,29 @@ def test_receipts_cut_at_every_offset_are_the_whole_lines(spool: Spool, tmp_path
         assert [receipt["dump"] for receipt in spool.receipts()] == list("abc")[: whole[:cut].count(b"\n")]
 
 
+def test_a_receipt_behind_a_torn_line_is_whole(spool: Spool, tmp_path: Path) -> None:
+    """What a crash tore, wherever, does not take the next receipt along; one that is torn does not come back either."""
+    path = tmp_path / "spool/receipts.jsonl"
+    for name in "ab":
+        spool.keep_receipt({"dump": name, "receipt": "x" * 100_000})
+    whole = path.read_bytes()
+    for cut in (0, 1, len(whole) // 2 - 1, len(whole) // 2, len(whole) // 2 + 1, len(whole) - 1, len(whole)):
+        path.write_bytes(whole[:cut])
+        spool.keep_receipt({"dump": "c"})
+        assert [receipt["dump"] for receipt in spool.receipts()] == [*list("ab")[: whole[:cut].count(b"\n")], "c"]
+
+
+def test_receipts_of_handlers_that_end_at_once_are_all_kept(spool: Spool) -> None:
+    """Also the very first ones, each of which finds no receipt log yet."""
+    threads = [threading.Thread(target=spool.keep_receipt, args=({"dump": str(number)},)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(int(receipt["dump"]) for receipt in spool.receipts()) == list(range(16))
+
+
 def test_a_lister_beside_a_crash_never_costs_the_core(spool: Spool) -> None:
     """An entry appears whole and locked: whoever looks into the spool meanwhile cannot take its lock first."""
     stop = threading.Event()

@@ -102,6 +102,7 @@ def test_a_row_says_what_the_files_say(store: Store, logs: HostLogs, signer: Sig
             executable="/usr/sbin/nginx",
             crashed_at=1,
             given_up_at=None,
+            lost_frames=0,
             sensitive=False,
         )
 

@@ -67,17 +67,19 @@ def send_bytes(
     dump: DumpId | None = None,
     hold: Hold | None = None,
     hold_budget_s: float | None = None,
+    keeps_copy: bool = False,
 ) -> Outcome:
     """Send *core* through a pipe, as a handler does, and return how it ended; with *hold* the pipe pauses on its way.
 
-    *hold_budget_s* is for how long the pipe may stand still, as a handler limits it.
+    *hold_budget_s* is for how long the pipe may stand still, as a handler limits it; *keeps_copy* as in spool mode "whole".
     """
     reading, writing = os.pipe()
     writer = threading.Thread(target=_write_all, args=(writing, core, hold))
     writer.start()
     now_ms = time.time_ns() // 1_000_000
     encoded = (report or CrashReport(sender="test", program="crasher", signal=11, pid=4711)).encode()
-    outcome = carry(reading, Parcel(dump or new_dump_id(), encoded, now_ms), receivers, papers, spool, hold_budget_s=hold_budget_s)
+    parcel = Parcel(dump or new_dump_id(), encoded, now_ms)
+    outcome = carry(reading, parcel, receivers, papers, spool, hold_budget_s=hold_budget_s, keeps_copy=keeps_copy)
     writer.join()
     return outcome
 

@@ -25,8 +25,8 @@ from securecore.sender.spool import open_spool
 
 SETUP: Final = "securecore setup sender"
 
-_WAITING_TOO_LONG: Final = timedelta(hours=1)
-"""Twelve times the flush timer's five minutes."""
+_WAITING_TOO_LONG: Final = timedelta(seconds=2 * limits.BACK_OFF_MAX_S)
+"""Twice the longest that the flush timer waits by itself."""
 
 _CLOCK_SLACK: Final = timedelta(minutes=5)
 """As much as certificates are backdated, for clocks that differ."""
@@ -157,7 +157,7 @@ def _settings(settings: Settings, said: SenderConfiguration | LocalConfiguration
         if user is None and ":" not in said.user:
             yield wrong("settings", f"user {said.user} of {source} does not exist", SETUP)
         owner = (user.uid, user.gid) if user is not None else (settings.uid, settings.gid)
-        if settings != Settings(said.receivers, said.identity, said.spool, *owner, said.deadlines):
+        if settings != Settings(said.receivers, said.identity, said.spool, *owner, said.spool_mode, said.deadlines):
             yield wrong("settings", f"{place} is older than {source}: what stands there does not hold yet", SETUP)
             return
     elif root.find(installation.CONFIGURATION) is not None:
@@ -250,7 +250,7 @@ def _timer(root: Root) -> Iterator[Finding]:
     elif not root.is_live:
         yield ok("flush timer", "enabled")
     elif not systemd.is_running(root):
-        yield warning("flush timer", "no systemd runs here", "have `securecore spool flush` run every five minutes")
+        yield warning("flush timer", "no systemd runs here", "have `securecore spool flush --when-due` run every two minutes")
     elif systemd.is_active(os.path.basename(installation.TIMER)):
         yield ok("flush timer", "enabled, and waiting for its next time")
     else:

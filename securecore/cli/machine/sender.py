@@ -117,7 +117,10 @@ def sender_steps(
     kernel = kernel_steps(installation.core_pattern(installation.HANDLER))
     users.check_owner(configuration.spool, user, root)
     owner = (user.uid, user.gid)
-    settings = Settings(configuration.receivers, configuration.identity, configuration.spool, *owner, configuration.deadlines)
+    settings = Settings(
+        configuration.receivers, configuration.identity, configuration.spool, *owner,
+        configuration.spool_mode, configuration.deadlines,
+    )  # fmt: skip
     steps: list[Step] = [
         WriteFile(installation.CONFIGURATION, content),
         MakeSpool(configuration.spool, owner),

@@ -18,6 +18,7 @@ from securecore.cli.machine.root import Found, Owner, Root
 from securecore.dump import directory as files
 from securecore.errors import ConfigError, StorageError
 from securecore.sender.cores import LOCK
+from securecore.sender.schedule import SCHEDULE
 from securecore.sender.spool import create_spool
 
 ROOT_USER: Final[Owner] = (0, 0)
@@ -306,7 +307,8 @@ def _undo_spool(record: Mapping[str, Any], root: Root) -> tuple[str, str] | None
     if root.status(f"{path}/receipts.jsonl") is not None:
         return "kept", f"{root.outside(path)}  (its receipts prove what was delivered)"
     root.remove_directory(f"{path}/dumps")
-    root.remove(f"{path}/FORMAT")
+    for name in (SCHEDULE, files.aside_name(SCHEDULE), "FORMAT"):
+        root.remove(f"{path}/{name}")
     return ("removed" if root.remove_directory(path) else "kept"), root.outside(path)
 
 

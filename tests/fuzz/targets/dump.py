@@ -143,6 +143,7 @@ def check_manifest(data: bytes) -> None:
 def manifest_seeds() -> Iterator[bytes]:
     """Manifests of a complete and of a cut dump."""
     manifest = Manifest(dump_id(1), WEB, STORE, "complete", 4096, 4096, 1, bytes(32), b"\xff" * 32, 1, 2, "securecore 0.1")
+    yield manifest._replace(outcome="cut", lost_frames=1).encode()
     yield manifest.encode()
     at = int(NOW.timestamp())
     cut = manifest._replace(outcome="cut", predicted_size=None, size=(1 << 63) - 1, started_at=at)

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from securecore import limits
 from securecore.dump.manifest import OUTCOMES
 from securecore.errors import BrokenError, ConfigError, PeerError, StorageError
 from securecore.identity import host_from_operator
@@ -19,6 +20,7 @@ from securecore.pki.directory import open_pki
 from securecore.pki.ledger import Ledger, _digest
 from securecore.receiver.control import _read_request
 from securecore.sender.configuration import SenderConfiguration, parse_configuration
+from securecore.sender.schedule import Schedule, parse_schedule
 from securecore.sender.settings import Settings, load_settings
 from securecore.sender.spool import EntryEnd, EntryStart, Spool, create_spool, open_spool
 from tests.fuzz.files import file_of, scratch
@@ -48,7 +50,7 @@ def check_settings(data: bytes) -> None:
 
 def settings_seeds() -> Iterator[bytes]:
     """Settings as setup compiles them, and with other types."""
-    good = Settings(_RECEIVERS, "/etc/securecore/identity", "/var/lib/securecore/spool", 990, 991)
+    good = Settings(_RECEIVERS, "/etc/securecore/identity", "/var/lib/securecore/spool", 990, 991, "whole")
     yield good.encode()
     fields = json.loads(good.encode())
     yield from (json.dumps(fields | other).encode() for other in _OTHER_SETTINGS)
@@ -77,7 +79,7 @@ def check_configuration(data: bytes) -> None:
 def configuration_seeds() -> Iterator[bytes]:
     """Files as setup writes them, and every type of TOML."""
     yield SenderConfiguration(_RECEIVERS, "/etc/securecore/identity").encode()
-    yield SenderConfiguration(_RECEIVERS, "/é", "/a/b", "990:990").encode()
+    yield SenderConfiguration(_RECEIVERS, "/é", "/a/b", "990:990", "whole").encode()
     yield b"version = 1\nreceivers = [\"a:1\"]\nidentity = '/i'\n[later]\nx.y = {a = 1, b = [inf, 0x1f, 1979-05-27T07:32:00Z]}\n"
     yield b"version = " + b"1" * 5000
     yield b"version = " + b"[" * 4000
@@ -100,12 +102,12 @@ def _spool() -> tuple[Spool, Path]:
 def check_spool(data: bytes) -> None:
     """A spool's files are refused, or say what its writer could have said of this dump.
 
-    The first byte says which file the rest is: entry.json, end.json, receipts.jsonl or FORMAT.
+    The first byte says which file the rest is: entry.json, end.json, receipts.jsonl, FORMAT or schedule.json.
     """
     if not data:
         return
     spool, directory = _spool()
-    kind, content = data[0] % 4, data[1:]
+    kind, content = data[0] % 5, data[1:]
     if kind == 0:
         _check_start(spool, directory, content)
     elif kind == 1:
@@ -114,8 +116,10 @@ def check_spool(data: bytes) -> None:
         (directory.parents[1] / "receipts.jsonl").write_bytes(content)
         with suppress(BrokenError):
             assert all(type(line) is dict for line in spool.receipts())
-    else:
+    elif kind == 3:
         _check_format(directory.parents[1], content)
+    else:
+        _check_schedule(content)
 
 
 def _check_start(spool: Spool, directory: Path, content: bytes) -> None:
@@ -167,6 +171,19 @@ def _check_format(path: Path, content: bytes) -> None:
         (path / "FORMAT").write_bytes(kept)
 
 
+def _check_schedule(content: bytes) -> None:
+    try:
+        schedule = parse_schedule(content)
+    except BrokenError:
+        return
+    assert schedule.encode() == content
+    now = float(schedule.not_before)
+    assert schedule.is_due(now)
+    assert parse_schedule(schedule.after_failure(now, 5, 0.5).encode()).not_before <= now + limits.MAX_RETRY_AFTER_S
+    for store, since in schedule.missed:
+        assert schedule.missing_s(store, since + 7.0) == 7.0
+
+
 def spool_seeds() -> Iterator[bytes]:
     """The files of a spool, of a whole dump and of a tail."""
     _, directory = _spool()
@@ -178,6 +195,7 @@ def spool_seeds() -> Iterator[bytes]:
     yield b"\1" + json.dumps(EntryEnd(1 << 40, 1 << 41, "source-truncated", 2)._asdict()).encode()
     yield b'\2{"dump": "a"}\n{"gone": true}\n{"torn'
     yield b"\3" + (directory.parents[1] / "FORMAT").read_bytes()
+    yield b"\4" + Schedule(3, 1_795_338_900, ((STORE, 5),)).encode()
 
 
 def check_ledger(data: bytes) -> None:
@@ -314,7 +332,8 @@ SETTINGS = Target(check_settings, settings_seeds, ("sender.settings.load_setting
 CONFIGURATION = Target(check_configuration, configuration_seeds, ("sender.configuration.parse_configuration",), 8192)
 SPOOL = Target(
     check_spool, spool_seeds,
-    ("sender.spool.Spool.entry", "sender.spool.SpoolEntry.end", "sender.spool.Spool.receipts", "sender.spool.open_spool"),
+    ("sender.spool.Spool.entry", "sender.spool.SpoolEntry.end", "sender.spool.Spool.receipts", "sender.spool.open_spool",
+     "sender.schedule.parse_schedule"),
     is_json=True,
 )  # fmt: skip
 LEDGER = Target(check_ledger, ledger_seeds, ("pki.ledger.Ledger.read",), is_json=True)

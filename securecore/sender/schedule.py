@@ -1,0 +1,127 @@
+"""What one flush of a spool leaves for the next: when to come again, and which stores it has missed since when.
+
+SPOOL/schedule.json; docs/store.md has the fields. It is advice: a file that is missing, torn or strange means that everything is
+due and nothing is missed, and the next flush writes it anew.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
+
+from securecore import limits
+from securecore.dump import directory as files
+from securecore.errors import BrokenError, SecurecoreError
+from securecore.names import NameRefused, StoreId
+
+SCHEDULE: Final = "schedule.json"
+"""The file's name in the spool."""
+_VERSION: Final = 1
+_MAX_BYTES: Final = 64 * limits.KIB
+_MAX_MISSED: Final = 64
+"""Stores that are remembered: a sender has a few receivers, and 64 of them are below 4 KiB."""
+_TIME_END: Final = 1 << 62
+"""Seconds and failures: what every reader of JSON numbers keeps."""
+
+
+class Schedule(NamedTuple):
+    """When to come again; times are Unix seconds by this host's clock."""
+
+    failures: int = 0
+    """Flushes in a row that delivered nothing."""
+    not_before: int = 0
+    missed: tuple[tuple[StoreId, int], ...] = ()
+    """Stores that hold the beginning of a dump here and did not answer while others did, and since when."""
+
+    def is_due(self, now: float) -> bool:
+        """Return whether a timer's flush should go on; what no schedule of ours could say counts as due: the clock was set back."""
+        return not now < self.not_before <= now + limits.MAX_RETRY_AFTER_S
+
+    def after_success(self) -> "Schedule":
+        """Return the schedule once something was delivered, or has got further."""
+        return self._replace(failures=0, not_before=0)
+
+    def after_failure(self, now: float, retry_after_s: int, chance: float) -> "Schedule":
+        """Return the schedule once nothing was delivered.
+
+        *retry_after_s* is what a receiver asked for, 0 for nothing; *chance* is 0 to 1, evenly distributed: full jitter, so that a
+        fleet whose receiver was down does not come back to it in one second.
+        """
+        failures = min(self.failures + 1, _TIME_END - 1)
+        longest = min(limits.BACK_OFF_MAX_S, limits.BACK_OFF_S * 2 ** min(failures - 1, 32))
+        wait_s = min(retry_after_s + chance * longest, limits.MAX_RETRY_AFTER_S)
+        return self._replace(failures=failures, not_before=max(0, int(now + wait_s)))
+
+    def missing_s(self, store: StoreId, now: float) -> float:
+        """Return for how long *store* has been missed; 0 when it has not, or the clock was set back since."""
+        return max(0.0, now - dict(self.missed).get(store, now))
+
+    def missing(self, store: StoreId, now: float) -> "Schedule":
+        """Return the schedule once *store* was missed *now*, if it was not before."""
+        missed = dict(self.missed)
+        # A moment that is still to come was written by a clock that ran ahead: from there it would count too late.
+        missed[store] = min(missed.get(store, int(now)), int(now))
+        return self._replace(missed=tuple(missed.items())[-_MAX_MISSED:])
+
+    def met(self, store: StoreId) -> "Schedule":
+        """Return the schedule once *store* has answered."""
+        return self._replace(missed=tuple(pair for pair in self.missed if pair[0] != store))
+
+    def encode(self) -> bytes:
+        """Return the file."""
+        missed = {str(store): since for store, since in self.missed}
+        fields = {"version": _VERSION, "failures": self.failures, "not_before": self.not_before, "missed": missed}
+        return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def parse_schedule(data: bytes) -> Schedule:
+    """Return what schedule.json says; raises BrokenError unless it is what Schedule.encode could have written."""
+    try:
+        fields = json.loads(data)
+        missed = tuple((StoreId.parse(text), since) for text, since in fields["missed"].items())
+        schedule = Schedule(fields["failures"], fields["not_before"], missed)
+        numbers = [schedule.failures, schedule.not_before, *(since for _, since in missed)]
+        is_ours = all(map(_is_count, numbers)) and len(missed) <= _MAX_MISSED and schedule.encode() == data
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, NameRefused) as error:
+        raise BrokenError("spool: schedule.json is malformed") from error
+    if not is_ours:
+        raise BrokenError("spool: schedule.json is malformed")
+    return schedule
+
+
+def read_schedule(spool_fd: int) -> Schedule:
+    """Return the schedule of the spool behind a descriptor; an empty one when there is none that can be read."""
+    try:
+        data = files.read_file(SCHEDULE, spool_fd, _MAX_BYTES)
+        return parse_schedule(data) if data is not None else Schedule()
+    except SecurecoreError:
+        return Schedule()
+
+
+def write_schedule(spool_fd: int, schedule: Schedule) -> None:
+    """Keep *schedule* for the next flush; raises StorageError when the disk refuses."""
+    files.replace_file(SCHEDULE, spool_fd, schedule.encode())
+
+
+@contextmanager
+def claim(spool_fd: int) -> Iterator[bool]:
+    """Hold the spool for one flush while the block runs; yields False when another process has it.
+
+    The lock is on ``dumps/``, which a handler that adds an entry does not lock.
+    """
+    dumps = files.enter_directory("dumps", spool_fd)
+    try:
+        try:
+            fcntl.flock(dumps, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = True
+        except OSError:
+            is_ours = False
+        yield is_ours
+    finally:
+        os.close(dumps)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _TIME_END

@@ -1,0 +1,169 @@
+"""When a flush comes again: back-off with jitter, what a receiver may impose, and a file that is only advice."""
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from securecore import limits
+from securecore.errors import BrokenError
+from securecore.names import StoreId
+from securecore.sender.schedule import Schedule, claim, parse_schedule, read_schedule, write_schedule
+from securecore.sender.spool import Spool
+
+NOW: Final = 1_795_338_860.0
+STORES: Final = [StoreId.make(bytes([number]) * 16) for number in range(100)]
+GOOD: Final = Schedule(3, 1_795_338_900, ((STORES[0], 5), (STORES[1], 7)))
+FIELDS: Final[dict[str, Any]] = json.loads(GOOD.encode())
+
+
+def canonical(fields: object) -> bytes:
+    """Return JSON as it is written."""
+    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def waits(failures: int, chance: float, retry_after_s: int = 0) -> int:
+    """Return how long is waited after the last of so many failures, all of them at NOW."""
+    schedule = Schedule()
+    for _ in range(failures):
+        schedule = schedule.after_failure(NOW, retry_after_s, chance)
+    assert schedule.failures == failures
+    return schedule.not_before - int(NOW)
+
+
+def test_each_failure_doubles_the_longest_wait_up_to_an_hour() -> None:
+    """One minute after the first; the seventh would be an hour and four minutes."""
+    assert [waits(failures, 1.0) for failures in range(1, 9)] == [60, 120, 240, 480, 960, 1920, 3600, 3600]
+    assert waits(2000, 1.0) == 3600
+
+
+def test_the_wait_is_drawn_from_nothing_to_the_longest() -> None:
+    """Full jitter: hosts that failed in the same second come back in different ones."""
+    assert [waits(7, chance) for chance in (0.0, 0.25, 0.5)] == [0, 900, 1800]
+
+
+def test_a_receiver_is_obeyed_up_to_a_day() -> None:
+    """What it asks for is the least; the jitter comes on top, or it would have all of them back at once."""
+    assert waits(1, 0.5, retry_after_s=600) == 630
+    assert waits(1, 1.0, retry_after_s=limits.MAX_RETRY_AFTER_S) == limits.MAX_RETRY_AFTER_S
+    assert waits(1, 1.0, retry_after_s=(1 << 32) - 1) == limits.MAX_RETRY_AFTER_S
+
+
+def test_success_makes_everything_due() -> None:
+    """The next failure is the first again."""
+    schedule = Schedule().after_failure(NOW, 600, 1.0).after_success()
+
+    assert schedule == Schedule()
+    assert schedule.is_due(NOW)
+
+
+def test_nothing_is_due_before_its_time() -> None:
+    """And everything is from then on."""
+    schedule = Schedule(1, int(NOW) + 60)
+
+    assert [schedule.is_due(NOW + later) for later in (0, 59.9, 60, 1e6)] == [False, False, True, True]
+
+
+def test_a_clock_that_was_set_back_does_not_put_anything_off_for_years() -> None:
+    """A time to come again that is further ahead than anything could have put it counts as due."""
+    schedule = Schedule(1, int(NOW) + 60)
+
+    assert schedule.is_due(NOW - 20 * 365 * 24 * 3600)
+    assert not schedule.is_due(NOW - limits.MAX_RETRY_AFTER_S + 60)
+
+
+def test_a_store_is_missed_since_the_first_time() -> None:
+    """Until it is met; a store that was never missed is missed for no time."""
+    schedule = Schedule().missing(STORES[0], NOW).missing(STORES[0], NOW + 50).missing(STORES[1], NOW + 60)
+
+    assert [schedule.missing_s(store, NOW + 100) for store in STORES[:3]] == [100, 40, 0]
+    assert schedule.met(STORES[0]).missing_s(STORES[0], NOW + 100) == 0
+    assert schedule.met(STORES[2]) == schedule
+
+
+def test_a_store_that_was_missed_in_the_future_is_missed_from_now_on() -> None:
+    """The clock ran ahead when it was noted: it counts for nothing, and is mended."""
+    ahead = Schedule().missing(STORES[0], NOW + 1e9)
+
+    assert ahead.missing_s(STORES[0], NOW) == 0
+    assert ahead.missing(STORES[0], NOW).missing_s(STORES[0], NOW + 10) == 10
+
+
+def test_the_stores_that_are_remembered_are_bounded() -> None:
+    """What is written can be read, however many there were."""
+    schedule = Schedule()
+    for store in STORES:
+        schedule = schedule.missing(store, NOW)
+
+    assert parse_schedule(schedule.encode()).missing_s(STORES[99], NOW + 5) == 5
+
+
+numbers = st.integers(0, (1 << 62) - 1)
+schedules = st.builds(
+    lambda failures, not_before, missed: Schedule(failures, not_before, tuple(sorted(missed.items(), key=str))),
+    numbers,
+    numbers,
+    st.dictionaries(st.sampled_from(STORES), numbers, max_size=64),
+)
+
+
+@given(schedules, st.floats(0, 1e11), st.integers(0, (1 << 32) - 1), st.floats(0, 1))
+def test_a_schedule_survives_whatever_comes(schedule: Schedule, now: float, retry_after_s: int, chance: float) -> None:
+    """It is read as it was written, and so is what becomes of it; a wait is never longer than a receiver may impose."""
+    assert parse_schedule(schedule.encode()) == schedule
+    after = schedule.after_failure(now, retry_after_s, chance)
+    assert parse_schedule(after.encode()) == after
+    assert now - 1 <= after.not_before <= now + limits.MAX_RETRY_AFTER_S
+    assert parse_schedule(schedule.missing(STORES[0], now).encode()).missing_s(STORES[0], now) >= 0
+
+
+WRONG: Final[list[bytes]] = [
+    b"", b"{}", b"[]", b"null", b"\xff", b"[" * 60_000, b"9" * 5000,
+    GOOD.encode() + b"\n",
+    json.dumps(FIELDS).encode(),
+    *(canonical({key: value for key, value in FIELDS.items() if key != left_out}) for left_out in FIELDS),
+    *(canonical(FIELDS | {key: value}) for key in FIELDS for value in (None, -1, True, 1.0, "", [], 1 << 62)),
+    *(canonical(FIELDS | {"missed": missed}) for missed in ({"x": 1}, {str(STORES[0]): -1}, {str(STORES[0]): None})),
+    canonical(FIELDS | {"missed": {str(store): 1 for store in STORES[:65]}}),
+    canonical(FIELDS | {"more": 1}),
+    canonical(FIELDS | {"version": 2}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("data", WRONG, ids=range(len(WRONG)))
+def test_what_was_not_written_by_a_schedule_is_refused(data: bytes) -> None:
+    """One spelling, and numbers within their bounds."""
+    with pytest.raises(BrokenError, match=r"schedule\.json is malformed"):
+        parse_schedule(data)
+
+
+def test_a_schedule_cut_at_every_offset_is_refused() -> None:
+    """No beginning of one is another."""
+    data = GOOD.encode()
+    for cut in range(len(data)):
+        with pytest.raises(BrokenError):
+            parse_schedule(data[:cut])
+
+
+def test_a_torn_schedule_is_none(spool: Spool, tmp_path: Path) -> None:
+    """Missing, torn, no file, too long: everything is due, and the next one is written in its place."""
+    assert read_schedule(spool.fd) == Schedule()
+    for data in (GOOD.encode()[:-1], b"", bytes(100_000)):
+        (tmp_path / "spool/schedule.json").write_bytes(data)
+        assert read_schedule(spool.fd) == Schedule()
+
+    write_schedule(spool.fd, GOOD)
+
+    assert read_schedule(spool.fd) == GOOD
+    assert (tmp_path / "spool/schedule.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_one_flush_at_a_time_has_the_claim(spool: Spool) -> None:
+    """The second one is told at once, and the next has it again."""
+    with claim(spool.fd) as first, claim(spool.fd) as second:
+        assert (first, second) == (True, False)
+    with claim(spool.fd) as third:
+        assert third
