@@ -15,12 +15,11 @@ from collections.abc import Callable
 
 from securecore import limits
 from securecore.dump import directory
-from securecore.dump.container import FrameLengths, seek_table_bytes, seek_table_parts
-from securecore.dump.frames import ZERO_PIECE_FRAME, ZERO_PIECE_LEAF, is_torn_frame
-from securecore.dump.reader import read_exactly, scan_frames
+from securecore.dump.container import seek_table_bytes
 from securecore.errors import BrokenError, Bug, BusyError, NotFoundError, PeerError, StorageError
-from securecore.merkle import Frontier, leaf_hash
+from securecore.merkle import Frontier
 from securecore.names import DumpId, HostName
+from securecore.store.growing_core import GrowingCore
 from securecore.store.layout import Place, Store
 from securecore.store.reading import CORE, MANIFEST, RECEIPT, REPORT
 from securecore.store.relocation import move_dump
@@ -52,11 +51,7 @@ class IncomingDump:
         """The sender did not come back; the core is whole with its seek table, and there will be no manifest."""
         self._store = store
         self._fd = fd
-        self._core = core
-        self._lengths = FrameLengths()
-        self._frontier = Frontier()
-        self._stored_bytes = 0
-        self._torn_bytes = 0
+        self._core = GrowingCore(core, f"dump {dump_id}")
         self._is_named = False
         self._usable = True
         try:
@@ -141,39 +136,39 @@ class IncomingDump:
     @property
     def frames(self) -> int:
         """Frames appended."""
-        return len(self._lengths)
+        return len(self._core.lengths)
 
     @property
     def root(self) -> bytes:
         """Merkle root over the frames appended."""
-        return self._frontier.root()
+        return self._core.frontier.root()
 
     @property
     def frontier(self) -> Frontier:
         """A copy of the tree's frontier."""
-        return self._frontier.copy()
+        return self._core.frontier.copy()
 
     @property
     def stored_bytes(self) -> int:
         """Bytes of all frames appended, without the seek table."""
-        return self._stored_bytes
+        return self._core.stored_bytes
 
     @property
     def container_bytes(self) -> int:
         """Bytes of core.zst when it is finished: the frames and their seek table."""
-        return self._stored_bytes + seek_table_bytes(len(self._lengths))
+        return self._core.stored_bytes + seek_table_bytes(self.frames)
 
     @property
     def plain_bytes(self) -> int:
         """Plaintext bytes that the frames appended stand for."""
-        return self._lengths.plain_bytes
+        return self._core.lengths.plain_bytes
 
     def torn(self) -> bytes:
         """Return the bytes behind the last frame that may be the beginning of the next one; they were never vouched for.
 
         The next frame, or the end of the dump, drops them.
         """
-        return read_exactly(self._core, self._stored_bytes, self._torn_bytes) if self._torn_bytes else b""
+        return self._core.torn()
 
     def keep_torn(self, beginning: bytes) -> None:
         """Put the beginning of the next frame behind the frames, in the place of what stands there; a sync makes it durable.
@@ -181,9 +176,7 @@ class IncomingDump:
         For a frame whose end does not come. Not checked: that it is one; resume does that.
         """
         self._check_open_for_frames()
-        self._drop_torn()
-        self._write(beginning)
-        self._torn_bytes = len(beginning)
+        self._core.keep_torn(beginning)
 
     def append(self, frame: bytes | memoryview, plain_length: int) -> None:
         """Add one frame that check_frame has passed, with the plaintext length that it returned; not yet durable.
@@ -192,43 +185,33 @@ class IncomingDump:
         refuses. Not checked: the frame's content.
         """
         self._check_open_for_frames()
-        self._add_length(len(frame), plain_length)
-        self._drop_torn()
-        self._write(frame)
-        self._frontier.append(leaf_hash(frame))
-        self._stored_bytes += len(frame)
+        self._core.append(frame, plain_length)
 
     def append_zero_pieces(self, count: int) -> None:
         """Add the zero frame of a whole piece *count* times, in one write; raises as append does."""
         self._check_open_for_frames()
-        for _ in range(count):
-            self._add_length(len(ZERO_PIECE_FRAME), limits.PIECE_BYTES)
-        self._drop_torn()
-        self._write(ZERO_PIECE_FRAME * count)
-        for _ in range(count):
-            self._frontier.append(ZERO_PIECE_LEAF)
-        self._stored_bytes += count * len(ZERO_PIECE_FRAME)
+        self._core.append_zero_pieces(count)
 
     def sync(self) -> None:
         """Make everything appended so far durable, the report first; only then may it be acknowledged."""
         self._check_open_for_frames()
-        self._sync_core()
+        self._core.sync()
         self._name_report()
 
     def give_up(self) -> None:
         """Append the seek table, durably: the frames are all that there is. The core keeps the time of its last frame."""
         self._check_open_for_frames()
-        status = os.fstat(self._core)
+        status = os.fstat(self._core.fd)
         try:
-            self._append_seek_table()
+            self._core.append_seek_table()
         finally:  # On a full disk too: what is tried again must not have become young by it.
-            self._set_time(status)
+            self._core.set_time(status)
         self.is_given_up = True
 
     def finish(self, manifest: bytes) -> None:
         """Append the seek table and keep *manifest*, both durable. Not checked: the manifest; the caller has judged it."""
         self._check_open_for_frames()
-        self._append_seek_table()
+        self._core.append_seek_table()
         self._name_report()
         self._put(MANIFEST, manifest)
         self.has_manifest = True
@@ -271,16 +254,10 @@ class IncomingDump:
     def close(self) -> None:
         """Let go of the dump; what was synced stays, and resume finds it."""
         self._usable = False
-        for fd in (self._core, self._fd):
-            if fd >= 0:
-                os.close(fd)
-        self._core = self._fd = -1
-
-    def _add_length(self, stored: int, plain: int) -> None:
-        try:
-            self._lengths.add(stored, plain)
-        except BrokenError as error:
-            raise PeerError(error.message) from error  # Frames that are appended come from a sender.
+        self._core.close()
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
 
     def _recover(self, between: Callable[[], None]) -> None:
         self._is_named = True
@@ -290,87 +267,24 @@ class IncomingDump:
         self.has_manifest = directory.read_file(MANIFEST, self._fd, limits.MAX_MANIFEST_BYTES) is not None
         self.has_receipt = directory.read_file(RECEIPT, self._fd, limits.MAX_RECEIPT_BYTES) is not None
         self.is_given_up = self.has_receipt and not self.has_manifest
-        for scanned in scan_frames(self._core):
-            between()
-            self._lengths.add(len(scanned.data), scanned.plain)
-            self._frontier.append(leaf_hash(scanned.data))
-            self._stored_bytes += len(scanned.data)
-        status = os.fstat(self._core)
-        tail = status.st_size - self._stored_bytes
-        if self.has_manifest or self.is_given_up:
-            if tail != seek_table_bytes(len(self._lengths)) or not self._has_seek_table():
-                raise BrokenError(f"dump {self.dump_id}: {CORE} is damaged though its {self._witness} was durable")
-        elif tail:
-            self._torn_bytes = tail
-            if not self._may_go_on() or tail >= limits.MAX_FRAME_BYTES or not is_torn_frame(self.torn()):
-                self._drop_torn()
-                self._set_time(status)
+        tail = self._core.walk(between)
+        if not (self.has_manifest or self.is_given_up):
+            self._core.keep_or_cut(tail)
+        elif not self._core.ends_with_seek_table(tail):
+            witness = "manifest" if self.has_manifest else "receipt"
+            raise BrokenError(f"dump {self.dump_id}: {CORE} is damaged though its {witness} was durable")
         # Bytes that a killed process has written may still be on their way to the disk, and the caller is about to vouch for them.
-        directory.sync(self._core)
+        directory.sync(self._core.fd)
         directory.sync(self._fd)
 
-    def _may_go_on(self) -> bool:
-        """Return whether a frame may follow those that are here."""
-        return self.frames < limits.MAX_FRAMES and self.plain_bytes == self.frames * limits.PIECE_BYTES
-
-    def _drop_torn(self) -> None:
-        if not self._torn_bytes:
-            return
-        self._usable = False
-        try:
-            os.ftruncate(self._core, self._stored_bytes)
-        except OSError as error:
-            raise directory.disk_refused(error, f"cannot cut the torn end of dump {self.dump_id}") from error
-        self._torn_bytes = 0
-        self._usable = True
-
-    @property
-    def _witness(self) -> str:
-        return "manifest" if self.has_manifest else "receipt"
-
-    def _append_seek_table(self) -> None:
-        self._drop_torn()
-        for part in seek_table_parts(self._lengths):
-            self._write(part)
-        self._sync_core()
-
-    def _set_time(self, status: os.stat_result) -> None:
-        """Give the core the times of *status* again: its modification time is when its last frame came."""
-        try:
-            os.utime(self._core, ns=(status.st_atime_ns, status.st_mtime_ns))
-        except OSError:
-            pass  # The dump then looks younger than it is, and is given up so much later.
-
-    def _has_seek_table(self) -> bool:
-        """Return whether what follows the frames is their seek table; the file is long enough."""
-        offset = self._stored_bytes
-        for part in seek_table_parts(self._lengths):
-            if read_exactly(self._core, offset, len(part)) != part:
-                return False
-            offset += len(part)
-        return True
-
     def _check_usable(self) -> None:
-        if not self._usable:
+        if not (self._usable and self._core.is_usable):
             raise Bug("a dump was used after it was closed, published or refused by the disk")
 
     def _check_open_for_frames(self) -> None:
         self._check_usable()
         if self.has_manifest or self.is_given_up:
             raise Bug("a dump with a manifest, or one that was given up, takes no more frames")
-
-    def _write(self, data: bytes | memoryview) -> None:
-        self._usable = False
-        directory.write_all(self._core, data)
-        self._usable = True
-
-    def _sync_core(self) -> None:
-        self._usable = False
-        try:
-            os.fdatasync(self._core)
-        except OSError as error:
-            raise directory.disk_refused(error, f"cannot make dump {self.dump_id} durable") from error
-        self._usable = True
 
     def _name_report(self) -> None:
         """Give the report its name, and make the dump's directory and its entry in the host's durable; once."""

@@ -21,6 +21,7 @@ from securecore.dump import directory
 from securecore.errors import SecurecoreError
 from securecore.names import DumpId
 from securecore.receiver.commit import Committer
+from securecore.store.growing_core import GrowingCore
 from securecore.store.layout import create_store, open_store
 from securecore.store.recovery import open_incoming
 from securecore.store.writer import AlreadyStored, IncomingDump
@@ -258,7 +259,7 @@ def test_what_was_promised_is_there_whenever_the_process_ends(machine: Callable[
 
 
 PLANTED: Final[dict[str, tuple[object, str]]] = {
-    "a frame is acknowledged before it is durable": (IncomingDump, "_sync_core"),
+    "a frame is acknowledged before it is durable": (GrowingCore, "sync"),
     "no name is ever made durable": (directory, "sync"),
     "an entry is signed before it is durable": (HostLog, "_sync_entries"),
     "a receipt is given for a dump that is not published": (IncomingDump, "publish"),

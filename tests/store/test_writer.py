@@ -333,7 +333,7 @@ def test_after_a_disk_error_nothing_goes_on(store: Store) -> None:
     """Once the disk has refused, every use but close is a bug, and resume finds what was synced."""
     incoming = begin(store, dump_id(1), core_bytes(1, 0))
     full = os.open("/dev/full", os.O_WRONLY)
-    os.dup2(full, incoming._core)
+    os.dup2(full, incoming._core.fd)
     os.close(full)
     with pytest.raises(StorageError, match="no space left"):
         incoming.append(*FRAMES[1])
