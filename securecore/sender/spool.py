@@ -231,8 +231,7 @@ class Spool:
         try:
             os.rename(name, aside, src_dir_fd=dumps, dst_dir_fd=dumps)
             files.sync(dumps)
-            for inner in files.names_in(entry._fd):
-                files.remove_file(inner, entry._fd)
+            _remove_files(entry._fd)
             os.rmdir(aside, dir_fd=dumps)
             files.sync(dumps)
         except OSError as error:
@@ -275,13 +274,18 @@ class _Removed(SecurecoreError):
 def _remove_directory(name: str, fd: int, dumps: int) -> None:
     """Remove a directory that is no entry (yet, or any more), without a further descriptor; what cannot be removed stays."""
     try:
-        for inner in (*_FILES, *map(files.aside_name, _FILES)):
-            files.remove_file(inner, fd)
+        _remove_files(fd)
         os.rmdir(name, dir_fd=dumps)
     except (OSError, StorageError):
         pass
     finally:
         os.close(fd)
+
+
+def _remove_files(fd: int) -> None:
+    """Remove all that an entry may hold, by name: to list them would take a descriptor more, and there may be none."""
+    for name in (*_FILES, *map(files.aside_name, _FILES)):
+        files.remove_file(name, fd)
 
 
 def create_spool(path: str, randomness: bytes, owner: tuple[int, int] | None = None) -> None:

@@ -204,8 +204,9 @@ def test_a_flush_finds_the_receiver_that_holds_the_beginning(
     """A tail belongs to one store: another receiver that answers first is passed over."""
     from tests.support.proxies import Cut, cutting
 
-    core, papers = os.urandom(20 * limits.MIB), papers_of(fleet.host)
-    with cutting(receiver.addresses[0], Cut(18_000_000, True)) as proxy:
+    core, papers = os.urandom(40 * limits.MIB), papers_of(fleet.host)
+    # Behind what a sender keeps in memory: by then it has heard of frames that are durable.
+    with cutting(receiver.addresses[0], Cut(30_000_000, True)) as proxy:
         outcome = send_bytes(core, papers, [proxy.address], spool=spool)
     with running_receiver(fleet.receiver, tmp_path / "other") as other:
         alone = list(flush(spool, other.addresses, papers))
