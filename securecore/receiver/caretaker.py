@@ -101,7 +101,7 @@ class Caretaker:
             if sender_is_back.is_set() or self._stopping.is_set():
                 raise BusyError("somebody else wants this dump, or its receiver's end")
 
-        self._abandonment.check(host, dump_id)
+        self._abandonment.check(host)
         dump = IncomingDump.resume(self._store, host, dump_id, between=check)
         try:
             check()

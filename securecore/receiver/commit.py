@@ -21,12 +21,12 @@ from securecore.certs import jws
 from securecore.certs.chain import Anchors
 from securecore.certs.judge import Purpose, Refusal, judge
 from securecore.dump.manifest import COMPLETE, MANIFEST_TYP, Manifest, parse_manifest
-from securecore.errors import BrokenError, SecurecoreError
+from securecore.errors import BrokenError, BusyError, SecurecoreError
 from securecore.limits import MAX_MANIFEST_BYTES
 from securecore.names import DumpId, HostName, StoreId
 from securecore.receiver.deletion import Tombstone, find_tombstone, roll_forward_deletions
 from securecore.report import parse_report
-from securecore.store.layout import Store
+from securecore.store.layout import Place, Store
 from securecore.store.recovery import sweep_incoming
 from securecore.store.writer import IncomingDump
 
@@ -70,10 +70,16 @@ class Committer:
         return receipt
 
     def find_tombstone(self, host: HostName, dump_id: DumpId) -> Tombstone | None:
-        """Return the tombstone of a dump that is not in the store; None for one that is, or was never received, or not deleted."""
+        """Return the tombstone of a dump that is not in the store; None for one that is, or was never received, or not deleted.
+
+        Raises BusyError while a deletion is under way: the dump may come back from there.
+        """
         if self._store.find_place(host, dump_id) is not None:
             return None
-        return find_tombstone(self._logs, host, dump_id)
+        tombstone = find_tombstone(self._logs, host, dump_id)
+        if tombstone is None and str(dump_id) in self._store.dump_names(Place.DELETING, host):
+            raise BusyError(f"dump {dump_id} is being deleted")
+        return tombstone
 
     def roll_forward(self) -> list[tuple[str, SecurecoreError | None]]:
         """Finish what a crash has interrupted; return each such dump in words, with what stood in the way.

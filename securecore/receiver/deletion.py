@@ -33,7 +33,7 @@ class Tombstone(NamedTuple):
     """What is left of a dump that was received whole and deleted since."""
 
     words: str
-    """When and by whom, for a person."""
+    """When, for a person."""
     receipt: bytes
     """The proof that it was received."""
 
@@ -49,8 +49,9 @@ def delete(store: Store, logs: HostLogs, host: HostName, dump_id: DumpId, order:
         with logs.using(host) as log:
             log.append(deleted_entry(now, dump_id, host, uid=order.uid, user=order.user, reason=order.reason))
     except SecurecoreError:
-        _settle(store, logs, host, dump_id)
-        raise
+        if not _settle(store, logs, host, dump_id):
+            raise
+        return
     removal.purge(store, host, dump_id)
 
 
@@ -81,17 +82,21 @@ def find_tombstone(logs: HostLogs, host: HostName, dump_id: DumpId) -> Tombstone
 
 
 def _words(fields: Mapping[str, Value]) -> str:
+    # Who deleted it and why is for those who read the log; a host is not trusted with it.
     when = find_time(fields)
-    words = f"deleted on {when:%Y-%m-%d %H:%M} UTC" if when is not None else "deleted"
-    words += f" by {fields.get('user') or 'uid ' + str(fields.get('uid'))}"
-    return f"{words}: {fields['reason']}" if fields.get("reason") else words
+    return f"deleted on {when:%Y-%m-%d %H:%M} UTC" if when is not None else "deleted"
 
 
-def _settle(store: Store, logs: HostLogs, host: HostName, dump_id: DumpId) -> None:
-    """Do with a dump that was set aside what the log says: remove it, or put it back."""
+def _settle(store: Store, logs: HostLogs, host: HostName, dump_id: DumpId) -> bool:
+    """Do with a dump that was set aside what the log says, and return whether it is deleted: remove it, or put it back."""
     with logs.using(host) as log:
         standing = log.standing(dump_id)
-    if standing is not None and standing.event == DELETED:
+        is_deleted = standing is not None and standing.event == DELETED
+        if standing is not None and is_deleted:
+            # A process that was killed may have left the entry in memory only: a receipt is given for what is durable and signed.
+            log.receipt_for(standing.index)
+    if is_deleted:
         removal.purge(store, host, dump_id)
     else:
         removal.put_back(store, host, dump_id)
+    return is_deleted

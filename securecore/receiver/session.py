@@ -169,8 +169,8 @@ class Session:
         except (UnreachableError, _Interrupted):
             # The sender may never come back: what is here is kept as far as it goes, acknowledged or not.
             if not dump.has_manifest:
-                self._keep_partial_frame(dump)
                 dump.sync()
+                self._keep_partial_frame(dump)
             raise
         finally:
             dump.close()
@@ -188,6 +188,8 @@ class Session:
             if message is None:
                 raise UnreachableError("connection ended before END")
             if isinstance(message, End):
+                # The receipt will say it of all frames.
+                self._note_acknowledged()
                 self._observer.ended(dump)
                 return message.manifest
             if isinstance(message, Data):
@@ -203,11 +205,15 @@ class Session:
         self._note_stored(dump, len(frame))
 
     def _keep_partial_frame(self, dump: IncomingDump) -> None:
-        """Keep what has come of a frame that was cut in its middle: on a bad link it might never come in one piece."""
+        """Keep what has come of a frame that was cut in its middle, if the disk takes it: it might never come in one piece."""
         partial = self._connection.find_partial_frame()
-        if partial is not None:
-            kind, part = partial
+        if partial is None:
+            return
+        kind, part = partial
+        try:
             dump.keep_torn(dump.torn() + part if kind is Kind.REST else part)
+        except StorageError as error:
+            log.warning("torn frame not kept dump=%s error=%s", self._dump, quoted(error.message))
 
     def _note_stored(self, dump: IncomingDump, stored: int) -> None:
         """Acknowledge what was stored once it is enough, and see that it does not wait for long otherwise."""
@@ -295,7 +301,7 @@ class Session:
     def _wait_for_bytes(self, begun_at: float, dump: IncomingDump | None) -> None:
         """Return when the peer has sent something; raises when it is silent for too long, or another thread ends the session."""
         deadline = begun_at + limits.IDLE_DEADLINE_S
-        while not self._is_readable_within(min(deadline, self._ack_due)):
+        while not self._is_readable_within(min(deadline, self._ack_due if dump is not None else math.inf)):
             now = time.monotonic()
             if dump is not None and now >= self._ack_due:
                 self._acknowledge(dump)
@@ -306,8 +312,8 @@ class Session:
             raise self._interruption
 
     def _is_readable_within(self, deadline: float) -> bool:
-        left = deadline - time.monotonic()
-        return left > 0 and (self._socket.pending() > 0 or bool(self._poll.poll(left * 1000)))
+        left = max(0.0, deadline - time.monotonic())
+        return self._socket.pending() > 0 or bool(self._poll.poll(left * 1000))
 
     def _patience_s(self) -> float:
         """Return how long the peer has for the message that is under way, in seconds from when it began."""

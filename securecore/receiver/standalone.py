@@ -13,7 +13,7 @@ from securecore.certs.identity_directory import load_identity, load_log_key
 from securecore.errors import ConfigError
 from securecore.names import DumpId, HostName
 from securecore.receiver.control import take_core, user_name
-from securecore.receiver.deletion import Order, delete
+from securecore.receiver.deletion import Order, delete, roll_forward_deletions
 from securecore.store.layout import Store
 
 
@@ -46,6 +46,8 @@ def _appending_alone(store: Store, identity: Path) -> Iterator[HostLogs]:
             raise ConfigError(f"identity {identity}: log-key.pem is not the key of log-key.jws")
         logs = HostLogs(signer, lambda owner: store.audit_directory(owner, create=True))
         try:
+            # What such a command was killed in the middle of is finished by the next one.
+            roll_forward_deletions(store, logs)
             yield logs
         finally:
             logs.close()

@@ -200,7 +200,7 @@ class _Attempt:
             delivery.close()
         if facts is not None:
             return facts
-        delivery = connect([delivery.address], self._papers.context, delivery.store)
+        delivery = connect([delivery.address], self._papers.context, delivery.store, patience=self._patience)
         try:
             return self._deliver_apart(delivery)
         finally:

@@ -159,6 +159,15 @@ class Store:
                 raise directory.disk_refused(error, f"cannot look for dump {dump_id}") from error
         return None
 
+    def is_at(self, place: Place, host: HostName, dump_id: DumpId, fd: int) -> bool:
+        """Return whether the directory that *fd* is open on still stands at a dump's place."""
+        try:
+            there = os.stat(f"{place.value}/{host}/{dump_id}", dir_fd=self.fd, follow_symlinks=False)
+        except OSError:
+            return False
+        ours = os.fstat(fd)
+        return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+
     def open_dump(self, host: HostName, dump_id: DumpId) -> DumpFiles:
         """Return the files of a dump, published or still coming in; raises NotFoundError when it is nowhere."""
         for place in (Place.HOSTS, Place.INCOMING):

@@ -127,6 +127,9 @@ class IncomingDump:
             raise
         dump = cls(store, host, dump_id, fd, core)
         try:
+            # Before the lock was ours, somebody may have moved the dump away to delete it.
+            if not store.is_at(Place.INCOMING, host, dump_id, fd):
+                raise BusyError(f"dump {dump_id} was moved away meanwhile")
             dump._recover(between)
         except BaseException:
             dump.close()

@@ -82,8 +82,19 @@ def test_ended_before_every_call_a_dump_is_whole_or_gone(
 
         with open_store(str(path)) as store:
             logs = logs_of(store, log_signer)
-            Committer(store, logs, lambda: NOW).roll_forward()
+            is_unsigned = has_unsigned_entry(path)
+            disk, made = Disk(path), list[str]()
+            disk.before = made.append
+            with pytest.MonkeyPatch.context() as patch:
+                disk.watch(patch)
+                Committer(store, logs, lambda: NOW).roll_forward()
+            disk.close()
             assert store.deleting() == []
+            removal = f"unlink deleting/{WEB}/{ID}/report.json"
+            if is_unsigned and removal in made:
+                # The entry may be in memory only: it is made durable, and signed, before it counts.
+                assert made.index(f"fdatasync {LOG}") < made.index(f"rename audit/{WEB}/checkpoint") < made.index(removal)
+                outcomes.add("gone by an entry that was not signed")
             log = path / "audit" / str(WEB) / "entries.jsonl"
             is_deleted = log.exists() and '"event":"deleted"' in log.read_text()
             if is_deleted:
@@ -95,7 +106,8 @@ def test_ended_before_every_call_a_dump_is_whole_or_gone(
                 assert files_of(path) == before
                 outcomes.add("whole")
             logs.close()
-    assert outcomes == {"whole", "gone", "finished"}
+    assert outcomes - {"gone by an entry that was not signed"} == {"whole", "gone", "finished"}
+    assert loses_power or "gone by an entry that was not signed" in outcomes
     assert fatal > 10
 
 
@@ -137,6 +149,12 @@ def test_what_is_durable_when(promise: str, hierarchy: Hierarchy, tmp_path: Path
         logs.close()
     disk.close()
     assert [holds(before) for made, before in steps if made == call] == [True]
+
+
+def has_unsigned_entry(store: Path) -> bool:
+    """Return whether the host's log has an entry that its checkpoint does not cover."""
+    log, checkpoint = store / LOG, store / f"audit/{WEB}/checkpoint"
+    return log.exists() and len(log.read_bytes().splitlines()) > int(checkpoint.read_bytes().split(b"\n")[1])
 
 
 def files_of(store: Path) -> dict[str, bytes]:
@@ -211,7 +229,8 @@ def test_a_late_duplicate_hears_that_it_is_gone_and_is_let_go(
     (flushed,) = flush(spool, receiver.addresses, papers_of(fleet.host))
     assert flushed.failure is None
     assert flushed.receipt is not None
-    assert f"by {pwd.getpwuid(os.getuid()).pw_name}: customer data" in str(flushed.receipt["gone"])
+    assert str(flushed.receipt["gone"]).startswith("deleted on ")
+    assert "customer data" not in str(flushed.receipt["gone"]), "why is no host's business"
     assert (spool.dump_ids(), flushed.sent_frames) == ([], 0)
     assert [line["dump"] for line in spool.receipts()] == [str(spooled)]
 

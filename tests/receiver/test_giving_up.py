@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from securecore.audit.checkpoint import LogSigner, origin_of
-from securecore.audit.entry import Held, incomplete_entry
+from securecore.audit.entry import Held, deleted_entry, incomplete_entry
 from securecore.audit.proof import verify_receipt
 from securecore.dump import directory
 from securecore.dump.container import FrameEntry, seek_table
@@ -21,7 +21,7 @@ from securecore.receiver.abandonment import Abandonment
 from securecore.receiver.caretaker import Caretaker
 from securecore.receiver.commit import Committer
 from securecore.receiver.presence import Presence
-from securecore.store.layout import create_store, open_store
+from securecore.store.layout import Place, create_store, open_store
 from securecore.store.recovery import open_incoming
 from securecore.store.writer import AlreadyStored, IncomingDump
 from tests.support.certificates import Hierarchy
@@ -386,20 +386,16 @@ def test_a_dump_that_was_received_and_lost_its_manifest_is_not_taken_back(life: 
     life.end()
 
 
-def test_a_dump_that_was_deleted_is_not_given_up(life: Life, caplog: pytest.LogCaptureFixture) -> None:
-    """Its tombstone is the last word; what of it stands under incoming is left to whoever deletes."""
+def test_a_part_that_came_after_a_deletion_is_given_up(life: Life) -> None:
+    """Its sender had more of it, came back and went for good: it is published as incomplete, once more."""
     held = Held(1, 1, bytes(32), bytes(32), 1)
     log = log_of(life.logs, WEB)
     log.append(incomplete_entry(NOW, ID, WEB, life.store.store_id, held, last_at=NOW))
-    log.append(b'{"dump":"%s","event":"deleted","time":"t"}' % str(ID).encode())
-    core = life.path / INCOMING / "core.zst"
-    before = core.read_bytes()
-    core.write_bytes(before + b"torn")
+    log.append(deleted_entry(NOW, ID, WEB, uid=0, user=None, reason=None))
     life.caretaker.look()
-    assert life.store.incoming() == [(WEB, ID)]
-    assert core.read_bytes() == before + b"torn"
-    assert "was deleted" in caplog.text
-    assert log.size == 2
+    assert life.store.incoming() == []
+    assert life.store.find_place(WEB, ID) is Place.HOSTS
+    assert log.size == 3
     life.end()
 
 

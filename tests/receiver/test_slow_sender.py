@@ -6,6 +6,7 @@ The receiver's patience is shortened here. What must not happen is told by count
 import random
 import select
 import socket
+import time
 from pathlib import Path
 from typing import Final
 
@@ -168,6 +169,25 @@ def test_a_frame_does_not_wait_long_for_its_acknowledgement(goes_on: bool, stage
         assert drip(hand, encode(Data(bytes(10 * ENOUGH)))) < 2 * ENOUGH
 
     assert hand.answer() == Ack(2)
+
+
+@pytest.mark.slow
+def test_what_a_receipt_has_acknowledged_is_not_acknowledged_later(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session says nothing more of that dump, waits without spinning, and hears the next OPEN and the connection's end."""
+    monkeypatch.setattr(limits, "ACK_EVERY_S", PATIENCE_S)
+    hand, dump = stage.hand(), new_dump_id()
+    hand.open(dump)
+    hand.send(b"short")
+    assert isinstance(hand.delivery.end(hand.manifest(dump)), Receipt)
+    before = time.process_time()
+    hand.socket.settimeout(3 * PATIENCE_S)
+    with pytest.raises(TimeoutError):
+        hand.socket.recv(1)
+
+    assert time.process_time() - before < PATIENCE_S, "the session waits without pause"
+    assert isinstance(hand.open(dump), Receipt)
+    hand.close()
+    stage.wait_until(lambda: stage.receiver.session_count == 0)
 
 
 @pytest.mark.slow
