@@ -1,8 +1,8 @@
 """A device on a poor mobile network crashes: slow, far, packets lost, and every connection cut again and again.
 
-The link is that of an embedded device: 256 kbit/s, 500 ms there and back, one packet in twenty lost, cut in silence every minute. It
-is made of two network namespaces, and TCP on it is the kernel's own (tests/support/link.py). That takes about ten minutes, so it
-runs with SECURECORE_LONG in the environment only; tests/receiver/test_bad_link.py has a faster link for every change to the code.
+The link is that of an embedded device: 256 kbit/s, 500 ms there and back, one packet in twenty lost, cut in silence every minute.
+It is made of two network namespaces, and TCP on it is the kernel's own (tests/support/link.py). That takes about ten minutes, so
+it runs with SECURECORE_LONG in the environment only; tests/receiver/test_bad_link.py has a faster link for every change.
 """
 
 import json
