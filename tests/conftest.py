@@ -51,7 +51,9 @@ def stage(fleet: Fleet, receiver: Receiver, tmp_path: Path, caplog: pytest.LogCa
 
 
 @pytest.fixture
-def spool(tmp_path: Path) -> Spool:
+def spool(tmp_path: Path) -> Iterator[Spool]:
     """An empty spool, tmp_path/spool."""
     create_spool(str(tmp_path / "spool"), bytes(16))
-    return open_spool(str(tmp_path / "spool"))
+    opened = open_spool(str(tmp_path / "spool"))
+    yield opened
+    opened.close()

@@ -23,7 +23,7 @@ from securecore.dump import directory as files
 from securecore.dump.manifest import OUTCOMES
 from securecore.dump.reader import DumpReader, open_frames
 from securecore.errors import BrokenError, ConfigError, SecurecoreError, StorageError
-from securecore.merkle import Frontier, leaf_hash
+from securecore.merkle import Frontier
 from securecore.names import DumpId, NameRefused, StoreId
 from securecore.sender import receipt_log
 
@@ -95,15 +95,6 @@ class SpoolEntry:
     def reader(self) -> DumpReader:
         """Return a reader over the whole frames; a torn one at the end, of a handler that was killed, is left out."""
         return open_frames(self._core)[0]
-
-    def frontier_at(self, frames: int) -> Frontier | None:
-        """Return the tree over the dump's first *frames* frames; None when this entry cannot tell."""
-        frontier = self.start.frontier.copy()
-        reader = self.reader()
-        if not 0 <= frames - frontier.size <= len(reader.entries):
-            return None
-        frontier.extend(leaf_hash(reader.frame(index)) for index in range(frames - frontier.size))
-        return frontier
 
     def close(self) -> None:
         """Give up the lock; may be called again."""

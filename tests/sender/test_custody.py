@@ -13,6 +13,7 @@ from securecore.cli.main import run
 from securecore.errors import PeerError, SecurecoreError, UntrustedError
 from securecore.names import Address, HostName
 from securecore.sender import evidence
+from securecore.sender.consignment import consign
 from securecore.sender.flush import flush
 from securecore.sender.spool import Spool
 from securecore.wire.messages import Accept, Ack, Gone, Message, Receipt
@@ -119,7 +120,7 @@ class Waiting:
         """The manifest that an honest flush sends to the scripted store."""
         entry = self.spool.entry(self.dump)
         assert entry is not None
-        end, tree = entry.end(), entry.frontier_at(4)
+        end, tree = entry.end(), consign(entry).as_begun.tree_at(4)
         entry.close()
         assert end is not None
         assert tree is not None

@@ -15,6 +15,7 @@ from securecore.dump.compression import Compressor
 from securecore.errors import BrokenError, ConfigError, StorageError
 from securecore.merkle import Frontier, leaf_hash
 from securecore.names import DumpId
+from securecore.sender.consignment import consign
 from securecore.sender.spool import EntryEnd, EntryStart, Spool, create_spool, open_spool
 from tests.support.disk import Disk
 from tests.support.dumps import dump_id
@@ -65,7 +66,7 @@ def test_a_tail_knows_the_tree_before_it(spool: Spool) -> None:
     found = spool.entry(start.dump)
 
     assert found is not None
-    assert [tree.root() if (tree := found.frontier_at(size)) else None for size in range(5)] == [
+    assert [tree.root() if (tree := consign(found).as_begun.tree_at(size)) else None for size in range(5)] == [
         None,
         None,
         before.root(),

@@ -6,12 +6,20 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from typing import Final, NamedTuple
 
 from securecore.names import Address
+
+
+def wait_readable(sockets: Sequence[socket.socket], wait_s: float | None = None) -> list[socket.socket]:
+    """Return the sockets that have something to read, or an end, once there is one; select(2) knows no descriptor above 1023."""
+    poll, by_fd = select.poll(), {one.fileno(): one for one in sockets}
+    for fd in by_fd:
+        poll.register(fd, select.POLLIN)
+    return [by_fd[fd] for fd, _ in poll.poll(None if wait_s is None else max(0.0, wait_s) * 1000)]
 
 
 class Cut(NamedTuple):
@@ -68,7 +76,7 @@ class CuttingProxy:
         passed = {sender: 0, receiver: 0}
         with sender, receiver:
             while True:
-                for source in select.select([sender, receiver], [], [])[0]:
+                for source in wait_readable([sender, receiver]):
                     try:
                         data = source.recv(self._chunk)
                     except OSError:
@@ -183,7 +191,7 @@ class BadLink:
         most = self._link.cut_after_bytes
         while most is None or lanes[0].brought < most:
             wait_s = min(lane.bring() for lane in lanes)
-            readable = select.select([lane.source for lane in lanes if lane.has_room()], [], [], wait_s)[0]
+            readable = wait_readable([lane.source for lane in lanes if lane.has_room()], wait_s)
             for lane in lanes:
                 if lane.source in readable:
                     lane.take()
@@ -325,7 +333,7 @@ class FaultyProxy:
         open_ends = set(ways)
         while open_ends:
             drops = [way for way in ways.values() if way.dripping and way.target in open_ends]
-            ready = select.select(list(open_ends), [], [], _DRIP_EVERY_S if drops else None)[0]
+            ready = wait_readable(list(open_ends), _DRIP_EVERY_S if drops else None)
             for way in drops if not ready else []:
                 way.target.sendall(way.dripping[:1])
                 del way.dripping[:1]
