@@ -1,8 +1,14 @@
-"""Sizes and numbers for people, written in one way wherever they are shown."""
+"""Sizes, numbers and lengths of time as people read and write them, in one way wherever that is."""
 
+import re
+from datetime import timedelta
 from typing import Final
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+_SIZE: Final = re.compile(r"([0-9]{1,15})(?:\.([0-9]))? ?(B|[KMGTP]iB)")
+_SPAN: Final = re.compile(r"([0-9]{1,9})([smhdw])")
+_SPANS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 SIZE_WIDTH: Final = len("1023 MiB")
 """The widest that ``size`` writes of what is below an exbibyte; for columns."""
@@ -23,3 +29,23 @@ def count(number: int, noun: str) -> str:
     if number == 1:
         return f"1 {noun}"
     return f"{number} {noun[:-1]}ies" if noun.endswith("y") and noun[-2] not in "aeiou" else f"{number} {noun}s"
+
+
+def parse_size(text: str) -> int | None:
+    """Return the bytes that ``size`` would write so, or a person does: 500MiB, 1.5 TiB; None when the text says nothing like it."""
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        return None
+    tenths = int(found[1]) * 10 + int(found[2] or "0")
+    return (tenths << 10 * _UNITS.index(found[3])) // 10
+
+
+def parse_span(text: str) -> timedelta | None:
+    """Return the length of time that 90s, 15m, 6h, 1d or 2w means; None when the text means none, or one too long."""
+    found = _SPAN.fullmatch(text)
+    if found is None:
+        return None
+    try:
+        return timedelta(**{_SPANS[found[2]]: int(found[1])})
+    except OverflowError:
+        return None

@@ -1,10 +1,12 @@
 """Sizes as people read them."""
 
+from datetime import timedelta
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from securecore.units import SIZE_WIDTH, size
+from securecore.units import SIZE_WIDTH, parse_size, parse_span, size
 
 
 @pytest.mark.parametrize(
@@ -23,3 +25,18 @@ def test_three_digits_and_a_binary_unit(number: float, text: str) -> None:
 def test_a_size_fits_its_column(number: int) -> None:
     """Up to an exbibyte, which no core has."""
     assert len(size(number)) <= SIZE_WIDTH + 1
+
+
+@given(st.integers(0, (1 << 60)))
+def test_a_size_that_is_shown_can_be_written(number: int) -> None:
+    """What is shown is understood, and means the same but for what its two or three digits do not show."""
+    read = parse_size(size(number))
+    assert read is not None
+    assert abs(read - number) <= number / 20
+
+
+@given(st.text(max_size=12))
+def test_any_text_is_a_size_and_a_span_or_neither(text: str) -> None:
+    """Nothing is raised, and nothing is below zero."""
+    assert (parse_size(text) or 0) >= 0
+    assert (parse_span(text) or timedelta()) >= timedelta()

@@ -2,30 +2,27 @@
 
 The table ``[deadlines]`` changes for how long the handler and a flush wait. With the table ``[local]`` in the place of
 receivers, identity and spool, cores are kept on this machine; core_pattern then says all that the handler must know.
-
-The file is versioned, and strict: a key that is not known is an error with file and line, because a misspelt one would otherwise
-be a setting that silently does not hold.
 """
 
 import json
 import re
-import tomllib
 from dataclasses import dataclass, replace
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from securecore import limits
 from securecore.errors import ConfigError
 from securecore.names import Address, NameRefused
 from securecore.sender import installation
 from securecore.sender.local_mode import LocalMode, is_plain_path
-from securecore.sender.patience import Patience, is_deadline, usual_patience
+from securecore.sender.patience import Patience, usual_patience
 from securecore.sender.settings import SPOOL_MODES, TAIL
+from securecore.toml_table import TomlTable, parse_toml
 
 DEFAULT_SPOOL: Final = "/var/lib/securecore/spool"
 DEFAULT_USER: Final = "securecore"
 
 _VERSION: Final = 1
-_KEYS: Final = ("version", "receivers", "identity", "spool", "spool_mode", "user", "deadlines", "local")
+_KEYS: Final = ("receivers", "identity", "spool", "spool_mode", "user", "deadlines", "local")
 _DEADLINE_KEYS: Final = ("connect", "progress", "hold")
 _LOCAL_KEYS: Final = ("directory", "format", "level", "keep")
 _USER: Final = re.compile(r"[a-z_][a-z0-9_-]{0,30}|[0-9]{1,10}:[0-9]{1,10}")
@@ -158,68 +155,45 @@ format = {kind}
 
 def parse_configuration(data: bytes, path: str) -> SenderConfiguration | LocalConfiguration:
     """Return what the bytes of the file *path* say; raises ConfigError with file and line on anything that is not understood."""
-    try:
-        text = data.decode("utf-8")
-        fields = tomllib.loads(text)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: {_first_lower(str(error))}") from error
-    except (ValueError, RecursionError) as error:
-        # tomllib lets int() refuse a number beyond sys.get_int_max_str_digits().
-        raise ConfigError(f"{path}: a number is too long, or brackets are nested too deeply") from error
-    for key in fields:
-        if key not in _KEYS:
-            raise ConfigError(f"{_at(path, text, key)}: unknown key {key!a}", hint=f"known keys are {', '.join(_KEYS)}")
-    if type(fields.get("version")) is not int or fields["version"] != _VERSION:
-        raise ConfigError(f"{_at(path, text, 'version')}: version must be {_VERSION}", hint=f"write `version = {_VERSION}`")
-    if "local" in fields:
-        return _parse_local(fields, path, text)
-    receivers = _value(fields, "receivers", list, path, text)
+    table = parse_toml(data, path, _VERSION, *_KEYS)
+    if "local" in table:
+        return _parse_local(table, path)
+    receivers = table.value("receivers", list, _hint("receivers"))
     try:
         addresses = tuple(Address(item if isinstance(item, str) else "") for item in receivers)
     except NameRefused as error:
-        raise ConfigError(f"{_at(path, text, 'receivers')}: {error.message}", hint=error.hint) from error
-    configuration = SenderConfiguration(addresses, _value(fields, "identity", str, path, text))
+        raise ConfigError(f"{table.where('receivers')}: {error.message}", hint=error.hint) from error
+    configuration = SenderConfiguration(addresses, table.value("identity", str, _hint("identity")))
     for key in ("spool", "spool_mode", "user"):
-        if key in fields:
-            configuration = replace(configuration, **{key: _value(fields, key, str, path, text)})
-    if "deadlines" in fields:
-        configuration = replace(configuration, deadlines=_parse_deadlines(fields, path, text))
+        if key in table:
+            configuration = replace(configuration, **{key: table.find(key, str)})
+    if "deadlines" in table:
+        configuration = replace(configuration, deadlines=_parse_deadlines(table.table("deadlines", *_DEADLINE_KEYS)))
     return configuration.check(path)
 
 
-def _parse_deadlines(fields: dict[str, Any], path: str, text: str) -> Patience:
-    table = _table(fields, "deadlines", _DEADLINE_KEYS, path, text)
-    for key, value in table.items():
-        if not is_deadline(value):
-            most = f"{limits.MAX_DEADLINE_S:.0f}"
-            raise ConfigError(f"{_at(path, text, key)}: {key} must be seconds: a number above 0, at most {most}")
-    return usual_patience()._replace(**{f"{key}_s": value for key, value in table.items()})
+def _parse_deadlines(table: TomlTable) -> Patience:
+    found = {f"{key}_s": table.seconds(key, limits.MAX_DEADLINE_S) for key in _DEADLINE_KEYS}
+    return usual_patience()._replace(**{key: value for key, value in found.items() if value is not None})
 
 
-def _parse_local(fields: dict[str, Any], path: str, text: str) -> LocalConfiguration:
+def _parse_local(table: TomlTable, path: str) -> LocalConfiguration:
     for key in ("receivers", "identity", "spool", "spool_mode", "deadlines"):
-        if key in fields:
-            raise ConfigError(f"{_at(path, text, key)}: {key} and [local] exclude each other: cores are sent, or kept here")
-    table = _table(fields, "local", _LOCAL_KEYS, path, text)
-    mode = LocalMode(_value(table, "directory", str, path, text))
-    if "format" in table:
-        mode = mode._replace(kind=_value(table, "format", str, path, text))
-    if "level" in table:
-        mode = mode._replace(level=_value(table, "level", int, path, text))
-    if "keep" in table:
-        mode = mode._replace(keep=_value(table, "keep", int, path, text))
-    user = _value(fields, "user", str, path, text) if "user" in fields else DEFAULT_USER
-    return LocalConfiguration(mode, user).check(path)
+        if key in table:
+            raise table.refuse(key, "and [local] exclude each other: cores are sent, or kept here")
+    local = table.table("local", *_LOCAL_KEYS)
+    mode = LocalMode(local.value("directory", str, _hint("directory")))
+    if "format" in local:
+        mode = mode._replace(kind=local.find("format", str))
+    if "level" in local:
+        mode = mode._replace(level=local.find("level", int))
+    if "keep" in local:
+        mode = mode._replace(keep=local.find("keep", int))
+    return LocalConfiguration(mode, table.find("user", str) or DEFAULT_USER).check(path)
 
 
-def _table(fields: dict[str, Any], name: str, known: tuple[str, ...], path: str, text: str) -> dict[str, Any]:
-    table: dict[str, Any] = _value(fields, name, dict, path, text)
-    for key in table:
-        if key not in known:
-            raise ConfigError(f"{_at(path, text, key)}: unknown key {key!a}", hint=f"known keys are {', '.join(known)}")
-    return table
+def _hint(key: str) -> str:
+    return f"write `{key} = ...`, or give it to `securecore setup sender`"
 
 
 def check_user(user: str, where: str) -> None:
@@ -230,31 +204,6 @@ def check_user(user: str, where: str) -> None:
         raise ConfigError(f"{where}: the user must not be root")
 
 
-def _value(fields: dict[str, Any], key: str, kind: type, path: str, text: str) -> Any:
-    if key not in fields:
-        raise ConfigError(f"{path}: {key} is missing", hint=f"write `{key} = ...`, or give it to `securecore setup sender`")
-    # Not by isinstance: to Python, true is a number.
-    if type(fields[key]) is not kind:
-        raise ConfigError(f"{_at(path, text, key)}: {key} must be a {_KINDS[kind]}")
-    return fields[key]
-
-
-_KINDS: Final = {list: "list", str: "text", int: "number", dict: "table"}
-
-
-def _at(path: str, text: str, key: str) -> str:
-    """Return ``FILE:LINE`` of a top-level key or table, ``FILE`` alone when it is not found: tomllib gives no positions."""
-    pattern = re.compile(rf"\s*\[*\s*[\"']?{re.escape(key)}[\"']?\s*[]=.]")
-    for number, line in enumerate(text.split("\n"), 1):
-        if pattern.match(line):
-            return f"{path}:{number}"
-    return path
-
-
 def _quoted(text: str) -> str:
     # A JSON string without escapes for what is not ASCII is a TOML basic string; control characters were refused before.
     return json.dumps(text, ensure_ascii=False)
-
-
-def _first_lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
