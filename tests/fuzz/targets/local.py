@@ -329,7 +329,9 @@ def name_seeds() -> Iterator[bytes]:
 
 
 SETTINGS = Target(check_settings, settings_seeds, ("sender.settings.load_settings",), is_json=True)
-CONFIGURATION = Target(check_configuration, configuration_seeds, ("sender.configuration.parse_configuration",), 8192)
+CONFIGURATION = Target(
+    check_configuration, configuration_seeds, ("sender.configuration.parse_configuration", "toml_table.parse_toml"), 8192
+)  # fmt: skip
 SPOOL = Target(
     check_spool, spool_seeds,
     ("sender.spool.Spool.entry", "sender.spool.SpoolEntry.end", "sender.spool.Spool.receipts", "sender.spool.open_spool",
