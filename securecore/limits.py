@@ -107,6 +107,10 @@ SLOW_DISK_BYTES_PER_S: Final = 20 * 1000 * 1000
 """At which a receiver may read again what it holds of a dump before it answers OPEN: a fifth of what a single hard disk reads, for
 one that others use as well."""
 
+READ_MEANWHILE_BYTES: Final = 256 * MIB
+"""Of a spooled dump, read and hashed between READY and OPEN: 13 s at SLOW_DISK_BYTES_PER_S, well within IDLE_DEADLINE_S. For a
+larger one the connection is made anew afterwards."""
+
 STORE_LOST_AFTER_S: Final = 7 * 24 * 3600
 """For how long a store that has the beginning of a spooled dump may be missed, while others answer, before it counts as lost: as
 long as CRL_GRACE_S, an operator's week off."""

@@ -30,7 +30,8 @@ from securecore.pki.keys import make_log_key
 from securecore.pki.revocation import revoke_name
 from securecore.receiver.control import ControlServer
 from securecore.sender.schedule import read_schedule, write_schedule
-from securecore.sender.spool import EntryEnd, EntryStart, create_spool, open_spool
+from securecore.sender.spool import create_spool, open_spool
+from securecore.sender.spool_entry import EntryEnd, EntryStart
 from securecore.store.catalogue import open_catalogue
 from securecore.store.layout import create_store, open_store
 from securecore.store.writer import IncomingDump

@@ -15,7 +15,7 @@ from securecore.dump.frames import ZERO_PIECE_FRAME
 from securecore.merkle import Frontier, leaf_hash, node_hash
 from securecore.names import DumpId
 from securecore.sender.settlement import Statement
-from securecore.sender.spool import EntryEnd, SpoolEntry
+from securecore.sender.spool_entry import EntryEnd, SpoolEntry
 
 _PLACEHOLDER_LEAF: Final = leaf_hash(ZERO_PIECE_FRAME)
 _DOMAIN: Final = b"securecore/instead\0"
@@ -39,7 +39,7 @@ class Consignment:
         if frames < first:
             return _tree_of_placeholders(frames)
         tree = _tree_of_placeholders(first) if self.lost_frames else self._contents.entry.start.frontier.copy()
-        tree.extend(leaf_hash(self._contents.frame(number)) for number in range(first, frames))
+        tree.extend(self._contents.leaves[: frames - first])
         return tree
 
     @property
@@ -84,9 +84,9 @@ class Contents:
     def __init__(self, entry: SpoolEntry) -> None:
         self.entry = entry
         self.end = entry.end()
-        self._reader = entry.reader()
+        self._reader, self.leaves = entry.read()
         self.first_frame = entry.start.frontier.size
-        self.count = len(self._reader.entries)
+        self.count = len(self.leaves)
 
     def frame(self, number: int) -> bytes:
         """Return the stored bytes of the dump's frame *number*, one of those here."""
@@ -98,13 +98,18 @@ class Contents:
         return self.first_frame * limits.PIECE_BYTES + self._reader.size
 
     def whole_end(self) -> EntryEnd | None:
-        """Return how the source ended, when the frames here are all up to that end; None when some are missing, or it is not known.
+        """Return how the source ended, when the frames here are all up to that end, and as they were written; None when not.
 
-        When none is here, the last one may be a short piece that the store has.
+        In an entry of an earlier version nothing tells whether they have changed; when none is here, the last one may be a short
+        piece that the store has.
         """
         end = self.end
         if end is None:
             return None
+        if end.root is not None:
+            tree = self.entry.start.frontier.copy()
+            tree.extend(self.leaves)
+            return end if (tree.size, tree.root()) == (end.frames, end.root) else None
         is_short_one_there = self.count == 0 and self.size - limits.PIECE_BYTES < end.size < self.size
         return end if end.size == self.size or is_short_one_there else None
 
@@ -120,7 +125,7 @@ class Consignments(NamedTuple):
 
 
 def consign(entry: SpoolEntry) -> Consignments:
-    """Return the ways in which *entry* may travel.
+    """Return the ways in which *entry* may travel, after reading all of it.
 
     Raises BrokenError when its end.json is malformed, StorageError when its core cannot be read.
     """

@@ -16,7 +16,8 @@ from securecore.errors import Bug, SecurecoreError
 from securecore.merkle import Frontier
 from securecore.names import DumpId, StoreId
 from securecore.sender.pump import Frame
-from securecore.sender.spool import EntryEnd, EntryStart, Spool, SpoolEntry
+from securecore.sender.spool import Spool
+from securecore.sender.spool_entry import EntryEnd, EntryStart, SpoolEntry
 
 _INODES: Final = 5
 """Of an entry: its directory, core, report, start and end."""
@@ -81,8 +82,8 @@ class Custody:
             self.ring_bytes -= len(frame.stored)
             self.acknowledged.append(frame.leaf)
 
-    def can_fall_back(self) -> bool:
-        """Return whether the spool's disk, as it says of itself, would take what is in memory, and a frame more.
+    def can_fall_back(self, rest_bytes: int) -> bool:
+        """Return whether the spool's disk, as it says of itself, would take what is in memory, and *rest_bytes* and a frame more.
 
         Not checked: a quota, and what others write meanwhile.
         """
@@ -92,7 +93,7 @@ class Custody:
             disk = os.fstatvfs(self._spool.fd)
         except OSError:
             return False
-        needed = limits.MAX_FRAME_BYTES + (0 if self._is_copying else self.ring_bytes)
+        needed = limits.MAX_FRAME_BYTES + rest_bytes + (0 if self._is_copying else self.ring_bytes)
         # A file system that makes its inodes as they are needed says that it has none at all.
         has_inodes = self._is_copying or disk.f_files == 0 or disk.f_favail >= _INODES
         return not disk.f_flag & os.ST_RDONLY and has_inodes and disk.f_bavail * disk.f_frsize >= needed

@@ -23,7 +23,7 @@ from securecore.errors import BrokenError, SecurecoreError, UntrustedError
 from securecore.merkle import Frontier
 from securecore.names import Address, DumpId, HostName, StoreId
 from securecore.sender.credentials import Credentials
-from securecore.sender.spool import EntryEnd
+from securecore.sender.spool_entry import EntryEnd
 from securecore.wire.messages import Receipt
 
 

@@ -4,6 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from securecore import limits
@@ -15,7 +16,8 @@ from securecore.sender.delivery import Delivery, OtherStoreError, connect
 from securecore.sender.patience import Patience
 from securecore.sender.schedule import Schedule, read_schedule, write_schedule
 from securecore.sender.settlement import answered_already, keep_receipt, settle
-from securecore.sender.spool import Spool, SpoolEntry
+from securecore.sender.spool import Spool
+from securecore.sender.spool_entry import SpoolEntry
 from securecore.sender.transfer import Papers
 from securecore.wire.messages import Accept, Gone, Open, Receipt
 
@@ -185,14 +187,18 @@ class _Attempt:
             return schedule
         return schedule.missing(store, self._clock()) if self._is_store_missed else schedule.met(store)
 
+    @cached_property
+    def _ways(self) -> Consignments:
+        """How the entry may travel; to know that, all of it is read."""
+        return consign(self._entry)
+
     def deliver(self, receivers: Sequence[Address], schedule: Schedule) -> dict[str, Any]:
         """Return the receipt's facts; raises SecurecoreError."""
-        self._ways: Consignments = consign(self._entry)
-        try:
-            delivery = self._connect(receivers, schedule)
-        except SecurecoreError as error:
-            self.has_found_nobody = not isinstance(error, OtherStoreError)
-            raise
+        if self._entry.core_bytes() > limits.READ_MEANWHILE_BYTES:
+            # A receiver drops who is silent for a minute, and to read all that is here may take longer.
+            self._reach(receivers, schedule).close()
+            self._ways = consign(self._entry)
+        delivery = self._reach(receivers, schedule)
         self.address = delivery.address
         try:
             facts = self._deliver(delivery)
@@ -205,6 +211,14 @@ class _Attempt:
             return self._deliver_apart(delivery)
         finally:
             delivery.close()
+
+    def _reach(self, receivers: Sequence[Address], schedule: Schedule) -> Delivery:
+        """Do as _connect does, and note whether nobody is there; so nothing large is read for receivers that are not."""
+        try:
+            return self._connect(receivers, schedule)
+        except SecurecoreError as error:
+            self.has_found_nobody = not isinstance(error, OtherStoreError)
+            raise
 
     def _connect(self, receivers: Sequence[Address], schedule: Schedule) -> Delivery:
         """Return a connection to the store that has the beginning; to any, when it was missed for so long that it counts as lost.

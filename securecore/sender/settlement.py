@@ -9,7 +9,8 @@ from securecore.merkle import Frontier
 from securecore.names import DumpId
 from securecore.sender.credentials import Credentials
 from securecore.sender.delivery import Delivery
-from securecore.sender.spool import EntryEnd, Spool
+from securecore.sender.spool import Spool
+from securecore.sender.spool_entry import EntryEnd
 from securecore.wire.messages import Gone, Receipt
 
 

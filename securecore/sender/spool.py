@@ -12,96 +12,23 @@ The directory of an entry is locked (flock) while a handler writes it or a flush
 """
 
 import fcntl
-import json
 import os
 import re
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from securecore import limits
 from securecore.dump import directory as files
-from securecore.dump.manifest import OUTCOMES
-from securecore.dump.reader import DumpReader, open_frames
 from securecore.errors import BrokenError, ConfigError, SecurecoreError, StorageError
-from securecore.merkle import Frontier
 from securecore.names import DumpId, NameRefused, StoreId
 from securecore.sender import receipt_log
+from securecore.sender.spool_entry import EntryStart, SpoolEntry, decode, encode, parse_start
 
 _FORMAT: Final = re.compile(rb"securecore-spool 1\n[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\n")
-_VERSION: Final = 1
-_COUNT_MAX: Final = (1 << 63) - 1
-"""Of bytes and milliseconds: what a manifest takes."""
 _ABANDONED_AFTER_S: Final = 3600.0
 """A handler names its entry within milliseconds of beginning it; an hour is beyond every pause of a machine that still works."""
 _FILES: Final = ("core.zst", "report.json", "entry.json", "end.json")
 _DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
-
-
-class EntryStart(NamedTuple):
-    """What an entry is a part of."""
-
-    dump: DumpId
-    started_at: int
-    """Unix milliseconds."""
-    store: StoreId | None
-    """The store that holds the frames before *frontier*; None when there are none."""
-    frontier: Frontier
-    """The tree over the frames before the first one here; its size is that frame's number."""
-
-
-class EntryEnd(NamedTuple):
-    """How the source ended."""
-
-    size: int
-    """Plaintext bytes of the whole dump."""
-    predicted_size: int | None
-    outcome: str
-    ended_at: int
-    """Unix milliseconds."""
-
-
-class SpoolEntry:
-    """One dump's entry, locked by this process."""
-
-    def __init__(self, start: EntryStart, report: bytes, fd: int, core: int) -> None:
-        self.start = start
-        self.report = report
-        self.stored_bytes = 0
-        self._fd = fd
-        self._core = core
-
-    def append(self, frame: bytes) -> None:
-        """Keep one more frame; raises StorageError when the disk refuses it, and takes back what was written of it."""
-        try:
-            files.write_all(self._core, frame)
-        except StorageError:
-            try:
-                os.ftruncate(self._core, self.stored_bytes)
-            except OSError:
-                pass  # A reader stops at a torn frame anyway.
-            raise
-        self.stored_bytes += len(frame)
-
-    def finish(self, end: EntryEnd) -> None:
-        """Make the frames durable, and then the statement that these are all."""
-        files.sync(self._core)
-        files.write_new_file("end.json", self._fd, _encode(end._asdict()))
-
-    def end(self) -> EntryEnd | None:
-        """Return how the source ended; None when a handler was killed before it knew."""
-        data = files.read_file("end.json", self._fd, limits.MAX_REPORT_BYTES)
-        return _end(self.start.dump, data) if data is not None else None
-
-    def reader(self) -> DumpReader:
-        """Return a reader over the whole frames; a torn one at the end, of a handler that was killed, is left out."""
-        return open_frames(self._core)[0]
-
-    def close(self) -> None:
-        """Give up the lock; may be called again."""
-        for fd in (self._core, self._fd):
-            if fd >= 0:
-                os.close(fd)
-        self._core = self._fd = -1
 
 
 class Spool:
@@ -118,24 +45,25 @@ class Spool:
 
     def begin(self, start: EntryStart, report: bytes) -> SpoolEntry:
         """Make the entry for a dump, which appears whole; raises StorageError when there is one already or the disk refuses."""
-        name, aside = str(start.dump), files.aside_name(str(start.dump))
+        name, present = str(start.dump), files.aside_name(str(start.dump))
         dumps = files.enter_directory("dumps", self.fd)
         try:
-            if name in files.names_in(dumps) or not files.make_directory(aside, dumps):
+            if name in files.names_in(dumps) or not files.make_directory(present, dumps):
                 raise StorageError(f"spool already holds {name}")
             # Nobody looks at a name that is no dump id, so the lock is free; it stays ours through the renaming.
-            fd = self._lock_entry(aside, dumps)
+            fd = self._lock_entry(present, dumps)
             if fd is None:
                 raise StorageError(f"spool entry {name} is in use")
             try:
                 core = self._write_start(fd, start, report)
-                os.rename(aside, name, src_dir_fd=dumps, dst_dir_fd=dumps)
+                os.rename(present, name, src_dir_fd=dumps, dst_dir_fd=dumps)
+                present = name
                 files.sync(dumps)
             except OSError as error:
-                _remove_directory(aside, fd, dumps)
+                _remove_directory(present, fd, dumps)
                 raise files.disk_refused(error, f"cannot begin spool entry {name}") from error
             except StorageError:
-                _remove_directory(aside, fd, dumps)
+                _remove_directory(present, fd, dumps)
                 raise
         finally:
             os.close(dumps)
@@ -144,18 +72,10 @@ class Spool:
     def _write_start(self, fd: int, start: EntryStart, report: bytes) -> int:
         """Make the empty core, report and entry.json, durable under their names, and return the core's descriptor."""
         core = files.create_file("core.zst", fd)
-        fields = {
-            "version": _VERSION,
-            "dump": str(start.dump),
-            "started_at": start.started_at,
-            "store": str(start.store) if start.store else None,
-            "first_frame": start.frontier.size,
-            "peaks": [peak.hex() for peak in start.frontier.peaks],
-        }
         try:
             # The core comes first: what follows makes the directory, and with it the core's name, durable.
             files.write_new_file("report.json", fd, report)
-            files.write_new_file("entry.json", fd, _encode(fields))
+            files.write_new_file("entry.json", fd, start.encode())
         except BaseException:
             os.close(core)
             raise
@@ -206,7 +126,7 @@ class Spool:
                 raise _Removed
             if data is None or report is None or core is None:
                 raise BrokenError(f"spool entry {dump.short} is not whole", hint="what is left of it is in the spool's dumps/")
-            return SpoolEntry(_start(dump, data), report, fd, core)
+            return SpoolEntry(parse_start(dump, data), report, fd, core)
         except SecurecoreError as error:
             os.close(fd)
             if core is not None:
@@ -233,11 +153,11 @@ class Spool:
 
     def keep_receipt(self, fields: dict[str, Any]) -> None:
         """Append one line to the receipt log, durably; a disk that refuses leaves the log as it was."""
-        receipt_log.append(self.fd, _encode(fields))
+        receipt_log.append(self.fd, encode(fields))
 
     def receipts(self) -> Iterator[dict[str, Any]]:
         """Yield the receipt log's lines; a torn last line is left out."""
-        return map(_decode, receipt_log.lines(self.fd))
+        return map(decode, receipt_log.lines(self.fd))
 
     def close(self) -> None:
         """Close the directory; entries stay usable."""
@@ -344,51 +264,9 @@ def open_spool(path: str) -> Spool:
     return Spool(fd)
 
 
-def _start(dump: DumpId, data: bytes) -> EntryStart:
-    fields = _decode(data)
-    try:
-        first_frame, started_at = fields["first_frame"], fields["started_at"]
-        is_ours = (fields["version"], fields["dump"]) == (_VERSION, str(dump))
-        if not is_ours or not _is_count(first_frame, limits.MAX_FRAMES) or not _is_count(started_at):
-            raise ValueError
-        frontier = Frontier.from_peaks(first_frame, [bytes.fromhex(peak) for peak in fields["peaks"]])
-        store = StoreId.parse(fields["store"]) if fields["store"] else None
-        return EntryStart(dump, started_at, store, frontier)
-    except (KeyError, TypeError, ValueError, NameRefused) as error:
-        raise BrokenError(f"spool entry {dump.short}: entry.json is malformed") from error
-
-
-def _end(dump: DumpId, data: bytes) -> EntryEnd:
-    fields = _decode(data)
-    numbers = [fields.get("size"), fields.get("ended_at")]
-    if fields.get("predicted_size") is not None:
-        numbers.append(fields["predicted_size"])
-    if set(fields) != set(EntryEnd._fields) or not all(map(_is_count, numbers)) or fields["outcome"] not in OUTCOMES:
-        raise BrokenError(f"spool entry {dump.short}: end.json is malformed")
-    return EntryEnd(**fields)
-
-
-def _is_count(value: Any, maximum: int = _COUNT_MAX) -> bool:
-    return type(value) is int and 0 <= value <= maximum
-
-
 def _is_dump_id(name: str) -> bool:
     try:
         DumpId.parse(name)
     except NameRefused:
         return False
     return True
-
-
-def _encode(fields: dict[str, Any]) -> bytes:
-    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")
-
-
-def _decode(data: bytes) -> dict[str, Any]:
-    try:
-        fields = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise BrokenError("spool: a file is not JSON") from error
-    if not isinstance(fields, dict):
-        raise BrokenError("spool: a file is not a JSON object")
-    return fields

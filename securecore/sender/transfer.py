@@ -24,10 +24,14 @@ from securecore.sender.delivery import Delivery, connect
 from securecore.sender.patience import Patience, usual_patience
 from securecore.sender.pump import Frame, Pump
 from securecore.sender.settlement import Statement, keep_receipt, settle
-from securecore.sender.spool import EntryEnd, Spool
+from securecore.sender.spool import Spool
+from securecore.sender.spool_entry import EntryEnd
 from securecore.wire.messages import Accept, Open
 
 _TOO_SLOW: Final = "the receiver is slower than the core: the rest waits in the spool"
+
+_UNKNOWN_BYTES: Final = 16 * limits.MIB
+"""Counts as incompressible beside what was seen, for a guess at what is to come: as much as a ring of frames."""
 
 
 class Parcel(NamedTuple):
@@ -101,6 +105,8 @@ class Transfer:
         self._size = 0
         """Plaintext bytes that the frames so far stand for."""
         self._stored_bytes = 0
+        self._copying_s = 0.0
+        """For how long the spool's disk took frames that the wire took as well: nobody's fault but its own."""
         self._finished = False
         self.source_closed = Event()
         """The caller sets this once the source is closed: only then is anything signed or waited for."""
@@ -215,7 +221,9 @@ class Transfer:
         self._delivery = delivery
 
     def _pass_on(self, frame: Frame) -> None:
+        began = time.monotonic()
         self._custody.take(frame)
+        self._copying_s += time.monotonic() - began
         if self._delivery is None:
             self._custody.keep_ring()
             self._let_go_of_what_is_lost()
@@ -234,12 +242,20 @@ class Transfer:
         """Return how long to wait for what has *deadline_s*; raises BusyError when the source has stood still for long enough."""
         left_s = math.inf
         # Without a spool that takes the rest the process must wait: a lost core is worse than one that takes long.
-        if self._hold_budget_s is not None and not self.source_closed.is_set() and self._custody.can_fall_back():
-            left_s = self._hold_budget_s - self._pump.held_s
+        if self._hold_budget_s is not None and not self.source_closed.is_set() and self._custody.can_fall_back(self._rest_bytes()):
+            left_s = self._hold_budget_s + self._copying_s - self._pump.held_s
         if left_s <= 0:
             raise BusyError(_TOO_SLOW)
         self._hold_ends = time.monotonic() + left_s
         return min(deadline_s, left_s)
+
+    def _rest_bytes(self) -> int:
+        """Return how many bytes the frames that are still to come may take: as many of each as so far; nothing where none is known.
+
+        Before there is much to go by, what comes is taken for incompressible: a core begins with what compresses well.
+        """
+        rest = max(0, (self._pump.predicted_size or 0) - self._size)
+        return rest * (self._stored_bytes + _UNKNOWN_BYTES) // (self._size + _UNKNOWN_BYTES)
 
     def _fall_back(self, error: SecurecoreError) -> None:
         """Give the wire up and open the spool; without one the transfer has failed."""
@@ -267,7 +283,8 @@ class Transfer:
         if source is None:
             raise Bug("the source has not ended")
         outcome = source.outcome(is_part_lost=self._custody.failure is not None or self._piece_failure is not None)
-        return EntryEnd(self._size, source.predicted_size, outcome, int(self._clock() * 1000))
+        tree = self._custody.all
+        return EntryEnd(self._size, source.predicted_size, outcome, int(self._clock() * 1000), tree.size, tree.root())
 
     def _conclude(self) -> None:
         """Say END and hear the receipt; if that fails, the spool keeps what the receiver has not."""

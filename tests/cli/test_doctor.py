@@ -22,7 +22,8 @@ from securecore.pki.revocation import revoke_name
 from securecore.receiver import installation as receiving
 from securecore.receiver.server import Receiver
 from securecore.sender import installation
-from securecore.sender.spool import EntryStart, open_spool
+from securecore.sender.spool import open_spool
+from securecore.sender.spool_entry import EntryStart
 from securecore.store.layout import create_store
 from tests.support.certificates import HOST_NAME, Fleet, make_fleet, no_passphrase
 from tests.support.kernel import Installed, needs_kernel, wait_until

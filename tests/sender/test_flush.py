@@ -1,12 +1,16 @@
 """Delivering what the spool holds: what is wrong with one dump keeps no other one back, and what holds for all is tried once."""
 
+import os
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
 from securecore import limits
+from securecore.certs import jws
+from securecore.dump.manifest import parse_manifest
+from securecore.dump.reader import scan_frames
 from securecore.errors import BusyError, RefusedError, SecurecoreError, UnreachableError
 from securecore.merkle import EMPTY_ROOT, Frontier
 from securecore.names import Address, DumpId, StoreId
@@ -14,10 +18,13 @@ from securecore.receiver.server import Receiver
 from securecore.sender.delivery import Delivery
 from securecore.sender.flush import flush
 from securecore.sender.schedule import Schedule, read_schedule, write_schedule
-from securecore.sender.spool import EntryEnd, EntryStart, Spool
+from securecore.sender.spool import Spool
+from securecore.sender.spool_entry import EntryEnd, EntryStart, SpoolEntry
+from securecore.store.layout import open_store
 from securecore.wire.messages import Accept, Message, Open, Ready, Refusal, Refuse
 from tests.support.certificates import Fleet
 from tests.support.custody import CORE
+from tests.support.kernel import wait_until
 from tests.support.receivers import new_dump_id, papers_of, send_bytes
 from tests.support.scripted import STORE, Peer, Script, forge_receipt, scripted_receiver
 
@@ -52,6 +59,60 @@ def test_a_dump_whose_store_is_gone_keeps_no_other_one_back(fleet: Fleet, receiv
     assert f"has another store than the one that holds the beginning, {LOST}" in first.failure.message
     assert second.failure is None
     assert spool.dump_ids() == [elsewhere]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_what_the_disk_has_changed_is_not_signed_as_complete(
+    number: int, fleet: Fleet, receiver: Receiver, spool: Spool, tmp_path: Path
+) -> None:
+    """One bit of a frame, which leaves it a frame to look at: the dump is delivered as cut, for its handler knew another root."""
+    dump = wait_in(spool, fleet)
+    core = tmp_path / "spool/dumps" / str(dump) / "core.zst"
+    data = bytearray(core.read_bytes())
+    (*offsets, _) = [frame.offset for frame in scan_frames(os.open(core, os.O_RDONLY))]
+    at = (*offsets, len(data) - 1)[number] + 40 if number < 2 else len(data) - 5
+    data[at] ^= 1
+    core.write_bytes(data)
+
+    (flushed,) = flush(spool, receiver.addresses, papers_of(fleet.host))
+
+    assert flushed.failure is None
+    with open_store(str(tmp_path / "store")) as store:
+        ((host, _),) = [(host, found) for host in store.host_names() for found in store.dump_ids(host)]
+        with store.open_dump(host, dump) as held:
+            payload = jws.parse(held.read_manifest() or b"", limits.MAX_MANIFEST_BYTES).payload
+    assert parse_manifest(payload).outcome == "cut"
+
+
+def test_a_large_dump_is_read_between_two_connections(
+    fleet: Fleet, receiver: Receiver, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A receiver drops who says READY and then nothing for a minute: it is asked again when all is read."""
+    monkeypatch.setattr(limits, "READ_MEANWHILE_BYTES", 0)
+    seen: list[int] = []
+    real = SpoolEntry.read
+
+    def read(entry: SpoolEntry) -> Any:
+        wait_until(lambda: receiver.session_count == 0 or None)
+        seen.append(receiver.session_count)
+        return real(entry)
+
+    monkeypatch.setattr(SpoolEntry, "read", read)
+    wait_in(spool, fleet)
+
+    (flushed,) = flush(spool, receiver.addresses, papers_of(fleet.host))
+
+    assert (flushed.failure, seen) == (None, [0])
+
+
+def test_nothing_is_read_for_a_receiver_that_is_not_there(fleet: Fleet, spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spool may hold a hundred gigabytes, and a receiver may be away for a night."""
+    wait_in(spool, fleet)
+    monkeypatch.setattr(SpoolEntry, "read", lambda entry: pytest.fail("read"))
+
+    (flushed,) = flush(spool, [NOWHERE], papers_of(fleet.host))
+
+    assert isinstance(flushed.failure, UnreachableError)
 
 
 def test_a_dead_receiver_beside_another_store_keeps_no_other_dump_back(fleet: Fleet, receiver: Receiver, spool: Spool) -> None:

@@ -17,7 +17,8 @@ from securecore import limits
 from securecore.dump import directory
 from securecore.errors import SecurecoreError
 from securecore.merkle import Frontier, leaf_hash
-from securecore.sender.spool import EntryEnd, EntryStart, Spool, SpoolEntry, create_spool, open_spool
+from securecore.sender.spool import Spool, create_spool, open_spool
+from securecore.sender.spool_entry import EntryEnd, EntryStart, SpoolEntry
 from tests.support.dumps import REPORT, core_bytes, dump_id, frames_of
 from tests.support.power import End, Killed, Loss, Power, Survivors, contents, ends, examples, hunt, scratch
 

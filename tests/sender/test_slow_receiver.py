@@ -6,6 +6,9 @@ could say before the sender had enough, so that a slow machine makes no test fai
 
 import random
 import select
+import threading
+from contextlib import closing
+from pathlib import Path
 from typing import Final, NoReturn
 
 import pytest
@@ -14,14 +17,18 @@ from securecore import limits
 from securecore.errors import BusyError, SecurecoreError, UnreachableError
 from securecore.merkle import EMPTY_ROOT
 from securecore.names import Address
+from securecore.receiver.server import Receiver
 from securecore.sender import transfer
 from securecore.sender.delivery import connect
 from securecore.sender.patience import Patience
-from securecore.sender.spool import Spool
+from securecore.sender.spool import Spool, create_spool, open_spool
+from securecore.sender.spool_entry import SpoolEntry
 from securecore.wire.messages import Accept, Ack, Open, Ready, Receipt, encode
 from securecore.wire.states import State
 from tests.support.certificates import Fleet
 from tests.support.custody import send_to
+from tests.support.elf import Segment, write_core
+from tests.support.local_files import small_disk
 from tests.support.receivers import new_dump_id, papers_of, send_bytes
 from tests.support.scripted import STORE, Peer, Script, forge_receipt, scripted_receiver
 
@@ -273,6 +280,46 @@ def test_who_has_no_spool_or_holds_nobody_waits_for_a_slow_receiver(has_spool: b
 
     assert outcome.failure is None
     assert outcome.receipt is not None
+
+
+@pytest.mark.usefixtures("one_by_one")
+def test_who_could_not_keep_all_of_the_rest_waits_for_a_slow_receiver(fleet: Fleet, tmp_path: Path) -> None:
+    """The spool's disk has room for a ring and a frame. By its headers more comes: to fall back would cut the core."""
+    core = write_core([Segment(LARGE[: ENOUGH // 2 * limits.MIB])])
+    take = always_in_time([], len(core) // limits.MIB + 1)
+
+    def script(peer: Peer) -> None:
+        take(peer)
+        peer.say(forge_receipt(fleet.receiver, peer.manifest))
+
+    with small_disk(tmp_path / "disk", "4m") as disk, scripted_receiver(fleet.receiver, script) as scripted:
+        create_spool(str(disk / "spool"), bytes(16))
+        with closing(open_spool(str(disk / "spool"))) as spool:
+            outcome = send_bytes(core, papers_of(fleet.host), [scripted.address], spool=spool, hold_budget_s=EVERY_S)
+
+    assert (outcome.failure, outcome.spooled) == (None, False)
+    assert outcome.receipt is not None
+
+
+def test_a_slow_disk_of_the_spool_costs_the_wire_nothing(
+    fleet: Fleet, receiver: Receiver, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In mode "whole" the process waits for the spool's disk as well: that is no reason to give a receiver up that keeps up."""
+    monkeypatch.setattr(limits, "PROGRESS_DEADLINE_S", PATIENT_S)
+    real = SpoolEntry.append
+
+    def append(entry: SpoolEntry, frame: bytes) -> None:
+        threading.Event().wait(EVERY_S)
+        real(entry, frame)
+
+    monkeypatch.setattr(SpoolEntry, "append", append)
+    core = LARGE[: ENOUGH * limits.MIB]
+
+    outcome = send_bytes(
+        core, papers_of(fleet.host), receiver.addresses, spool=spool, hold_budget_s=2 * DEADLINE_S, keeps_copy=True
+    )
+
+    assert (outcome.failure, outcome.copy_failure) == (None, None)
 
 
 @pytest.mark.parametrize(("most_s", "answer_s"), [(DEADLINE_S, PATIENT_S), (PATIENT_S, DEADLINE_S), (PATIENT_S, None)])

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from securecore import limits
+from securecore.dump import directory as files
 from securecore.dump.compression import Compressor
 from securecore.errors import BrokenError, ConfigError, StorageError
 from securecore.merkle import Frontier, leaf_hash
 from securecore.names import DumpId
 from securecore.sender.consignment import consign
-from securecore.sender.spool import EntryEnd, EntryStart, Spool, create_spool, open_spool
+from securecore.sender.spool import Spool, create_spool, open_spool
+from securecore.sender.spool_entry import EntryEnd, EntryStart, parse_end
 from tests.support.disk import Disk
 from tests.support.dumps import dump_id
 from tests.support.receivers import new_dump_id
@@ -74,6 +76,35 @@ def test_a_tail_knows_the_tree_before_it(spool: Spool) -> None:
         None,
     ]
     found.close()
+
+
+def test_a_beginning_that_the_disk_refuses_at_its_end_leaves_nothing(
+    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entry has its name when that cannot be made durable: it is taken back under that name."""
+    start, real = start_of_new(), files.sync
+
+    def sync(fd: int) -> None:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith("/dumps") and str(start.dump) in os.listdir(fd):
+            raise StorageError("cannot sync: input/output error")
+        real(fd)
+
+    monkeypatch.setattr(files, "sync", sync)
+    with pytest.raises(StorageError, match="input/output"):
+        spool.begin(start, REPORT)
+
+    assert os.listdir(tmp_path / "spool/dumps") == []
+
+
+def test_an_end_of_an_earlier_version_is_read(spool: Spool) -> None:
+    """It tells neither frames nor root."""
+    start = start_of_new()
+    entry = spool.begin(start, REPORT)
+    entry.finish(END)
+    assert entry.end() == END
+    data = json.loads(END.encode())
+    assert parse_end(start.dump, json.dumps({key: data[key] for key in data if key not in ("frames", "root")}).encode()) == END
+    entry.close()
 
 
 def test_a_locked_entry_is_left_to_whoever_has_it(spool: Spool) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from securecore import limits
 from securecore.certs import jws
+from securecore.dump import directory as files
 from securecore.dump.compression import Compressor
 from securecore.dump.manifest import parse_manifest
 from securecore.dump.reader import open_container
@@ -20,7 +21,8 @@ from securecore.receiver.server import Receiver
 from securecore.sender import transfer
 from securecore.sender.flush import flush
 from securecore.sender.pump import Pump
-from securecore.sender.spool import Spool, SpoolEntry
+from securecore.sender.spool import Spool
+from securecore.sender.spool_entry import SpoolEntry
 from securecore.sender.transfer import Parcel, Transfer
 from securecore.store.layout import open_store
 from securecore.wire.messages import Accept, Ack, Ready
@@ -192,6 +194,31 @@ def test_when_wire_and_disk_fail_what_fits_is_kept_and_labelled(
         results = list(flush(spool, receiver.addresses, papers))
     assert [flushed.failure for flushed in results] == [None]
     assert stored(tmp_path / "store") == {dump: ("cut", CORE[: 2 * limits.PIECE_BYTES])}
+
+
+def test_a_copy_that_could_not_be_made_durable_is_never_called_complete(
+    fleet: Fleet, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first fsync(2) fails; one that is made again would not, for the kernel has dropped what it could not write."""
+    dump, real, failed = new_dump_id(), files.sync, []
+
+    def sync(fd: int) -> None:
+        if not failed and os.readlink(f"/proc/self/fd/{fd}").endswith("core.zst"):
+            failed.append(fd)
+            raise StorageError("cannot sync: input/output error")
+        real(fd)
+
+    monkeypatch.setattr(files, "sync", sync)
+    with scripted_receiver(fleet.receiver, acknowledging_all_then(Peer.hear_end)) as scripted:
+        outcome = send_bytes(CORE, papers_of(fleet.host), [scripted.address], spool=spool, dump=dump, keeps_copy=True)
+
+    assert len(failed) == 1
+    assert (outcome.receipt, outcome.spooled) == (None, True)
+    assert isinstance(outcome.spool_failure, StorageError)
+    entry = spool.entry(dump)
+    assert entry is not None
+    assert entry.end() is None
+    entry.close()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -17,7 +17,7 @@ from securecore.names import Address, DumpId, StoreId
 from securecore.sender import evidence
 from securecore.sender.delivery import Delivery, connect
 from securecore.sender.patience import Wait
-from securecore.sender.spool import EntryEnd
+from securecore.sender.spool_entry import EntryEnd
 from securecore.wire import messages
 from securecore.wire.messages import Accept, Message, Open, Receipt, Refuse
 from tests.support.receivers import papers_of

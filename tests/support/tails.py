@@ -8,7 +8,8 @@ from securecore.dump.compression import Compressor
 from securecore.merkle import Frontier, leaf_hash
 from securecore.names import DumpId, StoreId
 from securecore.receiver.server import Receiver
-from securecore.sender.spool import EntryEnd, EntryStart, Spool
+from securecore.sender.spool import Spool
+from securecore.sender.spool_entry import EntryEnd, EntryStart
 from tests.support.certificates import Fleet
 from tests.support.hands import REPORT, Hand
 from tests.support.receivers import new_dump_id, wait_until_idle

@@ -22,7 +22,8 @@ from securecore.receiver.control import _read_request
 from securecore.sender.configuration import SenderConfiguration, parse_configuration
 from securecore.sender.schedule import Schedule, parse_schedule
 from securecore.sender.settings import Settings, load_settings
-from securecore.sender.spool import EntryEnd, EntryStart, Spool, create_spool, open_spool
+from securecore.sender.spool import Spool, create_spool, open_spool
+from securecore.sender.spool_entry import EntryEnd, EntryStart
 from tests.fuzz.files import file_of, scratch
 from tests.fuzz.target import Target, check_begins, check_words
 from tests.support.dumps import dump_id
@@ -192,6 +193,7 @@ def spool_seeds() -> Iterator[bytes]:
     tail = {"version": 1, "dump": str(_DUMP), "started_at": 5, "store": str(STORE), **peaks}
     yield b"\0" + json.dumps(tail, separators=(",", ":")).encode()
     yield b"\1" + json.dumps(EntryEnd(1, None, "complete", 2)._asdict()).encode()
+    yield b"\1" + EntryEnd(1, None, "complete", 2, 1, bytes(32)).encode()
     yield b"\1" + json.dumps(EntryEnd(1 << 40, 1 << 41, "source-truncated", 2)._asdict()).encode()
     yield b'\2{"dump": "a"}\n{"gone": true}\n{"torn'
     yield b"\3" + (directory.parents[1] / "FORMAT").read_bytes()
@@ -334,7 +336,8 @@ CONFIGURATION = Target(
 )  # fmt: skip
 SPOOL = Target(
     check_spool, spool_seeds,
-    ("sender.spool.Spool.entry", "sender.spool.SpoolEntry.end", "sender.spool.Spool.receipts", "sender.spool.open_spool",
+    ("sender.spool.Spool.entry", "sender.spool_entry.SpoolEntry.end", "sender.spool_entry.parse_end",
+     "sender.spool_entry.parse_start", "sender.spool_entry.decode", "sender.spool.Spool.receipts", "sender.spool.open_spool",
      "sender.schedule.parse_schedule"),
     is_json=True,
 )  # fmt: skip
