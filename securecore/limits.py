@@ -129,6 +129,22 @@ keeps its memory; the timer does the rest."""
 MAX_CONNECTIONS: Final = 256
 """Connections that the receiver serves at once: four times the 64 senders of the design's load budget."""
 
+MAX_CONNECTIONS_PER_HOST: Final = 32
+"""Connections of one host at once: twice the CORE_PIPE_LIMIT handlers that its kernel starts."""
+
+HOST_DUMPS_AT_ONCE: Final = 32
+"""Dumps of one host that are received at once: the same."""
+
+MAX_STRANGERS: Final = 128
+"""Connections at once whose peer has not shown a certificate yet: half of MAX_CONNECTIONS, so that they never take the place of
+hosts that have. A handshake takes milliseconds of our time and a few round trips of the peer's."""
+
+MAX_STRANGERS_PER_ADDRESS: Final = 64
+"""Of one address: half of them; a fleet behind one address comes back together after a receiver's restart."""
+
+FLOOR_SHARE: Final = 0.05
+"""Of a file system that stays free: ext4 keeps as much back for root, and file systems get slow above it."""
+
 SHUTDOWN_DEADLINE_S: Final = 20.0
 """How long SIGTERM lets dumps in flight finish; systemd kills after 90 s by default."""
 
