@@ -1,6 +1,6 @@
 """What a receiver takes, from whom, how much, and for how long it keeps it: the values of receiver.toml, with their defaults.
 
-None stands for no bound. Who enforces what: admission.py the hosts' quotas and the floor, doors.py the connections, retention the rest.
+None stands for no bound. admission.py enforces quotas and floor, doors.py minds the connections, store/retention.py keeps the rest.
 """
 
 from collections.abc import Mapping
