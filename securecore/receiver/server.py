@@ -29,6 +29,7 @@ from securecore.receiver.control import ControlServer
 from securecore.receiver.listeners import bound_address, listen, written
 from securecore.receiver.material import Material, load_material
 from securecore.receiver.observer import log, observer_of, quoted
+from securecore.receiver.policy import Policy
 from securecore.receiver.session import Service, Session
 from securecore.store.layout import Store, StoreLock, create_store, open_store
 from securecore.wire.messages import Refusal
@@ -45,6 +46,7 @@ class ReceiverSettings(NamedTuple):
     identity: Path
     incomplete_after: timedelta = timedelta(seconds=limits.INCOMPLETE_AFTER_S)
     """How old a dump's last frame is when the receiver gives its sender up."""
+    policy: Policy = Policy()
 
 
 def utc_now() -> datetime:
@@ -65,6 +67,7 @@ class Receiver:
         committer = Committer(store, self._logs, utc_now)
         abandonment = Abandonment(store, self._logs, utc_now)
         self._service = Service(store, material, committer, abandonment, utc_now)
+        self._service.policy = settings.policy
         self._caretaker = Caretaker(store, abandonment, self._service.presence, settings.incomplete_after, utc_now)
         self._control = ControlServer(store, self._logs, utc_now)
         self._listeners = listeners

@@ -21,6 +21,7 @@ from securecore.receiver.abandonment import Abandonment
 from securecore.receiver.commit import Committer, ManifestRefused, check_signer
 from securecore.receiver.material import Material
 from securecore.receiver.observer import Observer, log, quoted
+from securecore.receiver.policy import Policy
 from securecore.receiver.presence import Presence, Wakeup
 from securecore.report import parse_report
 from securecore.store.layout import Store
@@ -71,7 +72,7 @@ class _Interrupted(SecurecoreError):
 
 
 class Service:
-    """What all sessions of a receiver share; *material* is replaced by a reload."""
+    """What all sessions of a receiver share; *material* and *policy* are replaced by a reload."""
 
     def __init__(
         self, store: Store, material: Material, committer: Committer, abandonment: Abandonment, clock: Callable[[], datetime]
@@ -81,6 +82,7 @@ class Service:
         self.committer = committer
         self.abandonment = abandonment
         self.clock = clock
+        self.policy = Policy()
         self.presence = Presence()
 
 
