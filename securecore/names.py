@@ -175,3 +175,9 @@ class StoreId(_Uuid):
         if not _UUID.match(text):
             raise NameRefused(f"not a store id: {text[:100]!a}")
         return cls(bytes.fromhex(text.replace("-", "")))
+
+
+def is_plain_path(path: str) -> bool:
+    """Return whether *path* is absolute and in its simplest form, so that it names one place and reads as one line."""
+    parts = path.split("/")
+    return path.isprintable() and path.startswith("/") and len(path) > 1 and not {"", ".", ".."} & set(parts[1:])

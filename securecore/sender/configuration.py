@@ -11,9 +11,9 @@ from typing import Final, Self
 
 from securecore import limits
 from securecore.errors import ConfigError
-from securecore.names import Address, NameRefused
+from securecore.names import Address, NameRefused, is_plain_path
 from securecore.sender import installation
-from securecore.sender.local_mode import LocalMode, is_plain_path
+from securecore.sender.local_mode import LocalMode
 from securecore.sender.patience import Patience, usual_patience
 from securecore.sender.settings import SPOOL_MODES, TAIL
 from securecore.toml_table import TomlTable, parse_toml

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple, Self
 
 from securecore.dump.packing import check_level
 from securecore.errors import ConfigError
+from securecore.names import is_plain_path
 
 DEFAULT_FORMAT: Final = "zst"
 KEEP_MAX: Final = 1_000_000
@@ -72,12 +73,6 @@ def parse_local_mode(arguments: Sequence[str]) -> tuple[LocalMode | None, Sequen
         raise _refused("--local is missing")
     mode = LocalMode(found["--local"], found.get("--format", DEFAULT_FORMAT), _number(found, "--level"), _number(found, "--keep"))
     return mode.check("arguments"), rest
-
-
-def is_plain_path(path: str) -> bool:
-    """Return whether *path* is absolute and in its simplest form, so that it names one place and reads as one line."""
-    parts = path.split("/")
-    return path.isprintable() and path.startswith("/") and len(path) > 1 and not {"", ".", ".."} & set(parts[1:])
 
 
 def _number(found: dict[str, str], option: str) -> int | None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from securecore.errors import ConfigError, SecurecoreError
-from securecore.names import Address
+from securecore.names import Address, is_plain_path
 from securecore.sender.configuration import (
     DEFAULT_SPOOL,
     DEFAULT_USER,
@@ -13,7 +13,7 @@ from securecore.sender.configuration import (
     SenderConfiguration,
     parse_configuration,
 )
-from securecore.sender.local_mode import KEEP_MAX, LocalMode, is_plain_path
+from securecore.sender.local_mode import KEEP_MAX, LocalMode
 from securecore.sender.patience import Patience, usual_patience
 
 GOOD = 'version = 1\nreceivers = ["collector.example:4455"]\nidentity = "/etc/securecore/identity"\n'

@@ -15,10 +15,9 @@ from securecore.cli.machine.root import Root
 from securecore.cli.machine.steps import GiveFiles, MakeDirectory, Step, WriteFile
 from securecore.cli.machine.users import User
 from securecore.errors import ConfigError, NotFoundError, SecurecoreError
-from securecore.names import Address
+from securecore.names import Address, is_plain_path
 from securecore.receiver import installation
 from securecore.receiver.material import Material, load_material
-from securecore.sender.local_mode import is_plain_path
 
 # ProtectHome= and PrivateTmp= of the unit put an empty directory over these.
 _HIDDEN: Final = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # noqa: S108  # named in order to be refused
