@@ -85,6 +85,9 @@ PROGRESS_DEADLINE_S: Final = 10.0
 MAX_DEADLINE_S: Final = 600.0
 """The longest deadline that sender.toml takes: who waits longer for a link has none."""
 
+MAX_CONFIGURATION_BYTES: Final = MIB
+"""receiver.toml: in practice 5 KiB; ten thousand hosts with a quota of their own take about 800."""
+
 HOLD_BUDGET_S: Final = 10.0
 """How long a crashed process may stand still for the network in all, while there is a spool: as long as the wire may
 stand still, so that a receiver which takes each frame just in time gains nothing. On a wire that keeps up it never stands still."""
@@ -128,6 +131,9 @@ keeps its memory; the timer does the rest."""
 
 MAX_CONNECTIONS: Final = 256
 """Connections that the receiver serves at once: four times the 64 senders of the design's load budget."""
+
+MOST_CONNECTIONS: Final = 1 << 16
+"""What receiver.toml may make of it: sixteen descriptors for each are the most that a process may have (fs.nr_open: 1,048,576)."""
 
 MAX_CONNECTIONS_PER_HOST: Final = 32
 """Connections of one host at once: twice the CORE_PIPE_LIMIT handlers that its kernel starts."""

@@ -64,6 +64,10 @@ class TomlTable:
             raise self.refuse(key, f"must be a {_KINDS[kind]}")
         return self._fields[key]
 
+    def is_text(self, key: str, text: str) -> bool:
+        """Return whether a key is there and says exactly this."""
+        return bool(self._fields.get(key) == text)
+
     def value(self, key: str, kind: type, hint: str) -> Any:
         """Return a key's value, as find does; raises ConfigError, with *hint*, when it is left out."""
         if key not in self._fields:

@@ -9,6 +9,7 @@ _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _SIZE: Final = re.compile(r"([0-9]{1,15})(?:\.([0-9]))? ?(B|[KMGTP]iB)")
 _SPAN: Final = re.compile(r"([0-9]{1,9})([smhdw])")
 _SPANS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_SECONDS: Final = (("w", 604800), ("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
 SIZE_WIDTH: Final = len("1023 MiB")
 """The widest that ``size`` writes of what is below an exbibyte; for columns."""
@@ -49,3 +50,16 @@ def parse_span(text: str) -> timedelta | None:
         return timedelta(**{_SPANS[found[2]]: int(found[1])})
     except OverflowError:
         return None
+
+
+def exact_size(number: int) -> str:
+    """Return bytes so that ``parse_size`` returns the same number, in their largest whole unit: 20GiB, 1537B; below 1e15 bytes."""
+    power = max((power for power in range(len(_UNITS)) if number and number % (1 << 10 * power) == 0), default=0)
+    return f"{number >> 10 * power}{_UNITS[power]}"
+
+
+def exact_span(span: timedelta) -> str:
+    """Return a length of time so that ``parse_span`` returns the same one, in its largest whole unit; without parts of a second."""
+    seconds = span // timedelta(seconds=1)
+    unit, length = next((unit, length) for unit, length in _SECONDS if seconds % length == 0)
+    return f"{seconds // length}{unit}"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from securecore.units import SIZE_WIDTH, parse_size, parse_span, size
+from securecore.units import SIZE_WIDTH, exact_size, exact_span, parse_size, parse_span, size
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,25 @@ def test_a_size_that_is_shown_can_be_written(number: int) -> None:
     read = parse_size(size(number))
     assert read is not None
     assert abs(read - number) <= number / 20
+
+
+@given(st.integers(0, 10**15) | st.integers(0, 1 << 40).map(lambda number: number << 10))
+def test_a_size_that_is_written_reads_back(number: int) -> None:
+    """To the byte."""
+    assert parse_size(exact_size(number)) == number
+
+
+@pytest.mark.parametrize(("number", "text"), [(1, "1B"), (1 << 20, "1MiB"), (3 << 39, "1536GiB"), ((1 << 30) + 1, "1073741825B")])
+def test_a_size_is_written_in_its_largest_whole_unit(number: int, text: str) -> None:
+    """So that a person reads what was once written."""
+    assert exact_size(number) == text
+
+
+@given(st.integers(1, 10**9 - 1), st.sampled_from("smhdw"))
+def test_a_span_that_is_written_reads_back(number: int, unit: str) -> None:
+    """To the second, for every one that can be read."""
+    span = parse_span(f"{number}{unit}")
+    assert span is None or parse_span(exact_span(span)) == span
 
 
 @given(st.text(max_size=12))

@@ -8,11 +8,14 @@ from securecore import limits
 from securecore.errors import ConfigError
 from securecore.names import Address
 
+CONFIGURATION: Final = "/etc/securecore/receiver.toml"
 SERVICE: Final = "/etc/systemd/system/securecore-receiver.service"
 SYSUSERS: Final = "/usr/lib/sysusers.d/securecore-receiver.conf"
 
+DEFAULT_STORE: Final = "/var/lib/securecore/store"
+DEFAULT_IDENTITY: Final = "/etc/securecore/receiver"
 INCOMPLETE_AFTER: Final = timedelta(seconds=limits.INCOMPLETE_AFTER_S)
-"""What a receiver does without being told; a unit says only what differs from it."""
+"""What a receiver does without being told."""
 
 _PRIVILEGED_PORTS: Final = 1024
 
