@@ -6,7 +6,7 @@ What the file leaves out is as the version that is installed has it. ``"none"`` 
 import json
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -26,6 +26,7 @@ _NONE: Final = "none"
 _HOSTS: Final = "hosts"
 _HOST_EXAMPLE: Final = "web-1.hosts.acme.example"
 
+_Read = TypeVar("_Read")
 _Values = TypeVar("_Values", Quota, Floor, Doors, Retention)
 
 
@@ -56,6 +57,14 @@ class ReceiverConfiguration(NamedTuple):
             connections=_encode(_CONNECTIONS, policy.doors, Doors()),
             retention=_encode(_RETENTION, policy.retention, Retention()),
         ).encode()
+
+
+class ConfigurationRefused(ConfigError):
+    """The file is not understood. The first of its *mistakes*, which are one for each table and each key outside of them."""
+
+    def __init__(self, mistakes: Sequence[ConfigError]) -> None:
+        super().__init__(mistakes[0].message, hint=mistakes[0].hint)
+        self.mistakes = tuple(mistakes)
 
 
 class _Kind(NamedTuple):
@@ -228,29 +237,48 @@ def load_configuration(path: Path) -> ReceiverConfiguration:
 
 
 def parse_receiver_configuration(data: bytes, path: str) -> ReceiverConfiguration:
-    """Return what the bytes of the file *path* say; raises ConfigError with file and line on anything that is not understood."""
+    """Return what the bytes of the file *path* say.
+
+    Raises ConfigError with file and line on anything that is not understood, ConfigurationRefused where that may be several things.
+    """
     table = parse_toml(
         data, path, _VERSION,
         "listen", "store", "identity", "incomplete_after", "allow", "deny", "quota", "floor", "connections", "retention",
     )  # fmt: skip
-    usual = ReceiverConfiguration()
-    quota_table = table.table("quota", *(key.name for key in _QUOTA), _HOSTS)
-    quota = _parse(quota_table, _QUOTA, Quota())
-    return ReceiverConfiguration(
-        _parse_listen(table),
-        _parse_path(table, "store") or usual.store,
-        _parse_path(table, "identity") or usual.identity,
-        table.span("incomplete_after") or usual.incomplete_after,
-        Policy(
-            _parse_patterns(table, "allow", usual.policy.allow),
-            _parse_patterns(table, "deny", usual.policy.deny),
-            quota,
-            _parse_hosts(quota_table.table(_HOSTS), quota),
-            _parse(_table(table, "floor", _FLOOR), _FLOOR, Floor()),
-            _parse(_table(table, "connections", _CONNECTIONS), _CONNECTIONS, Doors()),
-            _parse(_table(table, "retention", _RETENTION), _RETENTION, Retention()),
-        ),
+    usual, policy, mistakes = ReceiverConfiguration(), Policy(), _Mistakes()
+    listen = mistakes.gather(lambda: _parse_listen(table), usual.listen)
+    store = mistakes.gather(lambda: _parse_path(table, "store"), None)
+    identity = mistakes.gather(lambda: _parse_path(table, "identity"), None)
+    incomplete_after = mistakes.gather(lambda: table.span("incomplete_after"), None)
+    allow = mistakes.gather(lambda: _parse_patterns(table, "allow", policy.allow), policy.allow)
+    deny = mistakes.gather(lambda: _parse_patterns(table, "deny", policy.deny), policy.deny)
+    quota, host_quotas = mistakes.gather(lambda: _parse_quotas(table), (policy.quota, policy.host_quotas))
+    floor = mistakes.gather(lambda: _parse(_table(table, "floor", _FLOOR), _FLOOR, policy.floor), policy.floor)
+    doors = mistakes.gather(lambda: _parse(_table(table, "connections", _CONNECTIONS), _CONNECTIONS, policy.doors), policy.doors)
+    retention = mistakes.gather(
+        lambda: _parse(_table(table, "retention", _RETENTION), _RETENTION, policy.retention), policy.retention
     )
+    if mistakes.found:
+        raise ConfigurationRefused(mistakes.found)
+    return ReceiverConfiguration(
+        listen, store or usual.store, identity or usual.identity, incomplete_after or usual.incomplete_after,
+        Policy(allow, deny, quota, host_quotas, floor, doors, retention),
+    )  # fmt: skip
+
+
+class _Mistakes:
+    """What is wrong in a file, gathered so that a person hears all of it at once."""
+
+    def __init__(self) -> None:
+        self.found: list[ConfigError] = []
+
+    def gather(self, read: Callable[[], _Read], usual: _Read) -> _Read:
+        """Return what *read* returns, or note why it does not, and return *usual*."""
+        try:
+            return read()
+        except ConfigError as error:
+            self.found.append(error)
+            return usual
 
 
 def _table(table: TomlTable, name: str, keys: Iterable[_Key]) -> TomlTable:
@@ -268,6 +296,12 @@ def _parse(table: TomlTable, keys: Iterable[_Key], values: _Values) -> _Values:
         elif key.name in table:
             found[key.field] = key.kind.read(table, key.name)
     return values._replace(**found)
+
+
+def _parse_quotas(table: TomlTable) -> tuple[Quota, Mapping[str, Quota]]:
+    common = table.table("quota", *(key.name for key in _QUOTA), _HOSTS)
+    quota = _parse(common, _QUOTA, Quota())
+    return quota, _parse_hosts(common.table(_HOSTS), quota)
 
 
 def _parse_hosts(table: TomlTable, quota: Quota) -> Mapping[str, Quota]:

@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from securecore import limits
 from securecore.errors import ConfigError, NotFoundError, SecurecoreError
 from securecore.names import Address, is_plain_path
-from securecore.receiver.configuration import ReceiverConfiguration, load_configuration, parse_receiver_configuration
+from securecore.receiver.configuration import (
+    ConfigurationRefused,
+    ReceiverConfiguration,
+    load_configuration,
+    parse_receiver_configuration,
+)
 from securecore.receiver.policy import Doors, Floor, Policy, Quota, Retention
 
 GOOD = 'version = 1\nlisten = ["0.0.0.0:4455"]\n'
@@ -220,6 +225,15 @@ def test_mistake_is_named_with_its_place(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_receiver_configuration(text.encode(), "receiver.toml")
     assert caught.value.message.startswith(message)
+
+
+def test_every_table_has_its_mistake_named() -> None:
+    """Who mends a file hears of all tables at once, in the order of the file's keys."""
+    text = 'version = 1\nlisten = 1\ndeny = ["web"]\n[floor]\nshar = 1\n[quota]\ndumps = 0\n[connections]\ntotal = 1\n'
+    with pytest.raises(ConfigurationRefused) as caught:
+        parse_receiver_configuration(text.encode(), "x")
+    assert [mistake.message.partition(" ")[0] for mistake in caught.value.mistakes] == ["x:2:", "x:3:", "x:7:", "x:5:"]
+    assert (caught.value.message, caught.value.hint) == (caught.value.mistakes[0].message, caught.value.mistakes[0].hint)
 
 
 def test_a_file_is_read_with_its_path(tmp_path: Path) -> None:
