@@ -13,10 +13,11 @@ from securecore.cli.sources import open_named
 from securecore.errors import ConfigError, NotFoundError, SecurecoreError
 from securecore.identity import host_from_operator
 from securecore.names import Address, HostName, NameRefused
+from securecore.receiver import installation
 from securecore.store.layout import Store
 
-DEFAULT_STORE: Final = "/var/lib/securecore/store"
-DEFAULT_RECEIVER_IDENTITY: Final = "/etc/securecore/receiver"
+DEFAULT_STORE: Final = installation.DEFAULT_STORE
+DEFAULT_RECEIVER_IDENTITY: Final = installation.DEFAULT_IDENTITY
 
 _HOSTS_SHOWN: Final = 5
 _UNITS: Final = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
@@ -62,9 +63,10 @@ def _find_span(text: str) -> timedelta | None:
 
 
 def incomplete_after_option(command: _Command) -> _Command:
-    """Add ``--incomplete-after``."""
+    """Add ``--incomplete-after``; None where it is not given."""
+    usual = f"{limits.INCOMPLETE_AFTER_S // 86400}d"
     option = click.option(
-        "--incomplete-after", type=duration, default=f"{limits.INCOMPLETE_AFTER_S // 86400}d", show_default=True, metavar="TIME",
+        "--incomplete-after", type=duration, show_default=f"that of receiver.toml, or {usual}", metavar="TIME",
         help="How long after its last frame a dump is given up and listed as incomplete: 15m, 6h, 1d, 2w. A sender that comes"
         " back later goes on all the same.",
     )  # fmt: skip

@@ -3,18 +3,22 @@
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
-from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, address, incomplete_after_option, json_option, store_option
+from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, DEFAULT_STORE, address, incomplete_after_option, json_option
+from securecore.errors import ConfigError, SecurecoreError
 from securecore.names import Address
+from securecore.receiver.installation import CONFIGURATION
 
 if TYPE_CHECKING:
-    from securecore.receiver.server import Receiver
+    from securecore.receiver.server import Receiver, ReceiverSettings
 
 _STDERR: Final = 2
 """By its number: what stands in the place of sys.stderr, as in a test, may have no descriptor."""
@@ -24,48 +28,124 @@ Examples:
   securecore receive --listen 0.0.0.0:4455 --listen [::]:4455 --identity receiver-identity
   securecore receive -v --listen 127.0.0.1:0 --store /tmp/store --identity receiver-identity
   securecore receive --json --listen localhost:0 --store /tmp/store --identity receiver-identity
-SIGHUP loads the identity again (new certificate, new CRL); SIGTERM or Ctrl-C lets dumps in flight finish, a second one does not.
+  securecore receive --check --config receiver.toml
+SIGHUP loads the file and the identity again (new limits, new certificate, new CRL), and no connection ends; SIGTERM or Ctrl-C lets
+dumps in flight finish, a second one does not.
 """
+
+
+class _Given(NamedTuple):
+    """What the command line says; None and empty where it says nothing. It wins over the file."""
+
+    config: Path | None
+    listen: tuple[Address, ...]
+    store: str | None
+    identity: Path | None
+    incomplete_after: timedelta | None
 
 
 @click.command("receive", epilog=EPILOG)
 @click.option(
-    "--listen", multiple=True, required=True, type=address, metavar="HOST:PORT",
+    "--config", type=click.Path(path_type=Path), metavar="FILE",
+    help=f"Settings; the other options win over them. Without --listen it is {CONFIGURATION}, with --listen there is none.",
+)  # fmt: skip
+@click.option(
+    "--listen", multiple=True, type=address, metavar="HOST:PORT",
     help="Where to listen; may be repeated. A name stands for all its addresses, [::] for IPv6 alone, port 0 for any free port.",
 )  # fmt: skip
-@store_option
 @click.option(
-    "--identity", type=click.Path(path_type=Path), default=DEFAULT_RECEIVER_IDENTITY, show_default=True,
+    "--store", "store_path", envvar="SECURECORE_STORE", metavar="STORE", show_default=f"that of FILE, or {DEFAULT_STORE}",
+    help="Directory of the store; also $SECURECORE_STORE.",
+)  # fmt: skip
+@click.option(
+    "--identity", type=click.Path(path_type=Path), show_default=f"that of FILE, or {DEFAULT_RECEIVER_IDENTITY}",
     help="The receiver's identity directory.",
 )  # fmt: skip
 @incomplete_after_option
 @click.option("-v", "--verbose", is_flag=True, help="Show each connection and how far its dumps are, on standard error.")
-@click.option("--check", is_flag=True, help="Test identity and store, then leave.")
+@click.option("--check", is_flag=True, help="Judge settings, identity and store, say all that is wrong with them, and leave.")
 @json_option
 def command(
+    config: Path | None,
     listen: tuple[Address, ...],
-    store_path: str,
-    identity: Path,
-    incomplete_after: timedelta,
+    store_path: str | None,
+    identity: Path | None,
+    incomplete_after: timedelta | None,
     verbose: bool,
     check: bool,
     as_json: bool,
-) -> None:
+) -> int:
     """Take dumps from hosts into a store, until SIGTERM.
 
     The store is made when its directory is absent or empty. One receiver at a time may append to a store. Once it listens it says
     where on standard output, a line for each address, or with --json one document in one line; the log goes to standard error.
     """
-    from securecore.receiver.server import ReceiverSettings, check_settings, run
+    from securecore.receiver.server import run
 
-    settings = ReceiverSettings(listen, Path(store_path), identity, incomplete_after)
+    if config is None and not listen:
+        config = Path(CONFIGURATION)
+        if not config.exists():
+            raise click.UsageError(f"missing option '--listen': there is no {config}")
+    given = _Given(config, listen, store_path, identity, incomplete_after)
     if check:
-        name = check_settings(settings)
-        words = f"ok: {identity} is {name}'s, and {store_path} is a store or can become one"
-        click.echo(json.dumps({"receiver": str(name), "store": store_path}) if as_json else words)
-        return
+        return _check(given, as_json)
     with closing(_start_log(verbose)):
-        run(settings, lambda receiver: _announce(receiver, store_path, as_json))
+        run(partial(_read_settings, given), partial(_announce, as_json=as_json))
+    return 0
+
+
+def _read_settings(given: _Given) -> "ReceiverSettings":
+    """Return what the file says now, but for what is given; raises NotFoundError and ConfigError."""
+    from securecore.receiver.configuration import ReceiverConfiguration, load_configuration
+    from securecore.receiver.server import ReceiverSettings
+
+    said = load_configuration(given.config) if given.config is not None else ReceiverConfiguration()
+    listen = given.listen or said.listen
+    if not listen:
+        hint = 'write `listen = ["0.0.0.0:4455"]`, or give --listen'
+        raise ConfigError(f"{given.config}: listen is missing", hint=hint)
+    return ReceiverSettings(
+        listen,
+        Path(given.store or said.store),
+        given.identity or Path(said.identity),
+        given.incomplete_after or said.incomplete_after,
+        said.policy,
+    )
+
+
+def _check(given: _Given, as_json: bool) -> int:
+    """Say that a receiver could run, or all that keeps it from it; return the exit code of the first of these things, or 0."""
+    from securecore.receiver.configuration import ConfigurationRefused
+    from securecore.receiver.fitness import check_settings
+
+    try:
+        settings = _read_settings(given)
+    except ConfigurationRefused as error:
+        return _refuse(error.mistakes, as_json)
+    name, wrong = check_settings(settings)
+    if wrong:
+        return _refuse(wrong, as_json)
+    if as_json:
+        click.echo(json.dumps({"receiver": str(name), "store": str(settings.store)}))
+        return 0
+    file = f"{given.config} is understood, " if given.config is not None else ""
+    click.echo(f"ok: {file}{settings.identity} is {name}'s, and {settings.store} is a store or can become one")
+    return 0
+
+
+def _refuse(wrong: Sequence[SecurecoreError], as_json: bool) -> int:
+    """Say each thing as the command line says the one that ends a command, and return the exit code of the first."""
+    if as_json:
+        first, *further = (
+            {"name": error.name, "message": error.message, "hint": error.hint, "exit_code": error.exit_code} for error in wrong
+        )
+        click.echo(json.dumps({"error": first, "further": further}))
+    else:
+        for error in wrong:
+            click.echo(f"securecore: {error.message}", err=True)
+            if error.hint:
+                click.echo(f"  hint: {error.hint}", err=True)
+    return wrong[0].exit_code
 
 
 def _start_log(verbose: bool) -> logging.Handler:
@@ -82,15 +162,15 @@ def _start_log(verbose: bool) -> logging.Handler:
     return handler
 
 
-def _announce(receiver: "Receiver", store_path: str, as_json: bool) -> None:
+def _announce(receiver: "Receiver", as_json: bool) -> None:
     """Say on standard output where the receiver listens: what a person reads, or what a script asks for the port."""
     if as_json:
         document: dict[str, Any] = {
             "listening": [{"address": str(bound), "host": bound.host, "port": bound.port} for bound in receiver.addresses],
-            "receiver": str(receiver.material.own.name), "store": store_path, "store_id": str(receiver.store_id),
+            "receiver": str(receiver.material.own.name), "store": str(receiver.store_path), "store_id": str(receiver.store_id),
         }  # fmt: skip
         click.echo(json.dumps(document))
     else:
         for bound in receiver.addresses:
-            click.echo(f"listening on {bound} (TLS 1.3, client certificate required), store {store_path}")
+            click.echo(f"listening on {bound} (TLS 1.3, client certificate required), store {receiver.store_path}")
     sys.stdout.flush()

@@ -19,6 +19,7 @@ from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, DEFAULT_STORE, add
 from securecore.dump.packing import FORMATS
 from securecore.errors import ConfigError
 from securecore.names import Address
+from securecore.receiver.installation import INCOMPLETE_AFTER
 from securecore.sender.configuration import DEFAULT_USER, check_user
 
 _UNITS: Final = {"sender": "securecore-flush.timer", "receiver": "securecore-receiver.service"}
@@ -128,7 +129,7 @@ def receiver_(
     identity: str,
     store: str,
     user_text: str,
-    incomplete_after: timedelta,
+    incomplete_after: timedelta | None,
     root_path: Path,
     dry_run: bool,
     is_undo: bool,
@@ -151,7 +152,7 @@ def receiver_(
         user = _user(user_text, root, dry_run)
         click.echo(f"receiver {own.name} (certificate valid until {own.not_after:%Y-%m-%d})")
         _compile(interpreter, root, dry_run)
-        steps = receiver.receiver_steps(listen, store, identity, user, incomplete_after, interpreter, root)
+        steps = receiver.receiver_steps(listen, store, identity, user, incomplete_after or INCOMPLETE_AFTER, interpreter, root)
         is_changed = _carry_out(steps, "receiver", root, dry_run)
         if is_changed and not dry_run:
             _systemctl(root, ["daemon-reload"])

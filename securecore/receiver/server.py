@@ -4,7 +4,6 @@ The main thread accepts and minds signals; it never touches TLS, so a peer that 
 """
 
 import logging
-import os
 import select
 import signal
 import socket
@@ -20,8 +19,8 @@ from typing import Final, NamedTuple
 
 from securecore import limits, tls
 from securecore.audit.log import HostLogs
-from securecore.errors import ConfigError, NotFoundError, SecurecoreError
-from securecore.names import Address, HostName, StoreId
+from securecore.errors import NotFoundError, SecurecoreError
+from securecore.names import Address, StoreId
 from securecore.receiver.abandonment import Abandonment
 from securecore.receiver.caretaker import Caretaker
 from securecore.receiver.commit import Committer
@@ -36,10 +35,12 @@ from securecore.wire.messages import Refusal
 
 _WARN_EVERY_S: Final = 3600.0
 """How often what is amiss with the material is repeated in the log."""
+_FIXED: Final = ("listen", "store", "incomplete_after")
+"""The settings that a running receiver keeps."""
 
 
 class ReceiverSettings(NamedTuple):
-    """What the command line gives."""
+    """What the command line and receiver.toml give."""
 
     listen: tuple[Address, ...]
     store: Path
@@ -58,9 +59,16 @@ class Receiver:
     """A receiver that holds its store's lock; made ready by ``open_receiver``, run by ``serve``, ended by ``stop``."""
 
     def __init__(
-        self, settings: ReceiverSettings, store: Store, lock: StoreLock, material: Material, listeners: Sequence[socket.socket]
+        self,
+        settings: ReceiverSettings,
+        store: Store,
+        lock: StoreLock,
+        material: Material,
+        listeners: Sequence[socket.socket],
+        reread: Callable[[], ReceiverSettings] | None = None,
     ) -> None:
         self._settings = settings
+        self._reread = reread or (lambda: settings)
         self._store = store
         self._lock = lock
         self._logs = HostLogs(material.signer, lambda host: store.audit_directory(host, create=True))
@@ -86,6 +94,11 @@ class Receiver:
     def material(self) -> Material:
         """The material in use now."""
         return self._service.material
+
+    @property
+    def store_path(self) -> Path:
+        """The directory of the store, as it was named."""
+        return self._settings.store
 
     @property
     def store_id(self) -> StoreId:
@@ -137,7 +150,7 @@ class Receiver:
         self._wake()
 
     def reload(self) -> None:
-        """Make ``serve`` load the identity directory again; for signal handlers and other threads."""
+        """Make ``serve`` load settings and identity directory again; for signal handlers and other threads."""
         self._is_reloading = True
         self._wake()
 
@@ -164,6 +177,8 @@ class Receiver:
             pass  # The buffer is full of reasons to wake up, or the receiver is closed.
 
     def _reload(self) -> None:
+        # Each by itself: a mistake in the settings must not keep a revocation from counting.
+        self._reload_settings()
         try:
             self._service.material = load_material(self._settings.identity, utc_now(), self._service.material)
         except SecurecoreError as error:
@@ -171,6 +186,21 @@ class Receiver:
             return
         log.info("reloaded identity=%s", self._settings.identity)
         self._warn()
+
+    def _reload_settings(self) -> None:
+        try:
+            found = self._reread()
+        except SecurecoreError as error:
+            log.error("reload failed, the last good settings stay: %s", quoted(error.message))
+            return
+        if found == self._settings:
+            return
+        for name in _FIXED:
+            if getattr(found, name) != getattr(self._settings, name):
+                log.warning("%s has changed: that needs a restart", name)
+        self._settings = self._settings._replace(identity=found.identity, policy=found.policy)
+        self._service.policy = found.policy
+        log.info("reloaded settings")
 
     def _warn(self) -> None:
         material = self._service.material
@@ -281,8 +311,11 @@ class Receiver:
             next(iter(sessions)).join(timeout=0.2)
 
 
-def open_receiver(settings: ReceiverSettings) -> Receiver:
-    """Return a receiver ready to serve: store opened (made, when its directory is absent or empty) and locked, identity tested."""
+def open_receiver(settings: ReceiverSettings, reread: Callable[[], ReceiverSettings] | None = None) -> Receiver:
+    """Return a receiver ready to serve: store opened (made, when its directory is absent or empty) and locked, identity tested.
+
+    *reread* returns the settings as they are at a reload, or raises SecurecoreError; without it they stay as they are.
+    """
     material = load_material(settings.identity, utc_now())
     with ExitStack() as undo:
         # Listening comes first: an address that cannot be had must not leave a new store behind. Who connects meanwhile waits.
@@ -294,31 +327,20 @@ def open_receiver(settings: ReceiverSettings) -> Receiver:
         undo.callback(store.close)
         lock = store.lock()
         undo.callback(lock.close)
-        receiver = Receiver(settings, store, lock, material, listeners)
+        receiver = Receiver(settings, store, lock, material, listeners, reread)
         receiver.prepare()
         undo.pop_all()
     return receiver
 
 
-def check_settings(settings: ReceiverSettings) -> HostName:
-    """Return our own name by the identity, after testing identity and store without changing anything; raises SecurecoreError.
+def run(read: Callable[[], ReceiverSettings], announce: Callable[[Receiver], None]) -> None:
+    """Run a receiver until SIGTERM or SIGINT; *read* returns its settings, at the start and at each reload.
 
-    A receiver may be running on the store. Not checked: that the addresses can be listened on.
+    *announce* is told when it listens.
     """
-    material = load_material(settings.identity, utc_now())
-    path = settings.store
-    if path.is_dir() and any(path.iterdir()):
-        open_store(str(path)).close()
-    elif not os.access(path if path.is_dir() else path.parent, os.W_OK):
-        raise ConfigError(f"{path}: a store cannot be made there by this user")
-    return material.own.name
-
-
-def run(settings: ReceiverSettings, announce: Callable[[Receiver], None]) -> None:
-    """Run a receiver until SIGTERM or SIGINT; *announce* is told when it listens."""
     # A reload that comes while we start asks for nothing: what we are about to load is the newest there is.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    receiver = open_receiver(settings)
+    receiver = open_receiver(read(), read)
     receiver.handle_signals()
     announce(receiver)
     receiver.serve()
