@@ -78,9 +78,7 @@ def _checks(
     if sender.is_set_up(root):
         checks["sender"] = lambda: sender.check_sender(root, now, offline=offline)
     if store or identity or receiver.is_set_up(root):
-        checks["receiver"] = lambda: attempt(
-            "unit", lambda: receiver.check_receiver(receiver.find_places(root, store, identity), root, now)
-        )
+        checks["receiver"] = lambda: attempt("unit", lambda: receiver.check_receiver(root, now, store, identity))
     return checks
 
 

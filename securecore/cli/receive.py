@@ -47,7 +47,7 @@ class _Given(NamedTuple):
 @click.command("receive", epilog=EPILOG)
 @click.option(
     "--config", type=click.Path(path_type=Path), metavar="FILE",
-    help=f"Settings; the other options win over them. Without --listen it is {CONFIGURATION}, with --listen there is none.",
+    help=f"Configuration; the other options win over it. Without --listen it is {CONFIGURATION}, with --listen there is none.",
 )  # fmt: skip
 @click.option(
     "--listen", multiple=True, type=address, metavar="HOST:PORT",
@@ -63,7 +63,7 @@ class _Given(NamedTuple):
 )  # fmt: skip
 @incomplete_after_option
 @click.option("-v", "--verbose", is_flag=True, help="Show each connection and how far its dumps are, on standard error.")
-@click.option("--check", is_flag=True, help="Judge settings, identity and store, say all that is wrong with them, and leave.")
+@click.option("--check", is_flag=True, help="Judge configuration, identity and store, say all that is wrong with them, and leave.")
 @json_option
 def command(
     config: Path | None,

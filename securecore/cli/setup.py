@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import click
 
-from securecore.cli.machine import local_sender, plan, receiver, sender, users
+from securecore.cli.machine import local_sender, plan, receiver, sender, trust, users
 from securecore.cli.machine.interpreter import Interpreter, find_interpreter
 from securecore.cli.machine.plan import Done
 from securecore.cli.machine.root import Root
@@ -19,7 +19,7 @@ from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, DEFAULT_STORE, add
 from securecore.dump.packing import FORMATS
 from securecore.errors import ConfigError
 from securecore.names import Address
-from securecore.receiver.installation import INCOMPLETE_AFTER
+from securecore.receiver.installation import CONFIGURATION
 from securecore.sender.configuration import DEFAULT_USER, check_user
 
 _UNITS: Final = {"sender": "securecore-flush.timer", "receiver": "securecore-receiver.service"}
@@ -31,6 +31,7 @@ Examples:
   securecore setup sender                             after a change in /etc/securecore/sender.toml
   securecore setup sender --undo
   securecore setup receiver --listen 0.0.0.0:4455 --identity /etc/securecore/receiver
+  securecore setup receiver                           after a change of addresses or store in /etc/securecore/receiver.toml
   securecore setup sender --root /mnt/image --user 990:990 --to ... --identity ...
 """
 
@@ -119,40 +120,42 @@ def _set_up_local(wishes: local_sender.LocalWishes, root: Root, dry_run: bool) -
 
 @command.command("receiver", epilog=EPILOG)
 @click.option("--listen", multiple=True, type=address, metavar="ADDR:PORT", help="Where to listen; may be repeated.")
-@click.option("--identity", default=DEFAULT_RECEIVER_IDENTITY, show_default=True, help="The receiver's identity directory.")
-@click.option("--store", default=DEFAULT_STORE, show_default=True, help="Directory of the store.")
-@click.option("--user", "user_text", default=DEFAULT_USER, show_default=True, metavar="NAME|UID:GID", help="Whom it runs as.")
+@click.option("--identity", help=f"The receiver's identity directory; default {DEFAULT_RECEIVER_IDENTITY}.")
+@click.option("--store", help=f"Directory of the store; default {DEFAULT_STORE}.")
+@click.option("--user", "user_text", metavar="NAME|UID:GID", help=f"Whom it runs as; default {DEFAULT_USER}, made if missing.")
 @incomplete_after_option
 @_common
 def receiver_(
     listen: tuple[Address, ...],
-    identity: str,
-    store: str,
-    user_text: str,
+    identity: str | None,
+    store: str | None,
+    user_text: str | None,
     incomplete_after: timedelta | None,
     root_path: Path,
     dry_run: bool,
     is_undo: bool,
 ) -> None:
-    """Write a systemd unit that runs a receiver with no privilege and only its store to write to."""
+    """Write a systemd unit that runs a receiver with no privilege and only its store to write to.
+
+    What is not said here is taken from /etc/securecore/receiver.toml, once that is there; the user from the unit.
+    """
     with Root(root_path) as root:
         _check_may(root, dry_run)
         if is_undo:
             _undo("receiver", root, dry_run)
             return
-        if not listen:
-            raise click.UsageError("missing option '--listen'")
         if root.is_live:
-            identity, store = os.path.abspath(identity), os.path.abspath(store)
-        receiver.check_paths(store, identity)
+            identity, store = (os.path.abspath(path) if path is not None else None for path in (identity, store))
+        configuration, content = receiver.read_configuration(receiver.Wishes(listen, store, identity, incomplete_after), root)
+        user_text = user_text or receiver.find_service_user(root) or DEFAULT_USER
         check_user(user_text, "--user")
-        own, warnings = receiver.check_identity(identity, root, datetime.now(UTC))
+        own, warnings = receiver.check_identity(configuration.identity, root, datetime.now(UTC))
         interpreter = find_interpreter()
-        warnings += interpreter.check(root)
+        warnings += interpreter.check(root) + trust.check_trusted(CONFIGURATION, root, "configuration")
         user = _user(user_text, root, dry_run)
         click.echo(f"receiver {own.name} (certificate valid until {own.not_after:%Y-%m-%d})")
         _compile(interpreter, root, dry_run)
-        steps = receiver.receiver_steps(listen, store, identity, user, incomplete_after or INCOMPLETE_AFTER, interpreter, root)
+        steps = receiver.receiver_steps(configuration, content, user, interpreter, root)
         is_changed = _carry_out(steps, "receiver", root, dry_run)
         if is_changed and not dry_run:
             _systemctl(root, ["daemon-reload"])
@@ -177,7 +180,8 @@ _IMAGE_NEXT: Final = "the settings hold when a machine boots from this root"
 _RECEIVER_NEXT: Final = (
     "start it:     systemctl enable --now securecore-receiver\n"
     "what it says: journalctl -u securecore-receiver\n"
-    "reload it:    systemctl reload securecore-receiver, after a new certificate or CRL\n"
+    "configure it: /etc/securecore/receiver.toml\n"
+    "reload it:    systemctl reload securecore-receiver, after a change there, a new certificate or a new CRL\n"
     "take it back: securecore setup receiver --undo"
 )
 _RECEIVER_IMAGE_NEXT: Final = "enable it in this root: systemctl --root={root} enable securecore-receiver"

@@ -27,43 +27,27 @@ _STOP_S: Final = int(limits.SHUTDOWN_DEADLINE_S + 4 * limits.PROGRESS_DEADLINE_S
 
 
 def receiver_service(
-    interpreter: str,
-    listen: Sequence[Address],
-    store: str,
-    identity: str,
-    user: str,
-    group: str | None = None,
-    *,
-    incomplete_after: timedelta = INCOMPLETE_AFTER,
+    interpreter: str, listen: Sequence[Address], store: str, connections: int, user: str, group: str | None = None
 ) -> bytes:
-    """Return the systemd unit of a receiver: no privilege, no capability, and only the store to write to.
+    """Return the unit of a receiver that goes by CONFIGURATION: no privilege, no capability, and only the store to write to.
 
-    *incomplete_after* counts in whole minutes. Raises ConfigError when a path cannot stand in a unit. MemoryDenyWriteExecute holds
-    for Python and the cryptography library as they are (tests/receiver/test_installation.py runs a receiver under it).
+    Addresses, store and number of connections are those of that file: what systemd must know beforehand. Raises ConfigError when a
+    path cannot stand in a unit. MemoryDenyWriteExecute holds for Python and the cryptography library as they are
+    (tests/receiver/test_installation.py runs a receiver under it).
     """
-    for path in (interpreter, store, identity):
+    for path in (interpreter, store):
         if not path.isprintable() or set(path) & set(" \"'\\%$"):
             raise ConfigError(f"{path!a}: a path in a systemd unit must not have spaces, quotes, backslashes, % or $")
-    # An IPv6 address may have a zone (fe80::1%eth0), and % begins a specifier in a unit.
-    addresses = " ".join(f"--listen {address}" for address in listen).replace("%", "%%")
     capability = "CAP_NET_BIND_SERVICE" if any(0 < address.port < _PRIVILEGED_PORTS for address in listen) else ""
     return _SERVICE.format(
-        command=f"{interpreter} -I -m securecore.cli.main receive {addresses} --store {store} --identity {identity}"
-        + (f" --incomplete-after {_duration(incomplete_after)}" if incomplete_after != INCOMPLETE_AFTER else ""),
+        command=f"{interpreter} -I -m securecore.cli.main receive --config {CONFIGURATION}",
         user=user,
         group=f"Group={group}\n" if group is not None else "",
         store=store,
         capability=capability,
-        files=limits.MAX_CONNECTIONS * _FILES_PER_CONNECTION,
+        files=connections * _FILES_PER_CONNECTION,
         stop_s=_STOP_S,
     ).encode()
-
-
-def _duration(span: timedelta) -> str:
-    """Return a length of time as options are written, in its largest whole unit."""
-    minutes = span // timedelta(minutes=1)
-    unit, size = next((unit, size) for unit, size in (("d", 24 * 60), ("h", 60), ("m", 1)) if minutes % size == 0)
-    return f"{minutes // size}{unit}"
 
 
 _SERVICE: Final = """\

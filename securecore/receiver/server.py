@@ -150,7 +150,7 @@ class Receiver:
         self._wake()
 
     def reload(self) -> None:
-        """Make ``serve`` load settings and identity directory again; for signal handlers and other threads."""
+        """Make ``serve`` load configuration and identity directory again; for signal handlers and other threads."""
         self._is_reloading = True
         self._wake()
 
@@ -177,8 +177,8 @@ class Receiver:
             pass  # The buffer is full of reasons to wake up, or the receiver is closed.
 
     def _reload(self) -> None:
-        # Each by itself: a mistake in the settings must not keep a revocation from counting.
-        self._reload_settings()
+        # Each by itself: a mistake in the configuration must not keep a revocation from counting.
+        self._reload_configuration()
         try:
             self._service.material = load_material(self._settings.identity, utc_now(), self._service.material)
         except SecurecoreError as error:
@@ -187,11 +187,11 @@ class Receiver:
         log.info("reloaded identity=%s", self._settings.identity)
         self._warn()
 
-    def _reload_settings(self) -> None:
+    def _reload_configuration(self) -> None:
         try:
             found = self._reread()
         except SecurecoreError as error:
-            log.error("reload failed, the last good settings stay: %s", quoted(error.message))
+            log.error("reload failed, the last good configuration stays: %s", quoted(error.message))
             return
         if found == self._settings:
             return
@@ -200,7 +200,7 @@ class Receiver:
                 log.warning("%s has changed: that needs a restart", name)
         self._settings = self._settings._replace(identity=found.identity, policy=found.policy)
         self._service.policy = found.policy
-        log.info("reloaded settings")
+        log.info("reloaded configuration")
 
     def _warn(self) -> None:
         material = self._service.material

@@ -406,7 +406,16 @@ def test_a_receiver_in_order_is_ok_and_left_as_it_is(machine: Machine, tmp_path:
 
     assert seen.code == 0
     assert seen.not_ok() == set()
-    assert list(seen.findings) == ["unit", "identity", "revocation list", "store", "store's room", "receiver", "log key"]
+    assert list(seen.findings) == [
+        "configuration",
+        "unit",
+        "identity",
+        "revocation list",
+        "store",
+        "store's room",
+        "receiver",
+        "log key",
+    ]
     assert [found["words"].endswith(" left") for found in seen.findings["revocation list"]] == [True] * 3
     assert seen.find("receiver", "ok")["words"] == f"runs (pid {os.getpid()})"
     assert after == before
@@ -415,7 +424,24 @@ def test_a_receiver_in_order_is_ok_and_left_as_it_is(machine: Machine, tmp_path:
 RECEIVER_FAULTS: dict[str, tuple[Fault, str, str, str, str]] = {
     "an edited unit": (
         replace_in(receiving.SERVICE, "LimitCORE=0", "LimitCORE=infinity"), "unit", "warning", "is not what",
-        "securecore setup receiver --listen 127.0.0.1:4455",
+        "securecore setup receiver, and then",
+    ),
+    "a unit that is older than the file": (
+        replace_in(receiving.CONFIGURATION, "127.0.0.1:4455", "127.0.0.1:445"), "unit", "warning", "is not what",
+        "securecore setup receiver, and then",
+    ),
+    "no configuration": (
+        lambda m: m.file(receiving.CONFIGURATION).unlink(), "configuration", "wrong", "receiver.toml is missing",
+        "securecore setup receiver --listen",
+    ),
+    "a configuration with a mistake": (
+        replace_in(receiving.CONFIGURATION, "[floor]", "[flor]"), "configuration", "wrong", "unknown key 'flor'", "known keys are",
+    ),
+    "a configuration without an address": (
+        write(receiving.CONFIGURATION, "version = 1\n"), "configuration", "wrong", "names no address", "setup receiver --listen",
+    ),
+    "a configuration that others may change": (
+        lambda m: m.file(receiving.CONFIGURATION).chmod(0o666), "configuration", "wrong", "can be written by others", "chmod go-w",
     ),
     "a unit of somebody else": (write(receiving.SERVICE, "[Unit]\n"), "unit", "wrong", "not a unit that set-up", "setup receiver"),
     "a loose key": (lambda m: m.file(f"{RECEIVER}/key.pem").chmod(0o644), "identity", "wrong", "its mode is 0644", "chmod 600"),

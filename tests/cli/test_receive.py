@@ -137,11 +137,11 @@ def test_a_reload_says_what_it_took_and_ends_no_connection(file: Path, fleet: Fl
         hand.send(b"a core")
         change(file, "[quota]\n", "[quota]\ndumps = 1000\n")
         process.popen.send_signal(signal.SIGHUP)
-        process.logged("reloaded settings")
+        process.logged("reloaded configuration")
         change(file, "dumps = 1000", "dumsp = 1000")
         process.popen.send_signal(signal.SIGHUP)
         number = file.read_text().splitlines().index("dumsp = 1000") + 1
-        process.logged(f"ERROR reload failed, the last good settings stay: .{file}:{number}: unknown key .*dumsp")
+        process.logged(f"ERROR reload failed, the last good configuration stays: .{file}:{number}: unknown key .*dumsp")
         change(file, "dumsp = 1000", "")
         change(file, "127.0.0.1:0", "127.0.0.2:0")
         process.popen.send_signal(signal.SIGHUP)
@@ -181,7 +181,7 @@ def test_sessions_go_by_the_last_good_policy(fleet: Fleet, tmp_path: Path, caplo
     found = []
     with caplog.at_level("INFO"), serving(settings, [later, ConfigError("x.toml:1: no"), elsewhere]) as receiver:
         found.append(receiver._service.policy)
-        for line in ("reloaded identity=", "last good settings stay: 'x.toml:1: no'", "last good material stays: "):
+        for line in ("reloaded identity=", "last good configuration stays: 'x.toml:1: no'", "last good material stays: "):
             receiver.reload()
             wait_until(partial(find_line, line, caplog))
             found.append(receiver._service.policy)

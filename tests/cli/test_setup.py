@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ import pytest
 from securecore.cli.machine import plan
 from securecore.cli.machine.root import Root
 from securecore.errors import ConfigError, StorageError
+from securecore.names import Address
+from securecore.receiver.configuration import ReceiverConfiguration, load_configuration, parse_receiver_configuration
 from securecore.sender import installation
 from securecore.sender.configuration import DEFAULT_SPOOL
 from securecore.sender.patience import usual_patience
@@ -394,7 +397,7 @@ def test_bad_sender_options_are_refused(
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        ([], 2, "--listen"),
+        ([], 3, "/etc/securecore/receiver.toml names no address to listen on yet, and --listen is missing"),
         ([*RECEIVER, "--identity", "/etc/securecore/identity"], 4, "crl.pem"),
         ([*RECEIVER, "--identity", "/home/me/id"], 3, "no home directories"),
         ([*RECEIVER, "--store", "/tmp/store"], 3, "a /tmp of its own"),
@@ -441,6 +444,53 @@ def test_receiver_files_belong_to_its_user(root: Path) -> None:
         assert f"{path.stat().st_uid}:{path.stat().st_gid}" == USER
     assert "\nUser=crash\n" in (root / "etc/systemd/system/securecore-receiver.service").read_text()
     assert not (root / "usr/lib/sysusers.d").exists(), "the user is there already"
+
+
+@pytest.mark.usefixtures("loose_umask")
+def test_receiver_goes_by_a_file_that_everybody_may_read(root: Path) -> None:
+    """What the options say stands there; the unit names the file, and what systemd must know beforehand."""
+    options = ["--listen", "[::]:443", "--store", "/srv/store", "--incomplete-after", "2d", "--user", "crash"]
+    assert setup(root, "receiver", *options) == 0
+    file = root / "etc/securecore/receiver.toml"
+    assert load_configuration(file) == ReceiverConfiguration(
+        (Address("[::]:443"),), "/srv/store", incomplete_after=timedelta(days=2)
+    )
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
+    unit = (root / "etc/systemd/system/securecore-receiver.service").read_text()
+    assert " receive --config /etc/securecore/receiver.toml\n" in unit
+    assert "\nReadWritePaths=/srv/store\n" in unit
+    assert "\nAmbientCapabilities=CAP_NET_BIND_SERVICE\n" in unit
+
+
+def test_what_a_person_wrote_about_a_receiver_is_kept(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without options set-up takes the file as it is, and the unit follows it; what an option changes, it changes alone."""
+    setup(root, "receiver", *RECEIVER, "--user", "crash")
+    file, service = root / "etc/securecore/receiver.toml", root / "etc/systemd/system/securecore-receiver.service"
+    mine = 'version = 1 # mine\nlisten = ["0.0.0.0:80"]\n[connections]\ntotal = 512\n[quota]\ndumps = 7\n'
+    file.write_text(mine)
+    assert setup(root, "receiver") == 0
+    assert file.read_text() == mine
+    unit = service.read_text()
+    assert "CAP_NET_BIND_SERVICE" in unit
+    assert "\nLimitNOFILE=8192\n" in unit
+    assert "\nUser=crash\n" in unit
+    capsys.readouterr()
+    assert setup(root, "receiver") == 0
+    assert "nothing to change" in capsys.readouterr().out
+    assert setup(root, "receiver", "--incomplete-after", "1d") == 0
+    found, before = load_configuration(file), parse_receiver_configuration(mine.encode(), "x")
+    assert found == before._replace(incomplete_after=timedelta(days=1))
+    assert service.read_text() == unit
+
+
+def test_a_mistake_in_receiver_toml_changes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is named with its place, and the unit stays as it is."""
+    setup(root, "receiver", *RECEIVER)
+    (root / "etc/securecore/receiver.toml").write_text("version = 1\n[qota]\n")
+    before = snapshot(root)
+    assert setup(root, "receiver", *RECEIVER) == 3
+    assert f"{root}/etc/securecore/receiver.toml:2: unknown key 'qota'" in capsys.readouterr().err
+    assert snapshot(root) == before
 
 
 def test_user_of_another_root_is_made_at_its_first_boot(root: Path) -> None:

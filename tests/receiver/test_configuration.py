@@ -142,6 +142,12 @@ def test_every_key_that_is_shown_may_be_uncommented() -> None:
     )
 
 
+def test_the_document_shows_the_file_that_set_up_writes() -> None:
+    """Every key with its comment, as a person will find it on the machine."""
+    document = (Path(__file__).parents[2] / "docs/operations.md").read_text("utf-8")
+    assert f"```toml\n{ReceiverConfiguration((Address('0.0.0.0:4455'),)).encode().decode()}```\n" in document
+
+
 def test_none_lifts_every_bound_that_may_be_lifted() -> None:
     """Also those that there are without the file."""
     text = GOOD + '[quota]\nat_once = "none"\n[floor]\nshare = "none"\nfree = "none"\n[retention]\nmin_age = "none"\n'

@@ -3,12 +3,11 @@
 import shutil
 import subprocess
 import sys
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from securecore.cli import options
+from securecore import limits
 from securecore.errors import ConfigError
 from securecore.names import Address
 from securecore.receiver import installation
@@ -16,27 +15,16 @@ from tests.support.certificates import Fleet
 
 
 def unit(
-    *,
-    listen: str = "0.0.0.0:4455",
-    store: str = "/var/lib/securecore/store",
-    group: str | None = None,
-    incomplete_after: timedelta = timedelta(days=7),
+    *, listen: str = "0.0.0.0:4455", store: str = "/var/lib/securecore/store", connections: int = 256, group: str | None = None
 ) -> str:
     """Return a unit's text."""
-    identity = "/etc/securecore/receiver"
-    made = installation.receiver_service(
-        "/bin/true", [Address(listen)], store, identity, "securecore", group, incomplete_after=incomplete_after
-    )
-    return made.decode()
+    return installation.receiver_service("/bin/true", [Address(listen)], store, connections, "securecore", group).decode()
 
 
-@pytest.mark.parametrize("text", ["8d", "90m", "36h", "2w"])
-def test_a_length_of_time_comes_back_as_the_option_reads_it(text: str) -> None:
-    """What the unit gives to the receiver is what was asked for."""
-    wanted = options.duration(text)
-    written = unit(incomplete_after=wanted).partition("--incomplete-after ")[2].partition("\n")[0]
-    assert options.duration(written) == wanted
-    assert "--incomplete-after" not in unit()
+def test_unit_has_descriptors_for_every_connection() -> None:
+    """As many as the configuration lets in, and no more than the kernel gives to a process."""
+    assert "\nLimitNOFILE=4096\n" in unit()
+    assert f"\nLimitNOFILE={1 << 20}\n" in unit(connections=limits.MOST_CONNECTIONS)
 
 
 @pytest.mark.slow

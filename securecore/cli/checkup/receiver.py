@@ -1,26 +1,22 @@
-"""What can be wrong with a receiver: unit, identity, revocation lists, store, log key, and whether one runs."""
+"""What can be wrong with a receiver: configuration, unit, identity, revocation lists, store, log key, and whether one runs."""
 
 import os
 import re
 import shlex
 from collections.abc import Iterator
 from datetime import datetime
-from itertools import pairwise
 from typing import Final, NamedTuple
-
-import click
 
 from securecore.certs.revocation import RevocationLists
 from securecore.cli import terminal
 from securecore.cli.checkup.findings import Finding, attempt, ok, warning, wrong
 from securecore.cli.checkup.shared import certificate_finding, room_finding
-from securecore.cli.machine import plan, receiver, users
+from securecore.cli.machine import plan, receiver, trust, users
 from securecore.cli.machine.interpreter import find_interpreter
 from securecore.cli.machine.root import Root
-from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, DEFAULT_STORE, duration
-from securecore.errors import ConfigError, NotFoundError
-from securecore.names import Address, NameRefused
+from securecore.errors import NotFoundError, SecurecoreError
 from securecore.receiver import installation
+from securecore.receiver.configuration import ConfigurationRefused, ReceiverConfiguration, parse_receiver_configuration
 from securecore.store.layout import LOCK, Store, open_store
 
 SETUP: Final = "securecore setup receiver --listen ADDR:PORT"
@@ -28,67 +24,72 @@ START: Final = f"systemctl enable --now {os.path.basename(installation.SERVICE).
 
 
 class Places(NamedTuple):
-    """Where a receiver has its things, as its unit says or the command line."""
+    """Where a receiver has its things."""
 
-    store: str = DEFAULT_STORE
-    identity: str = DEFAULT_RECEIVER_IDENTITY
-    listen: tuple[Address, ...] = ()
-    user: str | None = None
-    """Of a unit only, as the rest of its lines."""
-    group: str | None = None
+    store: str
+    identity: str
     unit: bytes | None = None
-    incomplete_after: str | None = None
-    """As the option's text; None where the unit leaves it out."""
+    user: str | None = None
+    """Of a unit only."""
 
 
 def is_set_up(root: Root) -> bool:
     """Return whether anything of a receiver's set-up is here."""
-    return any(root.status(path) is not None for path in (installation.SERVICE, plan.state_path("receiver")))
+    places = (installation.CONFIGURATION, installation.SERVICE, plan.state_path("receiver"))
+    return any(root.status(path) is not None for path in places)
 
 
-def find_places(root: Root, store: str | None, identity: str | None) -> Places:
-    """Return the places that a unit names, but for those that are given; raises ConfigError for a unit that is none of ours."""
-    found = root.find(installation.SERVICE)
-    places = _parse_unit(found.content, root.outside(installation.SERVICE)) if found is not None else Places()
-    return places._replace(store=store or places.store, identity=identity or places.identity)
-
-
-def check_receiver(places: Places, root: Root, now: datetime) -> Iterator[Finding]:
-    """Yield what is found; changes nothing."""
+def check_receiver(root: Root, now: datetime, store: str | None, identity: str | None) -> Iterator[Finding]:
+    """Yield what is found; changes nothing. *store* and *identity* are looked at in the place of those that the file names."""
+    said = ReceiverConfiguration()
+    if is_set_up(root):
+        try:
+            said = _read_configuration(root)
+        except ConfigurationRefused as error:
+            yield from (wrong("configuration", mistake.message, mistake.hint) for mistake in error.mistakes)
+            return
+        except SecurecoreError as error:
+            yield wrong("configuration", error.message, error.hint)
+            return
+        yield from attempt("configuration", lambda: _configuration(said, root))
+    unit = root.find(installation.SERVICE)
+    places = Places(
+        store or said.store, identity or said.identity,
+        unit.content if unit is not None else None, receiver.find_service_user(root),
+    )  # fmt: skip
     if places.unit is not None:
-        yield from attempt("unit", lambda: _unit(places, root))
+        yield from attempt("unit", lambda: _unit(places, said, root))
     yield from attempt("identity", lambda: _identity(places, root, now))
     yield from attempt("store", lambda: _store(places, root))
 
 
-def _parse_unit(content: bytes, place: str) -> Places:
-    text = content.decode("utf-8", "replace")
-    lines = dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))
-    try:
-        words = shlex.split(lines.get("ExecStart", "").replace("%%", "%"))
-        values = [(option, value) for option, value in pairwise(words) if option.startswith("--")]
-        listen = tuple(Address(value) for option, value in values if option == "--listen")
-        given = dict(values)
-        after = given.get("--incomplete-after")
-        if after is not None:
-            duration(after)
-        return Places(given["--store"], given["--identity"], listen, lines["User"], lines.get("Group"), content, after)
-    except (KeyError, ValueError, NameRefused, click.BadParameter) as error:
-        raise ConfigError(f"{place}: not a unit that set-up has written", hint=SETUP) from error
+def _read_configuration(root: Root) -> ReceiverConfiguration:
+    place, found = root.outside(installation.CONFIGURATION), root.find(installation.CONFIGURATION)
+    if found is None:
+        raise NotFoundError(f"{place} is missing", hint=SETUP)
+    return parse_receiver_configuration(found.content, place)
 
 
-def _unit(places: Places, root: Root) -> Iterator[Finding]:
-    place, executable = root.outside(installation.SERVICE), find_interpreter().executable
-    after = duration(places.incomplete_after) if places.incomplete_after is not None else installation.INCOMPLETE_AFTER
-    expected = installation.receiver_service(
-        executable, places.listen, places.store, places.identity, places.user or "", places.group, incomplete_after=after
-    )
-    again = "securecore setup receiver " + " ".join(f"--listen {address}" for address in places.listen)
-    again += f" --incomplete-after {places.incomplete_after}" if places.incomplete_after is not None else ""
-    if expected != places.unit:
-        yield warning("unit", f"{place} is not what this installation writes", again)
+def _configuration(said: ReceiverConfiguration, root: Root) -> Iterator[Finding]:
+    place = root.outside(installation.CONFIGURATION)
+    warnings = trust.check_trusted(installation.CONFIGURATION, root, "configuration")
+    if said.listen:
+        yield ok("configuration", f"{place}, listens on {' '.join(map(str, said.listen))}")
     else:
-        yield ok("unit", f"{place}, listens on {' '.join(map(str, places.listen))} as {places.user}")
+        yield wrong("configuration", f"{place} names no address to listen on", SETUP)
+    for words in warnings:
+        yield warning("configuration", words)
+
+
+def _unit(places: Places, said: ReceiverConfiguration, root: Root) -> Iterator[Finding]:
+    place = root.outside(installation.SERVICE)
+    if places.user is None:
+        yield wrong("unit", f"{place}: not a unit that set-up has written", SETUP)
+    elif places.unit != receiver.unit_of(said, places.user, find_interpreter()):
+        words = f"{place} is not what this installation writes for {root.outside(installation.CONFIGURATION)}"
+        yield warning("unit", words, "securecore setup receiver, and then systemctl restart securecore-receiver")
+    else:
+        yield ok("unit", f"{place}, as {places.user}")
 
 
 def _identity(places: Places, root: Root, now: datetime) -> Iterator[Finding]:

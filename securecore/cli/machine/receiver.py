@@ -1,8 +1,10 @@
 """Making a machine a receiver: what must hold before, and the steps."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -17,6 +19,7 @@ from securecore.cli.machine.users import User
 from securecore.errors import ConfigError, NotFoundError, SecurecoreError
 from securecore.names import Address, is_plain_path
 from securecore.receiver import installation
+from securecore.receiver.configuration import ReceiverConfiguration, parse_receiver_configuration
 from securecore.receiver.material import Material, load_material
 
 # ProtectHome= and PrivateTmp= of the unit put an empty directory over these.
@@ -28,14 +31,56 @@ _IDENTITY_FILES: Final = (
 )  # fmt: skip
 
 
-def check_paths(store: str, identity: str) -> None:
-    """Raise ConfigError when a path is not absolute and plain, or lies where the service cannot see it."""
-    for option, path in (("--store", store), ("--identity", identity)):
+@dataclass(frozen=True)
+class Wishes:
+    """What the command line says; None and empty where it says nothing."""
+
+    listen: tuple[Address, ...]
+    store: str | None
+    identity: str | None
+    incomplete_after: timedelta | None
+
+
+def read_configuration(wishes: Wishes, root: Root) -> tuple[ReceiverConfiguration, bytes]:
+    """Return the configuration, and the bytes of its file: those that a person wrote, unless *wishes* say something else.
+
+    Raises ConfigError when the file is not understood, when there is no address, and when a path is none for a service.
+    """
+    place, found = root.outside(installation.CONFIGURATION), root.find(installation.CONFIGURATION)
+    before = parse_receiver_configuration(found.content, place) if found is not None else None
+    current = before or ReceiverConfiguration()
+    wanted = current._replace(
+        listen=wishes.listen or current.listen,
+        store=wishes.store or current.store,
+        identity=wishes.identity or current.identity,
+        incomplete_after=wishes.incomplete_after or current.incomplete_after,
+    )
+    if not wanted.listen:
+        raise ConfigError(
+            f"{place} names no address to listen on yet, and --listen is missing",
+            hint="securecore setup receiver --listen 0.0.0.0:4455",
+        )
+    _check_paths(wanted.store, wanted.identity)
+    content = found.content if found is not None and wanted == before else wanted.encode()
+    return wanted, content
+
+
+def find_service_user(root: Root) -> str | None:
+    """Return whom the unit that is here runs as, a name or UID:GID; None when there is no unit of ours."""
+    found = root.find(installation.SERVICE)
+    lines = dict(re.findall(rb"^(User|Group)=([!-~]+)$", found.content, re.MULTILINE)) if found is not None else {}
+    if b"User" not in lines:
+        return None
+    return b":".join(lines[key] for key in (b"User", b"Group") if key in lines).decode("ascii")
+
+
+def _check_paths(store: str, identity: str) -> None:
+    for what, path in (("store", store), ("identity", identity)):
         if not is_plain_path(path):
-            raise ConfigError(f"{option} {path!a}: must be an absolute path without `..` and control characters")
+            raise ConfigError(f"{what} {path!a}: must be an absolute path without `..` and control characters")
         if path.startswith(_HIDDEN):
             raise ConfigError(
-                f"{option} {path}: the service sees no home directories and has a /tmp of its own",
+                f"{what} {path}: the service sees no home directories and has a /tmp of its own",
                 hint="use /var/lib/securecore/store and /etc/securecore/receiver",
             )
 
@@ -97,27 +142,33 @@ def _as_owner(identity: str) -> Iterator[Path]:
 
 
 def receiver_steps(
-    listen: Sequence[Address],
-    store: str,
-    identity: str,
-    user: User,
-    incomplete_after: timedelta,
-    interpreter: Interpreter,
-    root: Root,
+    configuration: ReceiverConfiguration, content: bytes, user: User, interpreter: Interpreter, root: Root
 ) -> Sequence[Step]:
-    """Return the steps; raises ConfigError when the store is another user's, or a path cannot stand in a unit."""
-    users.check_owner(store, user, root)
+    """Return the steps; *content* is the configuration's file.
+
+    Raises ConfigError when the store is another user's, or a path cannot stand in a unit.
+    """
+    users.check_owner(configuration.store, user, root)
     owner = (user.uid, user.gid)
-    is_named = root.is_live or user.is_listed
-    unit = installation.receiver_service(
-        interpreter.executable, listen, store, identity,
-        user.name if is_named else str(user.uid), None if is_named else str(user.gid), incomplete_after=incomplete_after,
-    )  # fmt: skip
     steps: list[Step] = [
-        MakeDirectory(store, 0o700, owner, is_ours=True),
-        GiveFiles(identity, _IDENTITY_FILES, owner),
-        WriteFile(installation.SERVICE, unit),
+        MakeDirectory(configuration.store, 0o700, owner, is_ours=True),
+        GiveFiles(configuration.identity, _IDENTITY_FILES, owner),
+        WriteFile(installation.CONFIGURATION, content),
+        WriteFile(installation.SERVICE, unit_of(configuration, _service_user(user, root), interpreter)),
     ]
     if not (root.is_live or user.is_listed):
         steps.append(WriteFile(installation.SYSUSERS, users.sysusers_file(user)))
     return steps
+
+
+def unit_of(configuration: ReceiverConfiguration, user: str, interpreter: Interpreter) -> bytes:
+    """Return the unit for a configuration and a user, who is a name or UID:GID; raises ConfigError as receiver_service does."""
+    name, _, group = user.partition(":")
+    connections = configuration.policy.doors.connections
+    return installation.receiver_service(
+        interpreter.executable, configuration.listen, configuration.store, connections, name, group or None
+    )
+
+
+def _service_user(user: User, root: Root) -> str:
+    return user.name if root.is_live or user.is_listed else f"{user.uid}:{user.gid}"
