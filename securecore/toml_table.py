@@ -92,10 +92,8 @@ class TomlTable:
     def size(self, key: str) -> int | None:
         """Return bytes, written as a number or as units.parse_size takes them, None when it is left out."""
         found: Any = self._fields.get(key)
-        if type(found) is int and 0 <= found <= _COUNT_MAX:
-            return found
-        size = parse_size(found) if type(found) is str else None
-        if size is None and key in self._fields:
+        size: int | None = found if type(found) is int else parse_size(found) if type(found) is str else None
+        if key in self._fields and (size is None or not 0 <= size <= _COUNT_MAX):
             raise self.refuse(key, "must be a size, as in 500MiB or 20GiB")
         return size
 

@@ -49,6 +49,7 @@ def test_a_value_is_read_as_it_is_meant(text: str, read: Read, value: object) ->
     [
         ('size = "20GB"', lambda table: table.size("size"), "x.toml:2: size must be a size"),
         ("size = -1", lambda table: table.size("size"), "x.toml:2: size must be a size"),
+        ('size = "8192PiB"', lambda table: table.size("size"), "x.toml:2: size must be a size"),
         ("size = true", lambda table: table.size("size"), "x.toml:2: size must be a size"),
         ("size = 1.5", lambda table: table.size("size"), "x.toml:2: size must be a size"),
         ('span = "0s"', lambda table: table.span("span"), "x.toml:2: span must be a length of time"),

@@ -24,6 +24,8 @@ from securecore.units import exact_size, exact_span
 _VERSION: Final = 1
 _NONE: Final = "none"
 _HOSTS: Final = "hosts"
+_LONGEST_SIZE: Final = 10**15
+"""What exact_size can write in any case; a number without a unit may have more digits."""
 _HOST_EXAMPLE: Final = "web-1.hosts.acme.example"
 
 _Read = TypeVar("_Read")
@@ -139,7 +141,7 @@ def _list(texts: Iterable[str]) -> str:
     return f"[{', '.join(map(_quoted, texts))}]"
 
 
-_SIZE: Final = _Kind(_read_size, lambda size: _quoted(exact_size(size)))
+_SIZE: Final = _Kind(_read_size, lambda size: _quoted(exact_size(size)) if size < _LONGEST_SIZE else str(size))
 _COUNT: Final = _Kind(_read_count, str)
 _LIMITED_COUNT: Final = _Kind(_read_connections, str)
 _SPAN: Final = _Kind(TomlTable.span, lambda span: _quoted(exact_span(span)))

@@ -148,6 +148,13 @@ def test_the_document_shows_the_file_that_set_up_writes() -> None:
     assert f"```toml\n{ReceiverConfiguration((Address('0.0.0.0:4455'),)).encode().decode()}```\n" in document
 
 
+def test_a_size_of_any_length_reads_back() -> None:
+    """Up to the largest that is taken at all, which has more digits than a size in words may have."""
+    for size in (10**15 - 1, 10**15, (1 << 63) - 1):
+        configuration = ReceiverConfiguration(policy=Policy(quota=Quota(stored_bytes=size)))
+        assert parse_receiver_configuration(configuration.encode(), "receiver.toml") == configuration
+
+
 def test_none_lifts_every_bound_that_may_be_lifted() -> None:
     """Also those that there are without the file."""
     text = GOOD + '[quota]\nat_once = "none"\n[floor]\nshare = "none"\nfree = "none"\n[retention]\nmin_age = "none"\n'
