@@ -3,7 +3,7 @@
 from typing import Final
 
 from tests.fuzz.target import Target
-from tests.fuzz.targets import audit, certs, crash, dump, local, programs, shown, store, wire
+from tests.fuzz.targets import audit, certs, crash, dump, local, programs, receiving, shown, store, wire
 
 TARGETS: Final[dict[str, Target]] = {
     "frame": dump.FRAME,
@@ -32,6 +32,7 @@ TARGETS: Final[dict[str, Target]] = {
     "procfs": crash.PROCFS,
     "settings": local.SETTINGS,
     "configuration": local.CONFIGURATION,
+    "receiver-configuration": receiving.CONFIGURATION,
     "spool": local.SPOOL,
     "ledger": local.LEDGER,
     "pki-settings": local.PKI_SETTINGS,
