@@ -1,6 +1,7 @@
 """``securecore receive --config``: what the file says holds, options win over it, and a reload takes a new one without a cut."""
 
 import json
+import os
 import signal
 import subprocess
 import threading
@@ -22,6 +23,7 @@ from securecore.wire.messages import End, Receipt, encode
 from tests.support.certificates import RECEIVER_NAME, Fleet
 from tests.support.hands import Hand
 from tests.support.kernel import wait_until
+from tests.support.machines import USER, make_root, seeing, setup
 from tests.support.processes import PATIENCE_S, SECURECORE, Process
 from tests.support.receivers import new_dump_id
 
@@ -150,6 +152,29 @@ def test_a_reload_says_what_it_took_and_ends_no_connection(file: Path, fleet: Fl
         hand.put(encode(End(hand.manifest(dump))))
         assert isinstance(hand.answer(), Receipt)
         hand.close()
+
+
+@pytest.mark.slow
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root sees other files in the place of /etc")
+def test_the_units_command_runs_a_receiver_by_its_file(fleet: Fleet, tmp_path: Path) -> None:
+    """As systemd starts it, with nothing but the unit's words, on a machine with the files that set-up wrote."""
+    root = make_root(tmp_path / "root", fleet)
+    assert setup(root, "receiver", "--listen", "127.0.0.1:0", "--user", USER) == 0
+    unit = (root / "etc/systemd/system/securecore-receiver.service").read_text()
+    command = unit.partition("\nExecStart=")[2].partition("\n")[0].split()
+    # The service's user need not be able to read this checkout's Python, so root takes its place.
+    identity = root / "etc/securecore/receiver"
+    for path in (root / "var/lib/securecore/store", identity, *identity.iterdir()):
+        os.chown(path, 0, 0)
+    places = seeing([(root / path, Path("/", path)) for path in ("etc", "var/lib")])
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd="/", env={}, preexec_fn=places, stdout=pipe, stderr=pipe) as popen:
+        try:
+            assert Process(popen).announced.endswith("store /var/lib/securecore/store\n")
+        finally:
+            popen.kill()
+    assert (root / "var/lib/securecore/store/FORMAT").exists()
 
 
 @contextmanager
