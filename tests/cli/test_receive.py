@@ -2,25 +2,27 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from securecore.cli import main, receive
-from securecore.errors import ConfigError
-from securecore.names import Address
+from securecore.errors import ConfigError, RefusedError
+from securecore.names import Address, HostName
+from securecore.pki.revocation import revoke_name
 from securecore.receiver.configuration import ReceiverConfiguration
 from securecore.receiver.policy import Policy, Quota
 from securecore.receiver.server import Receiver, ReceiverSettings, open_receiver
 from securecore.wire.messages import End, Receipt, encode
-from tests.support.certificates import RECEIVER_NAME, Fleet
+from tests.support.certificates import HOST_NAME, RECEIVER_NAME, Fleet, no_passphrase
 from tests.support.hands import Hand
 from tests.support.kernel import wait_until
 from tests.support.machines import USER, make_root, seeing, setup
@@ -152,6 +154,22 @@ def test_a_reload_says_what_it_took_and_ends_no_connection(file: Path, fleet: Fl
         hand.put(encode(End(hand.manifest(dump))))
         assert isinstance(hand.answer(), Receipt)
         hand.close()
+
+
+@pytest.mark.slow
+def test_a_mistake_in_the_file_keeps_no_revocation_from_counting(own_fleet: Fleet, tmp_path: Path) -> None:
+    """A reload with a bad file and a new crl.pem: the file is refused, and so is the revoked host."""
+    file = tmp_path / "receiver.toml"
+    file.write_bytes(ReceiverConfiguration((LOOPBACK,), str(tmp_path / "store"), str(own_fleet.receiver)).encode())
+    with receiving_by(file) as process:
+        Hand(own_fleet.host, process.addresses).close()
+        revoke_name(own_fleet.pki, HostName(HOST_NAME), "keyCompromise", no_passphrase, datetime.now(UTC))
+        shutil.copyfile(own_fleet.pki.crl_path, own_fleet.receiver / "crl.pem")
+        file.write_text("nonsense")
+        process.popen.send_signal(signal.SIGHUP)
+        process.logged("last good configuration stays(?s:.*)reloaded identity=")
+        with pytest.raises(RefusedError, match="revoked on"):
+            Hand(own_fleet.host, process.addresses)
 
 
 @pytest.mark.slow
