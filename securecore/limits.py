@@ -148,6 +148,13 @@ hosts that have. A handshake takes milliseconds of our time and a few round trip
 MAX_STRANGERS_PER_ADDRESS: Final = 64
 """Of one address: half of them; a fleet behind one address comes back together after a receiver's restart."""
 
+STRANGER_LINES: Final = 1000
+"""Lines in an hour about connections of one address that ended before their peer showed who it is; more are counted. They tell an
+operator all that there is to see, and 150 KB an hour fill no disk."""
+
+ALL_STRANGERS_LINES: Final = 4000
+"""The same of all addresses together: 15 MB a day."""
+
 FLOOR_SHARE: Final = 0.05
 """Of a file system that stays free: ext4 keeps as much back for root, and file systems get slow above it."""
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Final, NamedTuple
@@ -25,6 +26,7 @@ from securecore.receiver.abandonment import Abandonment
 from securecore.receiver.caretaker import Caretaker
 from securecore.receiver.commit import Committer
 from securecore.receiver.control import ControlServer
+from securecore.receiver.doors import Doorkeeper, StrangerLog, Visitor
 from securecore.receiver.listeners import bound_address, listen, written
 from securecore.receiver.material import Material, load_material
 from securecore.receiver.observer import log, observer_of, quoted
@@ -79,9 +81,8 @@ class Receiver:
         self._caretaker = Caretaker(store, abandonment, self._service.presence, settings.incomplete_after, utc_now)
         self._control = ControlServer(store, self._logs, utc_now)
         self._listeners = listeners
-        self._sessions: dict[threading.Thread, Session | socket.socket | None] = {}
-        """By its thread each connection: its socket in the handshake, its session afterwards, nothing in the moments between."""
-        self._sessions_lock = threading.Lock()
+        self._doorkeeper = Doorkeeper(lambda: self._service.policy.doors)
+        self._strangers = StrangerLog(utc_now)
         self._wakeup, self._waker = socket.socketpair()
         self._wakeup.setblocking(False)
         self._waker.setblocking(False)
@@ -108,8 +109,7 @@ class Receiver:
     @property
     def session_count(self) -> int:
         """Connections that are being served, those in their handshake included."""
-        with self._sessions_lock:
-            return len(self._sessions)
+        return self._doorkeeper.count
 
     def prepare(self) -> None:
         """Finish what a crash has interrupted, and publish the log key's statement; raises SecurecoreError."""
@@ -140,6 +140,7 @@ class Receiver:
                 self._reload()
             if time.monotonic() - warned > _WARN_EVERY_S:
                 self._warn()
+                self._strangers.summarise()
                 warned = time.monotonic()
         self._close()
 
@@ -216,57 +217,50 @@ class Receiver:
         except OSError as error:
             # Out of descriptors or memory: the connection stays in the backlog, and the loop must not spin on it.
             log.error("accept failed: %s", error.strerror)
+            self._doorkeeper.make_room()
             time.sleep(0.1)
             return
-        peer = written(address)
-        with self._sessions_lock:
-            if len(self._sessions) >= limits.MAX_CONNECTIONS:
-                log.warning("failed peer=%s error='too many connections'", peer)
-                plain.close()
-                return
-            thread = threading.Thread(target=self._run_session, args=(plain, peer), daemon=True)
-            self._sessions[thread] = None
-        try:
-            thread.start()
-        except RuntimeError as error:  # no memory or no process left for another thread
-            log.error("failed peer=%s error=%s", peer, quoted(str(error)))
+        visitor = self._doorkeeper.enter(address)
+        if visitor is None:
+            log.warning("failed peer=%s error='too many connections'", written(address))
             plain.close()
-            with self._sessions_lock:
-                del self._sessions[thread]
+            return
+        try:
+            threading.Thread(target=self._run_session, args=(plain, visitor), daemon=True).start()
+        except RuntimeError as error:  # no memory or no process left for another thread
+            log.error("failed peer=%s error=%s", visitor.peer, quoted(str(error)))
+            plain.close()
+            self._doorkeeper.leave(visitor)
 
-    def _run_session(self, plain: socket.socket, peer: str) -> None:
-        thread = threading.current_thread()
-        observer = observer_of(peer)
+    def _run_session(self, plain: socket.socket, visitor: Visitor) -> None:
+        observer = observer_of(visitor.peer)
         observer.accepted()
         try:
-            secured = self._shake_hands(thread, plain)
-            session = Session(secured, peer, self._service, observer)
-            with self._sessions_lock:
-                self._sessions[thread] = session
+            secured = self._shake_hands(visitor, plain)
+            identify, failed = partial(self._doorkeeper.identify, visitor), partial(self._strangers.failed, visitor.network)
+            session = Session(secured, visitor.peer, self._service, observer, identify, failed)
+            visitor.session = session
             session.run()
         except (OSError, SecurecoreError) as error:
             words = error.message if isinstance(error, SecurecoreError) else _handshake_words(error)
-            if self._is_stopping and isinstance(error, (ssl.SSLEOFError, ConnectionError)):
-                # What a handshake that the stop has shut down ends with; one that failed by itself has its own reason.
-                words = "the receiver is being stopped"
-            log.warning("failed host=- peer=%s error=%s", peer, quoted(words))
+            if isinstance(error, (ssl.SSLEOFError, ConnectionError)):
+                # What a handshake that was ended from here ends with; one that failed by itself has its own reason.
+                words = _STOPPED if self._is_stopping else _SENT_AWAY if visitor.is_sent_away else words
+            self._strangers.failed(visitor.network, f"failed host=- peer={visitor.peer} error={quoted(words)}")
             plain.close()
         finally:
             observer.closed()
-            with self._sessions_lock:
-                del self._sessions[thread]
+            self._doorkeeper.leave(visitor)
 
-    def _shake_hands(self, thread: threading.Thread, plain: socket.socket) -> ssl.SSLSocket:
+    def _shake_hands(self, visitor: Visitor, plain: socket.socket) -> ssl.SSLSocket:
         """Return the connection after its handshake, which another thread may end meanwhile; raises as tls.secure does."""
         # TLS takes the descriptor away from *plain*, so that others need one of their own.
         with plain.dup() as handle:
-            with self._sessions_lock:
-                self._sessions[thread] = handle
+            self._doorkeeper.shake_hands(visitor, handle)
             try:
                 return tls.secure(self._service.material.context, plain, deadline_s=limits.HANDSHAKE_DEADLINE_S)
             finally:
-                with self._sessions_lock:
-                    self._sessions[thread] = None
+                self._doorkeeper.shake_hands(visitor, None)
 
     def _close(self) -> None:
         for listener in self._listeners:
@@ -281,6 +275,7 @@ class Receiver:
             log.error("stopped, %d connections still wait for the disk and end with the process", left)
             return
         self._control.close()
+        self._strangers.summarise()
         self._logs.close()
         self._lock.close()
         self._store.close()
@@ -297,18 +292,15 @@ class Receiver:
         """
         deadline = time.monotonic() + limits.SHUTDOWN_DEADLINE_S
         while True:
-            with self._sessions_lock:
-                sessions = dict(self._sessions)
-                for one in sessions.values():
-                    if isinstance(one, socket.socket):
-                        _hang_up(one)
+            visitors = self._doorkeeper.visitors()
+            self._doorkeeper.hang_up_strangers()
             is_over = self._is_hurried or time.monotonic() > deadline
-            for one in sessions.values():
-                if isinstance(one, Session) and (one.is_idle or is_over):
-                    one.interrupt(Refusal.SHUTTING_DOWN, "the receiver is being stopped")
-            if not sessions or time.monotonic() > deadline + limits.PROGRESS_DEADLINE_S:
-                return len(sessions)
-            next(iter(sessions)).join(timeout=0.2)
+            for session in (visitor.session for visitor in visitors):
+                if session is not None and (session.is_idle or is_over):
+                    session.interrupt(Refusal.SHUTTING_DOWN, "the receiver is being stopped")
+            if not visitors or time.monotonic() > deadline + limits.PROGRESS_DEADLINE_S:
+                return len(visitors)
+            self._doorkeeper.wait_for_change(0.2)
 
 
 def open_receiver(settings: ReceiverSettings, reread: Callable[[], ReceiverSettings] | None = None) -> Receiver:
@@ -346,14 +338,6 @@ def run(read: Callable[[], ReceiverSettings], announce: Callable[[Receiver], Non
     receiver.serve()
 
 
-def _hang_up(plain: socket.socket) -> None:
-    """End a connection below TLS, and so wake the thread that waits for its peer."""
-    try:
-        plain.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # The peer was faster.
-
-
 def _drain(wakeup: socket.socket) -> None:
     try:
         while wakeup.recv(4096):
@@ -362,6 +346,8 @@ def _drain(wakeup: socket.socket) -> None:
         pass
 
 
+_STOPPED: Final = "the receiver is being stopped"
+_SENT_AWAY: Final = "made room for others: too many connections were in their handshake"
 _HANDSHAKE_WORDS: Final = {
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "client sent no certificate",
     "UNSUPPORTED_PROTOCOL": "client does not speak TLS 1.3",

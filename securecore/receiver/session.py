@@ -89,7 +89,20 @@ class Service:
 class Session:
     """One authenticated-to-be connection."""
 
-    def __init__(self, secured: ssl.SSLSocket, peer: str, service: Service, observer: Observer) -> None:
+    def __init__(
+        self,
+        secured: ssl.SSLSocket,
+        peer: str,
+        service: Service,
+        observer: Observer,
+        identify: Callable[[HostName], None],
+        not_let_in: Callable[[str], None],
+    ) -> None:
+        """*identify* is told which host the peer is, before it hears READY, and raises what it is refused with.
+
+        *not_let_in* takes the log's line about a peer that never heard READY.
+        """
+        self._identify, self._not_let_in = identify, not_let_in
         self._socket = secured
         self._peer = peer
         self._service = service
@@ -106,6 +119,9 @@ class Session:
         self._ack_due = math.inf
         """When they must be, at the latest."""
         self._leaf = secured.getpeercert(binary_form=True) or b""
+        self._most_s = service.policy.doors.session_s or math.inf
+        self._began_at = time.monotonic()
+        self._is_let_in = False
 
     @property
     def is_idle(self) -> bool:
@@ -128,7 +144,9 @@ class Session:
             judgement = material.judge_host(self._leaf, now)
             host = judgement.name
             material.revocation.check(judgement, now)
+            self._identify(host)
             self._send(Ready(self._service.store.store_id, limits.MAX_FRAMES, REST_FEATURE))
+            self._is_let_in = True
             self._observer.admitted(host, self._socket.version(), (self._socket.cipher() or ("",))[0], self._leaf)
             self._serve(judgement)
         except SecurecoreError as error:
@@ -312,6 +330,8 @@ class Session:
                 raise UnreachableError(f"{words} {self._patience_s():.0f} s")
         if self._interruption is not None:
             raise self._interruption
+        if time.monotonic() - self._began_at > self._most_s:
+            raise _Interrupted(Refusal.BUSY, f"a connection may last {self._most_s:.0f} s here; go on with a new one")
 
     def _is_readable_within(self, deadline: float) -> bool:
         left = max(0.0, deadline - time.monotonic())
@@ -324,7 +344,11 @@ class Session:
 
     def _end_badly(self, error: SecurecoreError, host: HostName | None) -> None:
         """Log why, and tell the peer when it still listens."""
-        log.warning("failed host=%s dump=%s peer=%s error=%s", host or "-", self._dump or "-", self._peer, quoted(error.message))
+        line = f"failed host={host or '-'} dump={self._dump or '-'} peer={self._peer} error={quoted(error.message)}"
+        if self._is_let_in:
+            log.warning("%s", line)
+        else:
+            self._not_let_in(line)
         if isinstance(error, UnreachableError):
             return
         try:

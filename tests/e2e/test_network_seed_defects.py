@@ -24,6 +24,7 @@ import pytest
 from securecore import limits
 from securecore.errors import ConfigError, UnreachableError
 from securecore.names import Address
+from securecore.receiver.policy import Doors, Policy
 from securecore.receiver.server import Receiver
 from tests.support.certificates import Fleet
 from tests.support.crash_cores import Crash
@@ -215,25 +216,23 @@ def test_4_a_receiver_that_does_not_answer_holds_nobody(fleet: Fleet, tmp_path: 
     assert (lonely.spool / "dumps" / lonely.spooled()[0] / "end.json").exists()
 
 
-def test_4_more_connections_than_the_receiver_serves_are_turned_away(
-    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_4_more_connections_than_the_receiver_serves_push_the_oldest_stranger_out(
+    fleet: Fleet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Strangers who connect and say nothing take places, up to the bound; who comes then has to go until there is room.
+    """Strangers who connect and say nothing take places, up to the bound; who comes then takes the place of one of them.
 
     core_recv forked for everybody, without an end.
     """
-    monkeypatch.setattr(limits, "MAX_CONNECTIONS", 2)
-    with running_receiver(fleet.receiver, tmp_path / "store") as running, ExitStack() as stack:
+    policy = Policy(doors=Doors(connections=2))
+    with running_receiver(fleet.receiver, tmp_path / "store", policy=policy) as running, ExitStack() as stack:
         where = (running.addresses[0].host, running.addresses[0].port)
-        strangers = [stack.enter_context(socket.create_connection(where)) for _ in range(2)]
+        strangers = [stack.enter_context(socket.create_connection(where, timeout=20)) for _ in range(2)]
         wait_until(lambda: True if running.session_count == 2 else None)
-        with socket.create_connection(where, timeout=20) as third:
-            assert third.recv(1) == b""
-        strangers[0].close()
-        wait_until(lambda: True if running.session_count == 1 else None)
         assert send_bytes(b"a core", papers_of(fleet.host), running.addresses).failure is None
+        assert strangers[0].recv(1) == b""
+        wait_until(lambda: True if running.session_count == 1 else None)
 
-    assert sum("too many connections" in record.getMessage() for record in caplog.records) == 1
+    assert sum("made room for others" in record.getMessage() for record in caplog.records) == 1
 
 
 # --- 5: SIGPIPE, and descriptors that are not there --------------------------------------------------------------------

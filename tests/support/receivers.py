@@ -7,22 +7,27 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from securecore import tls
 from securecore.names import Address, DumpId
+from securecore.receiver.policy import Policy
 from securecore.receiver.server import Receiver, ReceiverSettings, open_receiver
 from securecore.report import CrashReport
 from securecore.sender.credentials import read_credentials
 from securecore.sender.spool import Spool
 from securecore.sender.transfer import Outcome, Papers, Parcel, carry
 
+_USUAL: Final = Policy()
+
 
 @contextmanager
-def running_receiver(identity: Path, store: Path, *, port: int = 0, level: int = logging.INFO) -> Iterator[Receiver]:
+def running_receiver(
+    identity: Path, store: Path, *, port: int = 0, level: int = logging.INFO, policy: Policy = _USUAL
+) -> Iterator[Receiver]:
     """Run a receiver on loopback while the block runs; at level DEBUG it is one with -v."""
     logging.getLogger("securecore.receiver").setLevel(level)
-    receiver = open_receiver(ReceiverSettings((Address(f"127.0.0.1:{port}"),), store, identity))
+    receiver = open_receiver(ReceiverSettings((Address(f"127.0.0.1:{port}"),), store, identity, policy=policy))
     thread = threading.Thread(target=receiver.serve)
     thread.start()
     try:

@@ -1,0 +1,187 @@
+"""Who holds connections, and who must make room when there are too many.
+
+Before its handshake is over a peer is a stranger, and strangers cost whoever opens them nothing. So none is refused for being one
+too many: the oldest of the network that has most of them goes instead. A flood pushes out itself, and a host, whose handshake takes
+a few round trips, comes through as long as the flood opens fewer than MAX_STRANGERS connections in that time. (Refusing the newest
+would shut out everybody for as long as one peer holds all places.)
+"""
+
+import ipaddress
+import logging
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
+
+from securecore import limits
+from securecore.errors import BusyError
+from securecore.names import HostName
+from securecore.receiver.listeners import SocketAddress, written
+from securecore.receiver.policy import Doors
+
+if TYPE_CHECKING:
+    from securecore.receiver.session import Session
+
+_NETWORK_BITS: Final = 64
+"""Of an IPv6 address: what one subscriber has, who may use as many addresses in it as he likes (RFC 6177)."""
+_OTHERS: Final = "other addresses"
+
+log = logging.getLogger("securecore.receiver")
+
+
+class Visitor:
+    """One connection, from the moment it is accepted."""
+
+    def __init__(self, where: SocketAddress) -> None:
+        self.peer = written(where)
+        self.network = network_of(where)
+        self.session: Session | None = None
+        """Once the handshake is done."""
+        self.host: HostName | None = None
+        """Once it is judged; until then it is a stranger."""
+        self.is_sent_away = False
+        """It had to make room."""
+        self._socket: socket.socket | None = None
+
+    def hang_up(self) -> None:
+        """End the connection below TLS, if it is in its handshake, and so wake the thread that waits for its peer."""
+        if self._socket is not None:
+            try:
+                self._socket.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # The peer was faster.
+
+
+class Doorkeeper:
+    """The connections that there are; for several threads. *doors* returns the bounds that hold now."""
+
+    def __init__(self, doors: Callable[[], Doors]) -> None:
+        self._doors = doors
+        self._changed = threading.Condition()
+        self._visitors: list[Visitor] = []
+        """In the order in which they came."""
+
+    @property
+    def count(self) -> int:
+        """Connections that are being served, those in their handshake included."""
+        with self._changed:
+            return len(self._visitors)
+
+    def enter(self, where: SocketAddress) -> Visitor | None:
+        """Return a new connection's visitor, after a stranger was sent away if one had to be; None when hosts have all places."""
+        visitor, doors = Visitor(where), self._doors()
+        with self._changed:
+            strangers = self._strangers()
+            own = [other for other in strangers if other.network == visitor.network]
+            if len(own) >= doors.strangers_per_address:
+                _send_away(own[0])
+            elif len(strangers) >= doors.strangers:
+                self._make_room(strangers)
+            # Who was sent away is still here for a moment.
+            elif sum(not other.is_sent_away for other in self._visitors) >= doors.connections and not self._make_room(strangers):
+                return None
+            self._visitors.append(visitor)
+        return visitor
+
+    def make_room(self) -> None:
+        """Send a stranger away, if there is one: the process has no descriptor left."""
+        with self._changed:
+            self._make_room(self._strangers())
+
+    def shake_hands(self, visitor: Visitor, handle: socket.socket | None) -> None:
+        """Note the socket by which a handshake can be ended, None once it is over."""
+        with self._changed:
+            visitor._socket = handle
+            if visitor.is_sent_away:
+                visitor.hang_up()
+
+    def identify(self, visitor: Visitor, host: HostName) -> None:
+        """Note which host a visitor is; raises BusyError when that host has too many connections."""
+        most = self._doors().per_host
+        with self._changed:
+            if sum(other.host == host for other in self._visitors) >= most:
+                raise BusyError(f"this host has {most} connections here already, the most that one may have")
+            visitor.host = host
+
+    def leave(self, visitor: Visitor) -> None:
+        """Forget a connection that is over."""
+        with self._changed:
+            self._visitors.remove(visitor)
+            self._changed.notify_all()
+
+    def visitors(self) -> list[Visitor]:
+        """Return all that are here, the oldest first."""
+        with self._changed:
+            return list(self._visitors)
+
+    def hang_up_strangers(self) -> None:
+        """End every handshake."""
+        with self._changed:
+            for visitor in self._visitors:
+                visitor.hang_up()
+
+    def wait_for_change(self, timeout_s: float) -> None:
+        """Return when somebody leaves, or after *timeout_s*."""
+        with self._changed:
+            self._changed.wait(timeout_s)
+
+    def _strangers(self) -> list[Visitor]:
+        return [visitor for visitor in self._visitors if visitor.host is None and not visitor.is_sent_away]
+
+    def _make_room(self, strangers: list[Visitor]) -> bool:
+        """Send the oldest stranger of the network away that has most of them; return whether there was one."""
+        if not strangers:
+            return False
+        most, _ = Counter(visitor.network for visitor in strangers).most_common(1)[0]
+        _send_away(next(visitor for visitor in strangers if visitor.network == most))
+        return True
+
+
+class StrangerLog:
+    """The log's lines about peers that were never let in: so many in an hour, and the others are counted.
+
+    Nobody must fill the disk with lines by knocking.
+    """
+
+    def __init__(self, clock: Callable[[], datetime]) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._begin()
+
+    def failed(self, network: str, line: str) -> None:
+        """Say why a connection ended; *network* is whose it was, and what its peer has chosen is quoted in *line* already."""
+        with self._lock:
+            counted = network if network in self._lines or len(self._lines) < limits.MAX_CONNECTIONS else _OTHERS
+            is_told = self._lines[counted] < limits.STRANGER_LINES and self._lines.total() < limits.ALL_STRANGERS_LINES
+            (self._lines if is_told else self._untold)[counted] += 1
+        if is_told:
+            log.warning("%s", line)
+
+    def summarise(self) -> None:
+        """Say how many were only counted, and begin anew; the caller knows when an hour is over."""
+        with self._lock:
+            untold, since = self._untold, self._since
+            self._begin()
+        for network, number in untold.items():
+            log.warning("%d more connections of %s were not let in since %s", number, network, f"{since:%H:%M}")
+
+    def _begin(self) -> None:
+        self._since = self._clock()
+        self._lines: Counter[str] = Counter()
+        self._untold: Counter[str] = Counter()
+
+
+def network_of(where: SocketAddress) -> str:
+    """Return what an address is counted as: an IPv4 address itself, of an IPv6 one its first 64 bits."""
+    address = ipaddress.ip_address(where[0])
+    if address.version == 4:
+        return str(address)
+    # Without its zone: a network has none.
+    return str(ipaddress.IPv6Network((address.packed, _NETWORK_BITS), strict=False))
+
+
+def _send_away(visitor: Visitor) -> None:
+    visitor.is_sent_away = True
+    visitor.hang_up()
