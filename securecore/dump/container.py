@@ -150,3 +150,21 @@ def parse_seek_table(table: bytes, container_bytes: int) -> FrameLengths:
 
 
 FOOTER_BYTES: Final = _FOOTER.size
+
+TABLE_END_BYTES: Final = _ENTRY.size + _FOOTER.size
+"""The end of a seek table: its last entry, which is a part of the header where there is none, and its footer."""
+
+
+def find_plain_bytes(end: bytes) -> int | None:
+    """Return the plaintext bytes of a container by its last TABLE_END_BYTES; None when these are not the end of a seek table.
+
+    All pieces but the last are whole. Not checked: anything before these bytes.
+    """
+    footer = end[-_FOOTER.size :]
+    if len(end) != TABLE_END_BYTES or not is_footer(footer):
+        return None
+    frames, (_, last_plain) = _FOOTER.unpack(footer)[0], _ENTRY.unpack_from(end)
+    if not frames:
+        return 0
+    is_possible = frames <= limits.MAX_FRAMES and 1 <= last_plain <= limits.PIECE_BYTES
+    return (frames - 1) * limits.PIECE_BYTES + last_plain if is_possible else None

@@ -16,6 +16,8 @@ Places are made of HostName and DumpId only; everything goes through directory d
 import fcntl
 import os
 import stat
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 from types import TracebackType
 from typing import Final, NamedTuple
@@ -57,6 +59,10 @@ class StoreLock(NamedTuple):
         os.close(self.fd)
 
 
+Changing = Callable[[HostName, DumpId, Place | None, Place | None], AbstractContextManager[None]]
+"""What a change to a dump's place is made within: from where, and where to; None for nowhere."""
+
+
 class Store:
     """An open store; a context manager. Safe for use by several threads: it keeps nothing but the root's descriptor."""
 
@@ -64,6 +70,8 @@ class Store:
         self.path = path
         self.fd = fd
         self.store_id = store_id
+        self.changing: Changing = lambda host, dump_id, source, target: nullcontext()
+        """For who makes, moves or removes a dump; usage.py follows what is in the store by it."""
 
     def close(self) -> None:
         """Close the root directory."""
@@ -211,6 +219,10 @@ class Store:
     def host_directory(self, place: Place, host: HostName) -> int:
         """Return a descriptor of a host's directory, which is made if need be; the caller closes it."""
         return self._enter_place(place.value, host)
+
+    def find_host_directory(self, place: Place, host: HostName) -> int | None:
+        """Return a descriptor of a host's directory, which the caller closes; None when it is not there."""
+        return self._open_place(place.value, host)
 
     def audit_directory(self, host: HostName, *, create: bool) -> int:
         """Return a descriptor of a host's audit log directory; the caller closes it.

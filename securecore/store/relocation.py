@@ -13,6 +13,11 @@ def move_dump(store: Store, host: HostName, dump_id: DumpId, source: Place, targ
 
     The new name is made durable before the old one is known to be gone, so that no power cut leaves the dump in neither.
     """
+    with store.changing(host, dump_id, source, target):
+        _move(store, host, dump_id, source, target)
+
+
+def _move(store: Store, host: HostName, dump_id: DumpId, source: Place, target: Place) -> None:
     what = f"cannot move dump {dump_id} to {target.value}"
     source_fd = store.host_directory(source, host)
     try:

@@ -18,7 +18,8 @@ from securecore.store.relocation import move_dump
 
 def remove_incoming(store: Store, host: HostName, dump_id: DumpId) -> None:
     """Remove the directory of an incoming dump and the files in it."""
-    _remove(store, Place.INCOMING, host, dump_id)
+    with store.changing(host, dump_id, Place.INCOMING, None):
+        _remove(store, Place.INCOMING, host, dump_id)
 
 
 def set_aside(store: Store, host: HostName, dump_id: DumpId) -> None:

@@ -73,7 +73,8 @@ class IncomingDump:
         host_fd = store.host_directory(Place.INCOMING, host)
         try:
             try:
-                os.mkdir(str(dump_id), 0o700, dir_fd=host_fd)
+                with store.changing(host, dump_id, None, Place.INCOMING):
+                    os.mkdir(str(dump_id), 0o700, dir_fd=host_fd)
             except OSError as error:
                 raise directory.disk_refused(error, f"cannot begin dump {dump_id}") from error
             fd = directory.open_directory(str(dump_id), host_fd)
