@@ -22,6 +22,7 @@ RECEIVED: Final = "received"
 INCOMPLETE: Final = "incomplete"
 DELETED: Final = "deleted"
 EXTRACTED: Final = "extracted"
+REFUSED: Final = "refused"
 
 _DIGESTS: Final = {RECEIVED: "manifest_sha256", INCOMPLETE: "root", DELETED: None}
 """The events that say where a dump stands, and the field of each that tells two of them apart."""
@@ -141,6 +142,15 @@ def extracted_entry(moment: datetime, dump_id: DumpId, host: HostName, *, uid: i
     return encode({**_common(EXTRACTED, moment, dump_id, host), **_person(uid, user)})
 
 
+def refused_entry(moment: datetime, dump_id: DumpId | None, host: HostName, *, code: int, reason: str, others: int) -> bytes:
+    """Return the entry that says that a host was refused, with the code of docs/wire.md.
+
+    *others* is how many times more it was, with the same code, since the entry before that says so.
+    """
+    said: dict[str, Value] = {"code": code, "reason": reason[: limits.MAX_WORDS], "others": others}
+    return encode({**_common(REFUSED, moment, dump_id, host), **said})
+
+
 def encode(fields: Mapping[str, Value]) -> bytes:
     """Return the canonical encoding of an entry; raises Bug when it is longer than MAX_ENTRY_BYTES."""
     entry = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
@@ -232,8 +242,9 @@ def _person(uid: int, user: str | None) -> dict[str, Value]:
     return {"uid": uid, "user": None if user is None else user[:_WORD_MAX]}
 
 
-def _common(event: str, moment: datetime, dump_id: DumpId, host: HostName) -> dict[str, Value]:
-    return {"version": _VERSION, "event": event, "time": timestamp(moment), "dump": str(dump_id), "host": str(host)}
+def _common(event: str, moment: datetime, dump_id: DumpId | None, host: HostName) -> dict[str, Value]:
+    dump = str(dump_id) if dump_id is not None else None
+    return {"version": _VERSION, "event": event, "time": timestamp(moment), "dump": dump, "host": str(host)}
 
 
 def _agreed(manifest: Manifest, manifest_jws: bytes) -> dict[str, Value]:

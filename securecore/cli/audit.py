@@ -182,4 +182,8 @@ def _what(row: dict[str, Any]) -> str:
     if row["event"] in ("extracted", "deleted"):
         reason = f": {terminal.printable(str(row['reason']), 48)}" if row.get("reason") is not None else ""
         return f"by {terminal.printable(str(row.get('user') or row.get('uid')), 32)}{reason}"
+    if row["event"] == "refused":
+        others = row.get("others")
+        more = f", and {others} times more before" if type(others) is int and 0 < others < _SIZE_END else ""
+        return f"{terminal.printable(str(row.get('reason')), 120)}{more}"
     return terminal.printable(str(row.get("problem", "")), 80)

@@ -20,6 +20,7 @@ from securecore.audit.entry import (
     parse_entry,
     parse_incomplete,
     received_entry,
+    refused_entry,
     timestamp,
 )
 from securecore.dump.manifest import CUT, Manifest
@@ -219,6 +220,23 @@ def test_an_entry_cut_at_every_offset_is_none() -> None:
         found = find_statement(whole)
         assert found is not None
         assert found.dump == dump_id(1)
+
+
+def test_fields_of_a_refused_entry() -> None:
+    """What the host was told, how often, and of which dump; it says nothing of where that stands."""
+    entry = refused_entry(NOW, dump_id(1), WEB, code=205, reason="x" * 500, others=7)
+    assert parse_entry(entry) == {
+        "version": 1,
+        "event": "refused",
+        "time": "2026-11-22T09:14:22.123Z",
+        "dump": str(dump_id(1)),
+        "host": str(WEB),
+        "code": 205,
+        "reason": "x" * limits.MAX_WORDS,
+        "others": 7,
+    }
+    assert find_statement(entry) is None
+    assert parse_entry(refused_entry(NOW, None, WEB, code=106, reason="", others=0))["dump"] is None
 
 
 def test_unknown_events_and_fields_are_let_through() -> None:

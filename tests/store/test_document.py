@@ -21,6 +21,7 @@ from securecore.audit.entry import (
     incomplete_entry,
     parse_entry,
     received_entry,
+    refused_entry,
 )
 from securecore.audit.proof import verify_receipt
 from securecore.audit.statement import encode_payload
@@ -32,6 +33,7 @@ from securecore.dump.manifest import OUTCOMES, parse_manifest
 from securecore.dump.reader import open_container, scan_frames
 from securecore.merkle import leaf_hash, root_of
 from securecore.store import layout, reading
+from securecore.wire.messages import Refusal
 from tests.support.dumps import NOW
 
 TEXT = (Path(__file__).parents[2] / "docs" / "store.md").read_text("utf-8")
@@ -148,6 +150,15 @@ def test_entries_of_dumps_that_are_incomplete_or_deleted() -> None:
     assert (example["stored_bytes"], example["report_sha256"]) == (len(hexed("core.zst")), manifest.report_sha256.hex())
     deleted = deleted_entry(NOW, manifest.dump, manifest.host, uid=0, user=None, reason=None)
     assert documented_fields("deleted") == set(parse_entry(deleted))
+
+
+def test_entries_of_refusals() -> None:
+    """They have exactly the documented fields, and the example is one; no dump where none was offered."""
+    manifest = parse_manifest(line("manifest"))
+    example = parse_entry(line("entry-refused"))
+    written = parse_entry(refused_entry(NOW, None, manifest.host, code=106, reason="not on the list", others=0))
+    assert documented_fields("refused") == set(example) == set(written)
+    assert (example["code"], written["dump"]) == (Refusal.QUOTA, None)
 
 
 def test_checkpoint_and_key() -> None:
