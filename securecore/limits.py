@@ -169,6 +169,18 @@ CARETAKER_EVERY_S: Final = 3600.0
 """How often a receiver looks for such dumps, at the least: an hour is little beside days, and a look at a dump that is too young
 takes 33 us (measured, two shared cores)."""
 
+BUSY_RETRY_AFTER_S: Final = 10
+"""When a host comes again that sends as many dumps at once as it may: most dumps take seconds."""
+
+QUOTA_RETRY_AFTER_S: Final = 3600
+"""The same of one whose quota is used up: a person or a timer makes room. A flush by itself waits as long (BACK_OFF_MAX_S)."""
+
+FLOOR_RETRY_AFTER_S: Final = 600
+"""The same where the receiver's disk is at its floor, which concerns all hosts, and so is seen to sooner."""
+
+REFUSED_ENTRY_EVERY_S: Final = 3600.0
+"""Between two audit entries that say of a host that it was refused for one reason: at 400 bytes each, 3.5 MB in a year."""
+
 MAX_RETRY_AFTER_S: Final = 24 * 3600
 """The longest time to come again that a sender lets a receiver impose (R24), and that a clock which was set back can add to a
 wait: a day, as sentry-native caps it."""

@@ -76,7 +76,7 @@ class Receiver:
         self._logs = HostLogs(material.signer, lambda host: store.audit_directory(host, create=True))
         committer = Committer(store, self._logs, utc_now)
         abandonment = Abandonment(store, self._logs, utc_now)
-        self._service = Service(store, material, committer, abandonment, utc_now)
+        self._service = Service(store, material, self._logs, committer, abandonment, utc_now)
         self._service.policy = settings.policy
         self._caretaker = Caretaker(store, abandonment, self._service.presence, settings.incomplete_after, utc_now)
         self._control = ControlServer(store, self._logs, utc_now)

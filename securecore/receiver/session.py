@@ -7,25 +7,29 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from hashlib import sha256
 from typing import Final
 
 from securecore import limits
-from securecore.certs.judge import Judgement, Reason
-from securecore.certs.judge import Refusal as CertificateRefusal
-from securecore.dump.frames import ZERO_PIECE_FRAME, FrameRefused, check_frame
-from securecore.errors import BrokenError, BusyError, PeerError, SecurecoreError, StorageError, UnreachableError
+from securecore.audit.log import HostLogs
+from securecore.certs.judge import Judgement
+from securecore.dump.frames import ZERO_PIECE_FRAME, check_frame
+from securecore.errors import SecurecoreError, StorageError, UnreachableError
 from securecore.names import DumpId, HostName
 from securecore.receiver.abandonment import Abandonment
-from securecore.receiver.commit import Committer, ManifestRefused, check_signer
+from securecore.receiver.admission import Admission
+from securecore.receiver.commit import Committer, check_signer
 from securecore.receiver.material import Material
 from securecore.receiver.observer import Observer, log, quoted
 from securecore.receiver.policy import Policy
 from securecore.receiver.presence import Presence, Wakeup
+from securecore.receiver.refusals import NotAdmitted, RefusalNotes, Rejection, refuse
 from securecore.report import parse_report
 from securecore.store.layout import Store
 from securecore.store.recovery import open_incoming
+from securecore.store.usage import Amount, Usage
 from securecore.store.writer import AlreadyStored, IncomingDump
 from securecore.wire.connection import NEED_DATA, Connection
 from securecore.wire.messages import (
@@ -41,7 +45,6 @@ from securecore.wire.messages import (
     Ready,
     Receipt,
     Refusal,
-    Refuse,
     Rest,
     Zero,
 )
@@ -51,31 +54,22 @@ _RECEIVE_BYTES: Final = 256 * limits.KIB
 _LINGER_S: Final = 2.0
 """How long a refused peer may take to read why, while what it still sends is thrown away."""
 
-_CERTIFICATE_CODES: Final = {
-    Reason.UNKNOWN_ISSUER: Refusal.UNKNOWN_ISSUER,
-    Reason.EXPIRED: Refusal.EXPIRED,
-    Reason.NOT_YET_VALID: Refusal.NOT_YET_VALID,
-    Reason.REVOKED: Refusal.REVOKED,
-    Reason.WRONG_PURPOSE: Refusal.WRONG_PURPOSE,
-    Reason.BAD_NAME: Refusal.BAD_NAME,
-    Reason.CRL_EXPIRED: Refusal.REVOCATION_UNKNOWN,
-    Reason.CRL_MISSING: Refusal.REVOCATION_UNKNOWN,
-}
 
-
-class _Interrupted(SecurecoreError):
+class _Interrupted(Rejection):
     """Another thread wants this session to end."""
-
-    def __init__(self, code: Refusal, words: str) -> None:
-        super().__init__(words)
-        self.code = code
 
 
 class Service:
     """What all sessions of a receiver share; *material* and *policy* are replaced by a reload."""
 
     def __init__(
-        self, store: Store, material: Material, committer: Committer, abandonment: Abandonment, clock: Callable[[], datetime]
+        self,
+        store: Store,
+        material: Material,
+        logs: HostLogs,
+        committer: Committer,
+        abandonment: Abandonment,
+        clock: Callable[[], datetime],
     ) -> None:
         self.store = store
         self.material = material
@@ -84,6 +78,10 @@ class Service:
         self.clock = clock
         self.policy = Policy()
         self.presence = Presence()
+        usage = Usage(store)
+        usage.follow()
+        self.admission = Admission(store, usage, lambda: self.policy)
+        self.refusals = RefusalNotes(logs, clock)
 
 
 class Session:
@@ -144,6 +142,7 @@ class Session:
             judgement = material.judge_host(self._leaf, now)
             host = judgement.name
             material.revocation.check(judgement, now)
+            self._service.admission.check_host(host)
             self._identify(host)
             self._send(Ready(self._service.store.store_id, limits.MAX_FRAMES, REST_FEATURE))
             self._is_let_in = True
@@ -158,12 +157,13 @@ class Session:
     def _serve(self, judgement: Judgement) -> None:
         while (message := self._receive()) is not None:
             if isinstance(message, Open):
-                with self._service.presence.claim(judgement.name, message.dump, self._supersede):
+                self._dump = message.dump
+                service, of = self._service, (judgement.name, message.dump)
+                with service.presence.claim(*of, self._supersede), service.admission.receiving(*of):
                     self._take_dump(message, judgement)
 
     def _take_dump(self, opening: Open, judgement: Judgement) -> None:
         host, started = judgement.name, time.monotonic()
-        self._dump = opening.dump
         report = parse_report(opening.report)
         log.info("started host=%s dump=%s program=%s peer=%s", host, opening.dump, quoted(report.program), self._peer)
         if (tombstone := self._service.committer.find_tombstone(host, opening.dump)) is not None:
@@ -171,6 +171,7 @@ class Session:
             self._dump = None
             log.info("gone host=%s dump=%s", host, opening.dump)
             return
+        is_new = self._service.admission.check_opening(host, opening.dump, opening.predicted_size)
         try:
             self._service.abandonment.revoke(host, opening.dump, opening.report)
             dump = open_incoming(self._service.store, host, opening.dump, opening.report)
@@ -182,6 +183,7 @@ class Session:
             if dump.has_manifest:
                 receipt = self._service.committer.commit(dump)
             else:
+                self._service.admission.opened(dump)
                 torn = dump.torn()
                 self._send(Accept(dump.frames, dump.root, len(torn), sha256(torn).digest() if torn else b""))
                 self._observer.opened(opening.dump, report.program, opening.predicted_size, dump)
@@ -191,6 +193,11 @@ class Session:
             if not dump.has_manifest:
                 dump.sync()
                 self._keep_partial_frame(dump)
+            raise
+        except NotAdmitted:
+            # What was stored is durable and acknowledged by now. Of a new dump that may be nothing: then nothing is left of it.
+            if is_new and not dump.frames:
+                dump.discard()
             raise
         finally:
             dump.close()
@@ -217,12 +224,25 @@ class Session:
             elif isinstance(message, Rest):
                 self._append(dump, dump.torn() + message.rest)
             elif isinstance(message, Zero):
+                stored = message.pieces * len(ZERO_PIECE_FRAME)
+                self._check_growth(dump, Amount(stored, message.pieces * limits.PIECE_BYTES))
                 dump.append_zero_pieces(message.pieces)
-                self._note_stored(dump, message.pieces * len(ZERO_PIECE_FRAME))
+                self._note_stored(dump, stored)
 
     def _append(self, dump: IncomingDump, frame: bytes) -> None:
-        dump.append(frame, check_frame(frame))
+        plain = check_frame(frame)
+        self._check_growth(dump, Amount(len(frame), plain))
+        dump.append(frame, plain)
         self._note_stored(dump, len(frame))
+
+    def _check_growth(self, dump: IncomingDump, more: Amount) -> None:
+        """Check that there is room for more of a dump; if not, acknowledge what is here, so that its sender keeps the rest only."""
+        try:
+            self._service.admission.check_growth(dump, more)
+        except NotAdmitted:
+            if self._unsynced:
+                self._acknowledge(dump)
+            raise
 
     def _keep_partial_frame(self, dump: IncomingDump) -> None:
         """Keep what has come of a frame that was cut in its middle, if the disk takes it: it might never come in one piece."""
@@ -351,11 +371,12 @@ class Session:
             self._not_let_in(line)
         if isinstance(error, UnreachableError):
             return
-        try:
+        with suppress(SecurecoreError):
             self._send(refuse(error))
+        if isinstance(error, NotAdmitted) and host is not None:
+            self._service.refusals.note(host, self._dump, error)
+        with suppress(OSError):
             self._linger()
-        except (SecurecoreError, OSError):
-            pass
 
     def _linger(self) -> None:
         """Wait for the peer to go: closing with unread data in the buffer would reset the connection, and our words with it."""
@@ -366,22 +387,3 @@ class Session:
             # Below TLS: nothing that comes now is looked at.
             if not os.read(self._socket.fileno(), _RECEIVE_BYTES):
                 break
-
-
-def refuse(error: SecurecoreError) -> Refuse:
-    """Return the REFUSE that tells a peer of *error*: our own words for what is the peer's doing, few for what is ours."""
-    if isinstance(error, _Interrupted):
-        return Refuse(error.code, error.message)
-    if isinstance(error, CertificateRefusal):
-        return Refuse(_CERTIFICATE_CODES.get(error.reason, Refusal.BAD_CERTIFICATE), error.message)
-    if isinstance(error, FrameRefused):
-        return Refuse(Refusal.BAD_FRAME, error.message)
-    if isinstance(error, ManifestRefused):
-        return Refuse(Refusal.BAD_MANIFEST, error.message)
-    if isinstance(error, PeerError):
-        return Refuse(Refusal.BAD_REQUEST, error.message)
-    if isinstance(error, BusyError):
-        return Refuse(Refusal.BUSY, error.message, retry_after_s=10)
-    if isinstance(error, (StorageError, BrokenError)):
-        return Refuse(Refusal.STORAGE, "the receiver's disk refuses to store this, or what is on it is damaged", retry_after_s=60)
-    return Refuse(Refusal.BUSY, "the receiver cannot take this now", retry_after_s=60)

@@ -118,10 +118,14 @@ class Usage:
             if account.is_counted:
                 account.put_incoming(dump_id, amount)
 
+    def find_incoming(self, host: HostName, dump_id: DumpId) -> Amount | None:
+        """Return what a dump that is coming in has, as far as it was counted; None for any other."""
+        with self._lock:
+            return self._account_unlocked(host).incoming.get(dump_id)
+
     def held(self, host: HostName, dump_id: DumpId) -> Amount:
         """Return what is here of one dump, published or coming in; nothing of one that is not here."""
-        with self._lock:
-            found = self._account_unlocked(host).incoming.get(dump_id)
+        found = self.find_incoming(host, dump_id)
         if found is not None:
             return found
         place = self._store.find_place(host, dump_id)

@@ -12,6 +12,7 @@ from securecore.errors import BusyError, StorageError, UnreachableError
 from tests.support.certificates import Fleet
 from tests.support.checker import check
 from tests.support.file_systems import BLOCK_BYTES, fill, grow
+from tests.support.floorless import FLOORLESS
 from tests.support.kernel import wait_until
 from tests.support.local_files import noise, small_disk
 from tests.support.processes import receiving
@@ -34,7 +35,10 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 def test_store_that_fills_up_leaves_the_rest_to_the_spool_until_there_is_room(disk: Path, fleet: Fleet, tmp_path: Path) -> None:
     """Crashes and flushes end with "busy" meanwhile; what was acknowledged stays at the receiver and is not sent again."""
     store = disk / "store"
-    with receiving(fleet.receiver, store, "-v") as receiver, sending(tmp_path / "web", fleet.host, *receiver.addresses) as web:
+    with (
+        receiving(fleet.receiver, store, "-v", program=FLOORLESS) as receiver,
+        sending(tmp_path / "web", fleet.host, *receiver.addresses) as web,
+    ):
         codes = [web.crash(noise(24 * MIB, 1)).end(), web.crash(noise(3 * MIB, 2)).end()]
         full = web.flush(*receiver.addresses)
         starts = [json.loads(path.read_bytes())["first_frame"] for path in sorted(web.spool.glob("dumps/*/entry.json"))]
@@ -55,7 +59,10 @@ def test_store_without_a_block_to_spare_at_each_step_of_a_commit_gives_a_receipt
 ) -> None:
     """All frames are there, and then so many blocks are left: the handler ends with 0 and a receipt, or the spool has the dump."""
     store = disk / "store"
-    with receiving(fleet.receiver, store) as receiver, sending(tmp_path / "web", fleet.host, *receiver.addresses) as web:
+    with (
+        receiving(fleet.receiver, store, program=FLOORLESS) as receiver,
+        sending(tmp_path / "web", fleet.host, *receiver.addresses) as web,
+    ):
         ends = []
         for blocks in range(STEPS):
             crash = web.crash(noise(MIB, blocks) + b"the end")
@@ -79,7 +86,10 @@ def test_store_without_inodes_takes_no_dump_and_then_goes_on(fleet: Fleet, tmp_p
     """There is room for bytes, but not for one more file: the dump waits in the spool."""
     with small_disk(tmp_path / "small", "8m,nr_inodes=64") as disk:
         store = disk / "store"
-        with receiving(fleet.receiver, store) as receiver, sending(tmp_path / "web", fleet.host, *receiver.addresses) as web:
+        with (
+            receiving(fleet.receiver, store, program=FLOORLESS) as receiver,
+            sending(tmp_path / "web", fleet.host, *receiver.addresses) as web,
+        ):
             assert web.crash(noise(MIB, 1)).end() == 0
             taken = exhaust_inodes(disk)
             assert web.crash(noise(MIB, 2)).end() == BusyError.exit_code
@@ -107,7 +117,10 @@ def test_spool_that_fills_up_keeps_what_fits_and_says_what_it_is(
     """
     with small_disk(tmp_path / "store-disk", "12m") as store_disk:
         store = store_disk / "store"
-        with receiving(fleet.receiver, store) as receiver, sending(disk / "web", fleet.host, NOWHERE) as web:
+        with (
+            receiving(fleet.receiver, store, program=FLOORLESS) as receiver,
+            sending(disk / "web", fleet.host, NOWHERE) as web,
+        ):
             if has_receiver:
                 web.send_to(*receiver.addresses)
                 fill(disk, 3 * MIB // BLOCK_BYTES)

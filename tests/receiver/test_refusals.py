@@ -1,0 +1,255 @@
+"""Refusals at a real receiver: what the host hears, what is left in the store, what the log of the host says of it."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from securecore import limits
+from securecore.audit.entry import parse_entry
+from securecore.audit.log import HostLogs
+from securecore.dump.compression import Compressor
+from securecore.errors import BusyError, RefusedError, SecurecoreError, StorageError
+from securecore.names import HostName
+from securecore.receiver.policy import Floor, Policy, Quota
+from securecore.receiver.refusals import NotAdmitted, RefusalNotes
+from securecore.receiver.server import Receiver
+from securecore.store.layout import Store, create_store
+from securecore.wire.messages import Accept, Ack, Data, Receipt, Refusal, Refuse, Zero, encode
+from tests.support.certificates import DOMAIN, Fleet
+from tests.support.dumps import NOW, WEB, dump_id, log_of, logs_of, make_log_signer
+from tests.support.hands import Hand
+from tests.support.receivers import new_dump_id, running_receiver, wait_until_idle
+from tests.support.stores import Commands
+
+NOISE = os.urandom(limits.PIECE_BYTES)
+OPEN_HOUSE = Policy(floor=Floor(share=0.0))
+DB = HostName(f"db-2.{DOMAIN}")
+
+
+@dataclass
+class Bench:
+    """Notes of refusals over real logs, and a clock that the test moves."""
+
+    store: Store
+    logs: HostLogs
+    now: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.notes = RefusalNotes(self.logs, self._moment, lambda: self.now)
+
+    def _moment(self) -> datetime:
+        return NOW
+
+    def note(self, host: HostName = WEB, code: Refusal = Refusal.QUOTA) -> None:
+        """Have a host refused."""
+        self.notes.note(host, dump_id(1), NotAdmitted(code, "no room"))
+
+    def others(self, host: HostName = WEB) -> list[tuple[object, object]]:
+        """The codes of a host's entries, and how many refusals each counts beside its own."""
+        path = Path(self.store.path) / "audit" / str(host) / "entries.jsonl"
+        entries = [parse_entry(line) for line in path.read_bytes().splitlines()]
+        return [(entry["code"], entry["others"]) for entry in entries]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """An empty store with its logs."""
+    with create_store(str(tmp_path / "noted")) as store:
+        logs = logs_of(store, make_log_signer())
+        yield Bench(store, logs)
+        logs.close()
+
+
+def test_a_log_gets_one_entry_an_hour_for_a_code_and_counts_the_others(bench: Bench) -> None:
+    """A host that asks again and again cannot fill its log; each host and each code has its own entry."""
+    for at in (0.0, 1.0, 3599.0, 3600.0, 7199.0, 7200.0):
+        bench.now = at
+        bench.note()
+    bench.note(code=Refusal.STORAGE)
+    bench.note(DB)
+    assert bench.others() == [(205, 0), (205, 2), (205, 1), (202, 0)]
+    assert bench.others(DB) == [(205, 0)]
+
+
+def test_a_log_that_takes_no_entry_is_not_tried_by_each_refusal(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full disk is tried once an hour; what found no room is counted by the first entry that does."""
+    bench.note()
+    tries = []
+
+    def refuse_once(entry: bytes) -> bytes:
+        tries.append(entry)
+        raise StorageError("cannot write: no space left on device")
+
+    monkeypatch.setattr(log_of(bench.logs, WEB), "append", refuse_once)
+    bench.now = 3600.0
+    bench.note()
+    bench.note()
+    monkeypatch.undo()
+    bench.now = 7200.0
+    bench.note()
+    assert len(tries) == 1
+    assert "refusal not audited" in caplog.text
+    assert bench.others() == [(205, 0), (205, 2)]
+
+
+def refusals_in(tmp_path: Path, host: HostName = WEB) -> list[dict[str, Any]]:
+    """The entries of refusals in a host's log."""
+    path = tmp_path / "store" / "audit" / str(host) / "entries.jsonl"
+    entries = [dict(parse_entry(line)) for line in path.read_bytes().splitlines()] if path.exists() else []
+    return [entry for entry in entries if entry["event"] == "refused"]
+
+
+def files_in(tmp_path: Path) -> list[str]:
+    """What there is of dumps."""
+    return sorted(path.name for place in ("incoming", "hosts") for path in (tmp_path / "store" / place).glob("*/*"))
+
+
+class House:
+    """A running receiver and who comes to it."""
+
+    def __init__(self, fleet: Fleet, receiver: Receiver, stack: ExitStack) -> None:
+        self.receiver = receiver
+        self._fleet = fleet
+        self._stack = stack
+
+    def hand(self, host: str = "web-1") -> Hand:
+        """A sender that has heard READY; it leaves before the receiver ends, which would wait for its dump."""
+        hand = Hand(self._fleet.hosts[host], self.receiver.addresses)
+        self._stack.callback(hand.close)
+        return hand
+
+
+@contextmanager
+def house(fleet: Fleet, store: Path, policy: Policy) -> Iterator[House]:
+    """Run a receiver with this policy while the block runs."""
+    with running_receiver(fleet.receiver, store, policy=policy) as receiver, ExitStack() as stack:
+        yield House(fleet, receiver, stack)
+
+
+def test_a_host_that_is_not_let_in_is_told_so_and_it_is_on_record(
+    fleet: Fleet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Instead of READY, for good; another one is let in."""
+    policy = OPEN_HOUSE._replace(deny=(str(WEB),))
+    with caplog.at_level(logging.INFO), house(fleet, tmp_path / "store", policy) as at:
+        with pytest.raises(RefusedError, match="on this receiver's list of hosts that may not send"):
+            at.hand()
+        at.hand("db-2")
+    (entry,) = refusals_in(tmp_path)
+    assert (entry["code"], entry["dump"], entry["host"], entry["others"]) == (Refusal.NOT_ALLOWED, None, str(WEB), 0)
+    assert [f"failed host={WEB}" in line for line in caplog.messages].count(True) == 1
+
+
+def test_a_stranger_leaves_nothing(fleet: Fleet, tmp_path: Path, own_fleet: Fleet) -> None:
+    """A certificate of another fleet makes no log, whatever host it names."""
+    policy = OPEN_HOUSE._replace(deny=("*",))
+    with house(fleet, tmp_path / "store", policy) as at:
+        papers = own_fleet.hosts["web-1"]
+        (papers / "ca.pem").write_bytes((fleet.host / "ca.pem").read_bytes())
+        with pytest.raises(SecurecoreError, match=r"refused|closed|alert"):
+            Hand(papers, at.receiver.addresses)
+        wait_until_idle(at.receiver)
+    assert list((tmp_path / "store" / "audit").iterdir()) == []
+
+
+def test_a_dump_that_is_refused_at_open_leaves_nothing(fleet: Fleet, tmp_path: Path) -> None:
+    """No directory, no frame: an entry in the log, with the dump's id."""
+    policy = OPEN_HOUSE._replace(quota=Quota(dumps=0))
+    dump = new_dump_id()
+    with house(fleet, tmp_path / "store", policy) as at:
+        hand = at.hand()
+        with pytest.raises(BusyError, match="has 0 of its 0 dumps here") as refused:
+            hand.open(dump)
+    assert refused.value.retry_after_s == limits.QUOTA_RETRY_AFTER_S
+    assert files_in(tmp_path) == []
+    assert [(entry["code"], entry["dump"]) for entry in refusals_in(tmp_path)] == [(Refusal.QUOTA, str(dump))]
+
+
+def test_a_dump_whose_first_frame_finds_no_room_leaves_nothing(fleet: Fleet, tmp_path: Path) -> None:
+    """It was begun, for it was not predicted; nothing of it was acknowledged."""
+    policy = OPEN_HOUSE._replace(quota=Quota(stored_bytes=1000))
+    with house(fleet, tmp_path / "store", policy) as at:
+        hand = at.hand()
+        hand.open(new_dump_id())
+        hand.send(NOISE)
+        assert hand.refusal().code == Refusal.QUOTA
+        hand.close()
+        wait_until_idle(at.receiver)
+        assert files_in(tmp_path) == []
+
+
+def test_what_came_before_the_quota_was_used_up_is_acknowledged_and_stays(fleet: Fleet, tmp_path: Path) -> None:
+    """The sender is told of every frame that is here before it hears no; it goes on from there once there is room."""
+    store, dump = tmp_path / "store", new_dump_id()
+    policy = OPEN_HOUSE._replace(quota=Quota(stored_bytes=4 * limits.MIB))
+    with house(fleet, store, policy) as at:
+        hand = at.hand()
+        hand.open(dump)
+        for _ in range(3):
+            hand.send(NOISE)
+        hand.put(encode(Data(bytes(Compressor().frame(NOISE)))))
+        acknowledged, refused = hand.answer(), hand.answer()
+        # As long as there is no room for a frame, its rest is not taken, and not walked.
+        with pytest.raises(BusyError, match="of its"):
+            at.hand().open(dump)
+    with house(fleet, store, OPEN_HOUSE) as at:
+        answer = at.hand().open(dump)
+    assert acknowledged == Ack(3)
+    assert isinstance(refused, Refuse)
+    assert (refused.code, refused.words.partition(";")[0]) == (Refusal.QUOTA, "this host has 3.0 MiB of its 4.0 MiB here")
+    assert isinstance(answer, Accept)
+    assert answer.held == 3
+
+
+def test_zeroes_count_as_what_they_stand_for(fleet: Fleet, tmp_path: Path) -> None:
+    """A few bytes on the wire that would be 4 GiB extracted are held against the quota of plaintext."""
+    policy = OPEN_HOUSE._replace(quota=Quota(plain_bytes=limits.GIB))
+    with house(fleet, tmp_path / "store", policy) as at:
+        hand = at.hand()
+        hand.open(new_dump_id())
+        with pytest.raises(BusyError, match=r"and 4\.0 GiB would come"):
+            hand.say(Zero(limits.MAX_ZERO_PIECES))
+
+
+def test_the_policy_of_now_counts(fleet: Fleet, tmp_path: Path) -> None:
+    """A receiver that is told of another policy asks no connection to begin anew."""
+    with house(fleet, tmp_path / "store", OPEN_HOUSE) as at:
+        hand = at.hand()
+        at.receiver._service.policy = OPEN_HOUSE._replace(deny=("*",))
+        with pytest.raises(RefusedError, match="may not send"):
+            hand.open(new_dump_id())
+
+
+def test_a_whole_dump_is_answered_whatever_the_quota(fleet: Fleet, tmp_path: Path) -> None:
+    """A sender that has lost its receipt gets it again: nothing is to come."""
+    store, dump = tmp_path / "store", new_dump_id()
+    with house(fleet, store, OPEN_HOUSE) as at:
+        hand = at.hand()
+        hand.open(dump)
+        hand.send(NOISE)
+        hand.delivery.end(hand.manifest(dump))
+    policy = Policy(quota=Quota(stored_bytes=0, plain_bytes=0, dumps=0, dumps_per_hour=0), floor=Floor(free_bytes=1 << 62))
+    with house(fleet, store, policy) as at:
+        assert isinstance(at.hand().open(dump), Receipt)
+
+
+def test_refusals_are_shown_and_verified_with_the_log(fleet: Fleet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`audit log` says why, and `audit verify` takes the entry for one."""
+    policy = OPEN_HOUSE._replace(quota=Quota(dumps=0))
+    with house(fleet, tmp_path / "store", policy) as at, pytest.raises(BusyError):
+        at.hand().open(new_dump_id())
+    commands = Commands(tmp_path / "store", fleet, capsys)
+    assert "refused" in (shown := commands("audit", "log").out)
+    assert "this host has 0 of its 0 dumps here; vacuum or a higher quota makes room\n" in shown
+    (row,) = commands("audit", "log", "--json").document
+    assert (row["event"], row["code"], row["others"]) == ("refused", 205, 0)
+    assert commands.audit().code == 0
