@@ -16,8 +16,10 @@ from securecore import limits
 from securecore.dump.compression import Compressor
 from securecore.dump.container import (
     FOOTER_BYTES,
+    TABLE_END_BYTES,
     FrameEntry,
     FrameLengths,
+    find_plain_bytes,
     footer_frames,
     parse_seek_table,
     seek_table,
@@ -137,6 +139,22 @@ def test_a_lie_in_the_seek_table_is_refused(table: bytes, words: str) -> None:
     """Every offset that a reader will use follows from entries that are possible and add up."""
     with pytest.raises(BrokenError, match=words):
         parse_seek_table(table, STORED + len(table))
+
+
+@pytest.mark.parametrize("entries", [ENTRIES, ENTRIES[:1], ENTRIES[2:], []])
+def test_the_end_of_a_seek_table_tells_the_plaintext(entries: list[FrameEntry]) -> None:
+    """Without reading the rest: all pieces but the last are whole."""
+    assert find_plain_bytes(seek_table(entries)[-TABLE_END_BYTES:]) == sum(entry.plain for entry in entries)
+
+
+def test_what_is_no_end_of_a_seek_table_tells_nothing() -> None:
+    """Cut at every offset, with a byte behind it, or with numbers that no frame has."""
+    end = seek_table(ENTRIES)[-TABLE_END_BYTES:]
+    impossible = [
+        struct.pack("<IIIBI", 50, plain, frames, 0, 0x8F92EAB1) for plain, frames in ((0, 3), (WHOLE + 1, 3), (1, 1 << 31))
+    ]
+    for other in [*(end[:cut] for cut in range(len(end))), *(end[cut:] for cut in range(1, len(end))), end[1:] + b"x", *impossible]:
+        assert find_plain_bytes(other) is None
 
 
 def test_truncation_at_every_offset_is_refused() -> None:
