@@ -112,10 +112,12 @@ class Admission:
         """Check that there is room for *more* of a dump, and count it."""
         quota = self._quota(dump.host)
         self._check_floor()
-        if _is_bound(quota):
+        is_bound = _is_bound(quota)
+        if is_bound:
+            # Before the lock is taken: after a change of the policy this may be the first count of a host with many dumps.
             self._usage.of(dump.host)
         with self._lock:
-            if _is_bound(quota):
+            if is_bound:
                 _check_bytes(quota, self._usage.of(dump.host), more)
             after = Amount(dump.stored_bytes + more.stored_bytes, dump.plain_bytes + more.plain_bytes)
             self._usage.grew(dump.host, dump.dump_id, after)

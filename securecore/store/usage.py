@@ -204,7 +204,10 @@ class Usage:
             return self._account_unlocked(host)
 
     def _account_unlocked(self, host: HostName) -> _Account:
-        return self._accounts.setdefault(host, _Account())
+        account = self._accounts.get(host)
+        if account is None:
+            account = self._accounts[host] = _Account()
+        return account
 
 
 def room_of(store: Store) -> Room:
