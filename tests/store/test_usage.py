@@ -1,8 +1,9 @@
 """What each host has in a store: the same whether it was counted from the directories or followed while it changed."""
 
 import os
+import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from securecore import limits
 from securecore.audit.checkpoint import LogSigner
 from securecore.audit.log import HostLogs
+from securecore.dump.reader import scan_frames
 from securecore.errors import StorageError
 from securecore.names import HostName
 from securecore.store import removal
@@ -26,6 +28,7 @@ from tests.support.dumps import (
     core_bytes,
     dump_id,
     dump_path,
+    frames_of,
     logs_of,
     make_log_signer,
     make_signer,
@@ -55,6 +58,54 @@ class Yard:
     def put(self, number: int, core: bytes = CORE) -> None:
         """Have a dump published."""
         store_dump(self.store, self.logs, self.signer, dump_id(number), core)
+
+    def begin(self, number: int) -> None:
+        """Begin a dump, of which a frame is durable."""
+        self._tell(begin(self.store, dump_id(number), CORE[: limits.PIECE_BYTES]))
+
+    def grow(self, number: int) -> None:
+        """Add a frame to a dump that is coming in."""
+        dump = IncomingDump.resume(self.store, WEB, dump_id(number))
+        dump.append(*frames_of(CORE)[0])
+        dump.sync()
+        self._tell(dump)
+
+    def give_up(self, number: int) -> None:
+        """Publish a dump that is coming in as it is."""
+        dump = IncomingDump.resume(self.store, WEB, dump_id(number))
+        dump.give_up()
+        dump.put_receipt(b"receipt")
+        dump.publish()
+
+    def take_back(self, number: int) -> None:
+        """Have a dump that was given up come in again."""
+        take_back(self.store, WEB, dump_id(number))
+        self._tell(IncomingDump.resume(self.store, WEB, dump_id(number)))
+
+    def set_aside(self, number: int) -> None:
+        """Begin to delete a dump."""
+        removal.set_aside(self.store, WEB, dump_id(number))
+
+    def purge(self, number: int) -> None:
+        """Delete a dump that was set aside."""
+        removal.purge(self.store, WEB, dump_id(number))
+
+    def discard(self, number: int) -> None:
+        """Remove a dump that is coming in."""
+        removal.remove_incoming(self.store, WEB, dump_id(number))
+
+    def plain_of(self, where: dict[int, str]) -> int:
+        """The plaintext of all dumps that are coming in or published, by their own frames."""
+        total = 0
+        for number, place in where.items():
+            if place in ("incoming", "hosts"):
+                with (dump_path(self.store, dump_id(number), place) / "core.zst").open("rb") as core:
+                    total += sum(scanned.plain for scanned in scan_frames(core.fileno()))
+        return total
+
+    def _tell(self, dump: IncomingDump) -> None:
+        self.followed.grew(WEB, dump.dump_id, Amount(dump.stored_bytes, dump.plain_bytes))
+        dump.close()
 
     def both(self) -> tuple[HostUsage, HostUsage]:
         """What was followed, and what a count finds now; without the times of what was begun."""
@@ -226,6 +277,25 @@ def test_a_count_and_a_change_of_one_host_wait_for_each_other(yard: Yard) -> Non
         assert found == []
     counting.join()
     assert found == [HostUsage(0, 0, 0, ())]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_happens_what_was_followed_is_what_a_count_finds(yard: Yard, seed: int) -> None:
+    """Begun, grown, published, taken back, set aside, put back, removed, in any order that a receiver makes of it."""
+    chance, where = random.Random(seed), dict.fromkeys(range(1, 5), "nowhere")
+    steps: dict[str, list[tuple[str, Callable[[int], None]]]] = {
+        "nowhere": [("incoming", yard.begin)],
+        "incoming": [("incoming", yard.grow), ("hosts", yard.give_up), ("deleting", yard.set_aside), ("nowhere", yard.discard)],
+        "hosts": [("incoming", yard.take_back), ("deleting", yard.set_aside)],
+        "deleting": [("nowhere", yard.purge)],
+    }
+    for _ in range(40):
+        number = chance.choice(list(where))
+        where[number], step = chance.choice(steps[where[number]])
+        step(number)
+        followed, counted = yard.both()
+        assert (followed.stored_bytes, followed.dumps) == (counted.stored_bytes, counted.dumps), where
+        assert followed.plain_bytes == yard.plain_of(where), where
 
 
 def test_the_room_of_a_file_system_is_what_statvfs_says(yard: Yard) -> None:
