@@ -59,6 +59,9 @@ class CrashReport(NamedTuple):
     """Of the executable, in hexadecimal."""
     uuid: str | None = None
     """The content of the executable's ``.uuid`` section, as ``elfid.uuid_text`` writes it."""
+    executable_device: int | None = None
+    executable_inode: int | None = None
+    """Of the file that the process ran, whatever stands at its path by now; st_dev and st_ino of stat(2)."""
     core_name: str | None = None
     """The file name that a person sent the core from; shown, never used as a path."""
 

@@ -1,4 +1,4 @@
-"""What names the crashed program, read by a child from the file that the kernel holds for the process.
+"""What names the crashed program, and which file it is, read by a child from the file that the kernel holds for the process.
 
 ``/proc/PID/exe`` leads to the file that the process runs, whatever stands at its path by now. That file is hostile twice: its bytes
 are parsed, and the file system that it lies on may be one that never answers (FUSE, or NFS without its server). So a child does
@@ -13,7 +13,7 @@ import signal
 import stat
 import time
 from collections.abc import Iterable
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from securecore import limits
 from securecore.elfid import identify
@@ -25,6 +25,8 @@ DEADLINE_S: Final = 0.5
 process is held for this long at most by its own program."""
 _ANSWER_BYTES: Final = 4 * limits.KIB
 """A build-id has 128 digits at most, a ``.uuid`` 512."""
+_KINDS: Final = {"build_id": str, "uuid": str, "executable_device": int, "executable_inode": int}
+"""Of the report fields that the child answers with."""
 
 
 class ProgramReader:
@@ -48,7 +50,7 @@ class ProgramReader:
         finally:
             os.close(writing)
 
-    def finish(self) -> dict[str, str]:
+    def finish(self) -> dict[str, Any]:
         """Return report fields, none when the child did not answer in time, and end the child without waiting for its end."""
         answer = b""
         poll = select.poll()
@@ -76,8 +78,8 @@ def _read_program(process: int, writing: int, unwanted: Iterable[int]) -> NoRetu
         privileges.drop(limits.NOBODY_ID, limits.NOBODY_ID)
         status = os.fstat(program)
         if stat.S_ISREG(status.st_mode):
-            ids = identify(lambda offset, length: os.pread(program, length, offset), status.st_size)
-            os.write(writing, json.dumps({"build_id": ids.build_id, "uuid": ids.uuid}).encode("ascii"))
+            fields = {"executable_device": status.st_dev, "executable_inode": status.st_ino, **_names(program, status.st_size)}
+            os.write(writing, json.dumps(fields).encode("ascii"))
     except (OSError, SecurecoreError, MemoryError):
         pass
     finally:
@@ -85,7 +87,16 @@ def _read_program(process: int, writing: int, unwanted: Iterable[int]) -> NoRetu
         os._exit(0)
 
 
-def _fields(answer: bytes) -> dict[str, str]:
+def _names(program: int, size: int) -> dict[str, str | None]:
+    """Return the report fields that the program's bytes give; none for what is no ELF file, or a broken one."""
+    try:
+        ids = identify(lambda offset, length: os.pread(program, length, offset), size)
+    except (OSError, SecurecoreError):
+        return {}
+    return {"build_id": ids.build_id, "uuid": ids.uuid}
+
+
+def _fields(answer: bytes) -> dict[str, Any]:
     """Return the report fields of a child's line; one that was cut off says nothing."""
     try:
         found = json.loads(answer)
@@ -93,4 +104,4 @@ def _fields(answer: bytes) -> dict[str, str]:
         return {}
     if not isinstance(found, dict):
         return {}
-    return {name: found[name] for name in ("build_id", "uuid") if isinstance(found.get(name), str)}
+    return {name: found[name] for name, kind in _KINDS.items() if type(found.get(name)) is kind}

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -30,10 +30,16 @@ def directory(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def read(process: Path) -> dict[str, str]:
+def read(process: Path) -> dict[str, Any]:
     """Return what the child finds in *process*, a /proc/PID or something in its place."""
     with directory(process) as fd:
         return ProgramReader(fd).finish()
+
+
+def file_of(path: Path) -> dict[str, Any]:
+    """Return what tells the file at *path* from others of its name."""
+    status = path.stat()
+    return {"executable_device": status.st_dev, "executable_inode": status.st_ino}
 
 
 def test_the_program_of_a_live_process_is_named_though_its_path_is_gone(tmp_path: Path) -> None:
@@ -45,6 +51,7 @@ def test_the_program_of_a_live_process_is_named_though_its_path_is_gone(tmp_path
     sleeper.write_text("#include <unistd.h>\nint main(void) { char byte; return (int) read(0, &byte, 1); }\n")
     compile_program(sleeper, tmp_path / "sleeper", "-Wl,--build-id=0x0011223344556677")
     stamp(tmp_path / "sleeper", tmp_path / "sleeper", "build-78")
+    file = file_of(tmp_path / "sleeper")
     process = subprocess.Popen([tmp_path / "sleeper"], stdin=subprocess.PIPE)
     (tmp_path / "app").rename(tmp_path / "sleeper")
     try:
@@ -52,7 +59,7 @@ def test_the_program_of_a_live_process_is_named_though_its_path_is_gone(tmp_path
     finally:
         process.communicate(b"\n")
 
-    assert found == {"build_id": "0011223344556677", "uuid": "build-78"}
+    assert found == {"build_id": "0011223344556677", "uuid": "build-78"} | file
 
 
 @pytest.mark.parametrize(
@@ -61,9 +68,9 @@ def test_the_program_of_a_live_process_is_named_though_its_path_is_gone(tmp_path
     ids=["empty", "script", "header", "noise"],
 )
 def test_what_names_nothing_costs_nothing(content: bytes, tmp_path: Path) -> None:
-    """No ids, no error."""
+    """No ids, no error; which file it is, is known all the same."""
     (tmp_path / "exe").write_bytes(content)
-    assert read(tmp_path) == {}
+    assert read(tmp_path) == file_of(tmp_path / "exe")
 
 
 def test_a_link_to_nothing_a_directory_and_a_fifo_cost_nothing(tmp_path: Path) -> None:
@@ -82,7 +89,7 @@ def test_a_link_to_nothing_a_directory_and_a_fifo_cost_nothing(tmp_path: Path) -
 def test_a_uuid_of_the_programs_choosing_stays_bounded_text(tmp_path: Path) -> None:
     """The longest section that counts, of bytes that are no text."""
     (tmp_path / "exe").write_bytes(write_program([Section(b".uuid", b"\xff" * 256)]))
-    assert read(tmp_path) == {"uuid": "ff" * 256}
+    assert read(tmp_path) == {"uuid": "ff" * 256} | file_of(tmp_path / "exe")
 
 
 def test_the_child_holds_nothing_of_the_core(tmp_path: Path) -> None:
@@ -95,7 +102,7 @@ def test_the_child_holds_nothing_of_the_core(tmp_path: Path) -> None:
         poll = select.poll()
         poll.register(writing, 0)
         # The child closes its copy before it does anything that may hang; its answer comes after.
-        assert reader.finish() == {}
+        assert reader.finish() == file_of(tmp_path / "exe")
     assert poll.poll(0) == [(writing, select.POLLERR)]
     os.close(writing)
 
