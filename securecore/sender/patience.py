@@ -7,13 +7,16 @@ than the minimum rate is, too, a little later.
 """
 
 import math
-import socket
 import struct
 import time
+from _socket import IPPROTO_TCP, TCP_INFO  # settings load this, and a crash that is declined needs no more of the socket module
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from securecore import limits
+
+if TYPE_CHECKING:
+    import socket
 
 _ACKED_AT: Final = 120
 """Offset of tcpi_bytes_acked in struct tcp_info (include/uapi/linux/tcp.h), a count of bytes since Linux 4.1. It only grows, so
@@ -74,13 +77,13 @@ class Wait:
         return max(0.0, min(self._left_s, self._ends_at - now, self._stock_s / 4, _LOOK_EVERY_S))
 
 
-def count_acknowledged(connection: socket.socket) -> int:
+def count_acknowledged(connection: "socket.socket") -> int:
     """Return the bytes that the peer's TCP has acknowledged on *connection*; always 0 where the kernel does not tell.
 
     TLS's own bytes are among them.
     """
     try:
-        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKED_AT + _ACKED.size)
+        info = connection.getsockopt(IPPROTO_TCP, TCP_INFO, _ACKED_AT + _ACKED.size)
     except OSError:
         return 0
     return int(_ACKED.unpack_from(info, _ACKED_AT)[0]) if len(info) >= _ACKED_AT + _ACKED.size else 0
