@@ -185,6 +185,40 @@ MAX_RETRY_AFTER_S: Final = 24 * 3600
 """The longest time to come again that a sender lets a receiver impose (R24), and that a clock which was set back can add to a
 wait: a day, as sentry-native caps it."""
 
+# --- the sender's admission -----------------------------------------------------------------------------------------------------
+PROGRAM_BURST: Final = 10
+"""Dumps of one program that are taken at once: so many show whether they are all the same crash."""
+
+PROGRAM_EVERY_S: Final = 300
+"""Seconds until one more is taken: the longest back-off of a supervisor that starts a crashing program again for ever (Kubernetes'
+CrashLoopBackOff), so that a program which crashes at that pace is always taken."""
+
+USER_BURST: Final = 30
+"""Dumps of one user's programs together: three programs' bursts, for root and a service's user have several that fall together."""
+
+USER_EVERY_S: Final = 120
+"""Seconds until one more of a user's is taken: 720 a day, more than two programs at their own pace make."""
+
+MAX_BURST: Final = 100_000
+"""What sender.toml takes for either: who wants more wants no limit, which is 0."""
+
+MAX_STORM_PROGRAMS: Final = 256
+"""Programs whose buckets a sender remembers. A user alone makes USER_BURST at once and one every USER_EVERY_S; a bucket is full
+again, and may be forgotten, after 50 minutes: 25 more."""
+
+MAX_STORM_USERS: Final = 128
+"""Users whose buckets a sender remembers. Few hosts have so many that run anything; each takes below 60 bytes of the state."""
+
+STORM_LOCK_S: Final = 1.0
+"""For how long a handler waits for the state of the storm limits, with a crashed process waiting for it: sixteen handlers hold it
+for less than a millisecond each; who has it longer was stopped."""
+
+MAX_RULES: Final = 64
+"""Rules of a sender's admission: each is a match or two at every crash, some 20 us (measured)."""
+
+MAX_KERNEL_LOG_RECORDS: Final = 1 << 16
+"""What is read of the kernel's log at once: a ring of 4 MiB has fewer. 850 records take 1.2 ms (measured)."""
+
 # --- the kernel's side ------------------------------------------------------------------------------------------------------------
 CORE_PATTERN_MAX: Final = 127
 """Characters of core_pattern: CORENAME_MAX_SIZE is 128 in fs/coredump.c, with the final NUL."""

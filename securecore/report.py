@@ -64,6 +64,18 @@ class CrashReport(NamedTuple):
     """Of the file that the process ran, whatever stands at its path by now; st_dev and st_ino of stat(2)."""
     core_name: str | None = None
     """The file name that a person sent the core from; shown, never used as a path."""
+    suppressed: int | None = None
+    """Crashes of this program that its storm limit kept from being taken, since the last dump that counts them."""
+    suppressed_of_user: int | None = None
+    """The same of this user, by the user's storm limit: of any program."""
+    suppressed_of_others: int | None = None
+    """The same of programs and users that the sender has forgotten meanwhile."""
+    declined: int | None = None
+    """Crashes on this host that were declined by a rule or for their size."""
+    skipped_by_kernel: int | None = None
+    """Crashes on this host for which the kernel started no handler, as far as its log tells."""
+    untaken_since: int | None = None
+    """When the first of all these was met: Unix seconds, by the host's clock."""
 
     @property
     def is_sensitive(self) -> bool:

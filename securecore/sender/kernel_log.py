@@ -1,0 +1,80 @@
+"""Crashes that the kernel skipped before it started a handler, as its log tells: /dev/kmsg, read without ever waiting.
+
+Over core_pipe_limit the kernel skips a dump and says so, but at most ten times in five seconds; how often it kept silent it says
+before the next such line (``N callbacks suppressed``, lib/ratelimit.c). So what is found here is a lower bound until then, and
+nothing where the log has been overwritten or may not be read. Each record has a number that grows while the machine runs
+(Documentation/ABI/testing/dev-kmsg), which is how nothing is counted twice.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+from securecore import limits
+
+KMSG: Final = "/dev/kmsg"
+_RECORD_BYTES: Final = 8192
+"""PRINTK_MESSAGE_MAX and its prefix: CONSOLE_EXT_LOG_MAX of kernel/printk/printk.c; read(2) gives one record or fails."""
+_RECORD: Final = re.compile(rb"([0-9]{1,9}),([0-9]{1,18}),[^;\n]*;([^\n]*)")
+_SKIPPED: Final = re.compile(rb"(?:coredump: [0-9]+\(.*\): |Pid [0-9]+\(.*\) )over core_pipe_limit\b.*")
+"""fs/coredump.c: the first form since Linux 6.12, the second one before. The name between the brackets is the process's choice."""
+_SILENT: Final = re.compile(rb"(?:coredump_pipe|vfs_coredump|do_coredump): ([0-9]{1,9}) callbacks suppressed")
+"""The function that has the line, by version."""
+
+
+class Skips(NamedTuple):
+    """What the log holds."""
+
+    newest: int
+    """The number of its last record."""
+    found: tuple[tuple[int, int], ...]
+    """The number of a record, and the crashes that it stands for; the numbers grow."""
+
+
+def open_kernel_log() -> int | None:
+    """Return a descriptor of the kernel's log; None where it may not be read. Who may is decided here: the reading asks no more."""
+    try:
+        return os.open(KMSG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+
+
+def read_skips(log: int) -> Skips | None:
+    """Return what the log behind a descriptor says of skipped crashes from its beginning on; None when it says nothing at all."""
+    return count_skips(_records(log))
+
+
+def count_skips(records: Iterable[bytes]) -> Skips | None:
+    """Return what *records* say of skipped crashes; None when none of them is the kernel's record."""
+    found = []
+    newest, silent = -1, 0
+    for record in records:
+        if (parts := _RECORD.match(record)) is None:
+            continue
+        newest = int(parts[2])
+        # Facility 0 is the kernel's own; nobody who writes into the log can claim it.
+        if int(parts[1]) >> 3 != 0:
+            continue
+        if words := _SILENT.fullmatch(parts[3]):
+            silent = int(words[1])
+        elif _SKIPPED.fullmatch(parts[3]):
+            found.append((newest, 1 + silent))
+            silent = 0
+        elif parts[3].startswith(b"coredump: "):
+            # Another complaint of the same function: the silence was about that one.
+            silent = 0
+    return Skips(newest, tuple(found)) if newest >= 0 else None
+
+
+def _records(log: int) -> Iterator[bytes]:
+    for _ in range(limits.MAX_KERNEL_LOG_RECORDS):
+        try:
+            record = os.read(log, _RECORD_BYTES)
+        except BrokenPipeError:
+            continue  # What was to come next has been overwritten: the log goes on behind it.
+        except OSError:
+            return
+        if not record:
+            return
+        yield record

@@ -1,0 +1,96 @@
+"""What the kernel's log says of crashes that it skipped, as records of /dev/kmsg."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from securecore.sender import kernel_log
+from securecore.sender.kernel_log import Skips, count_skips, open_kernel_log, read_skips
+
+SKIPPED = b"over core_pipe_limit, skipping core dump"
+
+
+def record(number: int, text: bytes, *, priority: int = 4) -> bytes:
+    """Return a record as read(2) gives it."""
+    return b"%d,%d,12648761775,-;%s\n" % (priority, number, text)
+
+
+def test_each_line_is_one_crash_with_its_record() -> None:
+    """As Linux 6.18 writes them, and as kernels before 6.12 did; other lines have a number and no crash."""
+    records = [
+        record(7, b"usb 1-1: new device"),
+        record(8, b"coredump: 5029(sh): " + SKIPPED),
+        record(9, b"Pid 31(sh) over core_pipe_limit"),
+        record(10, b"Skipping core dump"),
+    ]
+    assert count_skips(records) == Skips(10, ((8, 1), (9, 1)))
+
+
+def test_lines_that_the_kernel_held_back_count_with_the_next_one() -> None:
+    """It says how many they were just before it."""
+    records = [
+        record(1, b"coredump: 5(sh): " + SKIPPED),
+        record(2, b"coredump_pipe: 14 callbacks suppressed"),
+        record(3, b"show_signal_msg: 9 callbacks suppressed"),
+        record(4, b"coredump: 6(sh): " + SKIPPED),
+        record(5, b"coredump: 7(sh): " + SKIPPED),
+    ]
+    assert count_skips(records) == Skips(5, ((1, 1), (4, 15), (5, 1)))
+
+
+def test_silence_about_something_else_is_not_counted() -> None:
+    """The same function has other complaints, with a limit of their own."""
+    records = [
+        record(1, b"coredump_pipe: 14 callbacks suppressed"),
+        record(2, b"coredump: 6(sh): RLIMIT_CORE is set to 1, aborting core"),
+        record(3, b"coredump: 7(sh): " + SKIPPED),
+    ]
+    assert count_skips(records) == Skips(3, ((3, 1),))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"sh[77]: " + SKIPPED,
+        b"traps: over core_pipe_limit[5] trap divide error",
+        b"coredump: 6(over core_pipe_limit): |/bin/x pipe failed",
+        b"over core_pipe_limit",
+    ],
+)
+def test_a_name_that_looks_like_the_line_is_none(text: bytes) -> None:
+    """A process names itself; only the kernel's own words behind the brackets count."""
+    assert count_skips([record(3, text)]) == Skips(3, ())
+
+
+def test_what_others_write_into_the_log_is_not_the_kernels_word() -> None:
+    """Whoever may write to /dev/kmsg gets another facility than 0, whatever he claims."""
+    assert count_skips([record(3, b"coredump: 5(sh): " + SKIPPED, priority=12)]) == Skips(3, ())
+
+
+@pytest.mark.parametrize("broken", [b"", b"\n", b"nonsense", b"4,x,1,-;text", b"4,5", b"4" * 99, b"\xff\xfe;"])
+def test_broken_records_cost_nothing(broken: bytes) -> None:
+    """They are passed over; a log of nothing else says nothing."""
+    assert count_skips([broken]) is None
+    assert count_skips([broken, record(3, b"coredump: 5(sh): " + SKIPPED), broken]) == Skips(3, ((3, 1),))
+
+
+def test_a_log_that_may_not_be_read_is_no_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is said then."""
+    monkeypatch.setattr(kernel_log, "KMSG", str(tmp_path / "absent"))
+    assert open_kernel_log() is None
+
+
+@pytest.mark.skipif(not os.access("/dev/kmsg", os.R_OK), reason="the kernel's log may not be read here")
+def test_the_real_log_is_read_to_its_end_without_waiting() -> None:
+    """From its beginning, once; behind the last record there is nothing to say, and nobody waits for more."""
+    log = open_kernel_log()
+    assert log is not None
+    try:
+        skips, more = read_skips(log), read_skips(log)
+    finally:
+        os.close(log)
+
+    assert skips is not None
+    assert skips.newest >= len(skips.found)
+    assert more is None or more.newest > skips.newest
