@@ -24,19 +24,35 @@ def handle(core: int, argv: list[str], settings_path: str) -> int:
     arguments = parse_arguments(numbers)
     dump = DumpId.make(time.time_ns() // 1_000_000, os.urandom(10))
     log("started", dump=str(dump), pid=arguments.pid, signal=arguments.signal, uid=arguments.uid)
-    if arguments.core_limit < _PAGE_BYTES:
-        # The kernel does not enforce RLIMIT_CORE for pipes; below a page it means that nobody wants this core.
-        log("declined", dump=str(dump), reason="RLIMIT_CORE")
-        return 0
-    report = report_crash(arguments, core)
     # Each way loads what it needs, and only that: a local one no TLS, and both while the kernel fills the pipe.
     if mode is not None:
+        if arguments.core_limit < _PAGE_BYTES:
+            return decline(core, dump)
+        report = report_crash(arguments, core)
         from securecore.sender import local
 
         return local.keep(core, mode, dump, report)
+    from securecore.sender.settings import load_settings
+
+    settings = load_settings(settings_path)
+    if arguments.core_limit < _PAGE_BYTES and settings.admission.respects_core_limit:
+        return decline(core, dump)
+    report = report_crash(arguments, core)
+    refusal = settings.admission.find_refusal(report)
+    if refusal is not None:
+        from securecore.sender import tally
+
+        return tally.decline(core, settings, dump, report, refusal)
     from securecore.sender import network
 
-    return network.send(core, settings_path, dump, report)
+    return network.send(core, settings, dump, report)
+
+
+def decline(core: int, dump: DumpId) -> int:
+    """Let a process go whose RLIMIT_CORE is below a page: the kernel does not enforce it for pipes, but nobody wants this core."""
+    os.close(core)
+    log("declined", dump=str(dump), reason="RLIMIT_CORE")
+    return 0
 
 
 def report_crash(arguments: KernelArguments, core: int) -> CrashReport:

@@ -7,13 +7,16 @@ The order of work:
  2  widen the pipe, so that the kernel goes on dumping while we load the rest of our code (crash.py has the next steps)
  3  make ourselves non-dumpable, yield to others, create nothing that others may read
  4  parse the arguments; say in one line that a crash was met, before anything that may take time
- 5  read /proc of the crashed process, which waits for us; from here on the network's way (network.py) or the local one (local.py)
- 6  open as root what root must open: settings, identity, spool; or the directory that core_pattern names
- 7  become the handler's own user, or the directory's owner, for good; only now the first network byte
+ 5  read the settings, and /proc of the crashed process, which waits for us; what the rules decline is let go here (admission.py);
+    from here on the network's way (network.py) or the local one (local.py)
+ 6  open as root what root must open: identity, spool, the kernel's log; or the directory that core_pattern names
+ 7  become the handler's own user, or the directory's owner, for good; what is too large, or too much of a storm, is let go here
+    (tally.py); only now the first network byte
  8  drain the pipe: pieces, frames, and from there to the receiver or the spool (transfer.py), or to a file (packer.py)
  9  close the pipe: the crashed process is let go
 10  sign, hear the receipt, or finish the spool's entry or the file; say in one line how it ended
-11  with a receipt, go on with what waits in the spool, if it is due, for a bounded time (backlog.py)
+11  count what the kernel has skipped meanwhile; with a receipt, go on with what waits in the spool, if it is due, for a bounded
+    time (backlog.py)
 
 Nobody waits for a handler's exit code, but it is one of docs/exit-codes.md all the same.
 """

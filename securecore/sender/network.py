@@ -5,23 +5,26 @@ import sys
 import time
 
 from securecore import tls
-from securecore.errors import ConfigError, SecurecoreError
+from securecore.errors import ConfigError
 from securecore.names import DumpId
 from securecore.report import CrashReport
 from securecore.sender import privileges
 from securecore.sender.credentials import read_credentials
+from securecore.sender.head import Head, read_head
 from securecore.sender.patience import usual_patience
-from securecore.sender.settings import WHOLE, load_settings
-from securecore.sender.spool import Spool, open_spool
+from securecore.sender.settings import WHOLE, Settings
 from securecore.sender.system_log import log
+from securecore.sender.tally import Tally, find_spool
 from securecore.sender.transfer import Outcome, Papers, Parcel, carry
 
 
-def send(core: int, settings_path: str, dump: DumpId, report: CrashReport) -> int:
-    """Send the core to a receiver, else spool it, and return the exit code; closes *core* as soon as it is drained."""
-    settings = load_settings(settings_path)
-    parcel = Parcel(dump, report.encode(), time.time_ns() // 1_000_000)
+def send(core: int, settings: Settings, dump: DumpId, report: CrashReport) -> int:
+    """Send the core to a receiver, else spool it, and return the exit code; closes *core* as soon as it is drained.
+
+    One that is too large, or that a storm limit suppresses, is let go before a byte of it is kept or sent.
+    """
     spool = find_spool(settings.spool)
+    tally = Tally(spool, report)
     try:
         papers: Papers | ConfigError = Papers(tls.sender_context(settings.identity), read_credentials(settings.identity))
     except ConfigError as error:
@@ -31,27 +34,31 @@ def send(core: int, settings_path: str, dump: DumpId, report: CrashReport) -> in
         # Installed where only root can read, as in a checkout under /root: what is loaded last must be loaded while we still may.
         from securecore.sender import backlog, evidence  # noqa: F401
     privileges.drop(settings.uid, settings.gid)
+    most = settings.admission.max_size
+    head = read_head(core) if most is not None else Head()
+    if most is not None and head.predicted_size is not None and head.predicted_size > most:
+        os.close(core)
+        return tally.decline(dump, f"{head.predicted_size} bytes, max_size is {most}")
+    verdict = tally.admit(settings.admission)
+    if verdict.limit is not None:
+        os.close(core)
+        return tally.suppress(dump, verdict)
+    parcel = Parcel(dump, report._replace(**verdict.untaken.fields()).encode(), time.time_ns() // 1_000_000)
     patience = settings.deadlines or usual_patience()
     outcome = carry(
         core, parcel, settings.receivers, papers, spool,
-        hold_budget_s=patience.hold_s, patience=patience, keeps_copy=settings.spool_mode == WHOLE,
+        hold_budget_s=patience.hold_s, patience=patience, keeps_copy=settings.spool_mode == WHOLE, head=head.data,
     )  # fmt: skip
+    if outcome.receipt is None and not outcome.spooled:
+        tally.give_back(verdict.untaken)
     code = conclude(dump, outcome)
+    tally.count_skips()
     if outcome.receipt is not None and spool is not None and isinstance(papers, Papers):
         # Only now: the crashed process has waited for every module that was loaded before.
         from securecore.sender.backlog import deliver_backlog
 
         deliver_backlog(spool, settings.receivers, papers, patience)
     return code
-
-
-def find_spool(path: str) -> Spool | None:
-    """Return the spool; None when there is none that can be used, which must not keep a healthy receiver from the core."""
-    try:
-        return open_spool(path)
-    except SecurecoreError as error:
-        log("spool-missing", error=error.message)
-        return None
 
 
 def conclude(dump: DumpId, outcome: Outcome) -> int:

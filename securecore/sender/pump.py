@@ -109,19 +109,21 @@ class Pump:
         before, since = self._held
         return before if since is None else before + time.monotonic() - since
 
-    def read(self, fd: int) -> None:
-        """Read *fd* to its end, blocking when frames are not taken; the caller closes it."""
+    def read(self, fd: int, head: bytes = b"") -> None:
+        """Read *fd* to its end, blocking when frames are not taken; the caller closes it, and may have read *head* of it before."""
         for worker in self._workers:
             worker.start()
         for _ in range(_BUFFERS):
             self._buffers.put(bytearray(limits.PIECE_BYTES))
         # Until it has ended by itself, it has not: an exception on the way must not look like an end.
-        size = 0
+        size, begun = 0, memoryview(head)
         failure: str | None = "reading was interrupted"
         try:
             while True:
                 buffer = self._buffers.get()
-                length, problem = _fill(fd, buffer)
+                filled, begun = begun[: limits.PIECE_BYTES], begun[limits.PIECE_BYTES :]
+                buffer[: len(filled)] = filled
+                length, problem = _fill(fd, buffer, len(filled))
                 size += length
                 if length:
                     self._show(memoryview(buffer)[:length])
@@ -215,10 +217,12 @@ def _frame(encoder: PieceEncoder, piece: bytes | memoryview) -> Frame:
     return Frame(stored, leaf_hash(stored), len(piece))
 
 
-def _fill(fd: int, buffer: bytearray) -> tuple[int, str | None]:
-    """Read until *buffer* is full or the source ends; return the bytes read and why reading failed, if it did."""
+def _fill(fd: int, buffer: bytearray, filled: int) -> tuple[int, str | None]:
+    """Read until *buffer*, of which *filled* bytes are there, is full or the source ends.
+
+    Return the bytes that are there then, and why reading failed, if it did.
+    """
     view = memoryview(buffer)
-    filled = 0
     while filled < len(buffer):
         try:
             got = os.readv(fd, [view[filled:]])

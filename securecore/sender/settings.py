@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from securecore.errors import ConfigError
 from securecore.names import Address, NameRefused
+from securecore.sender.admission import Admission, parse_admission
 from securecore.sender.patience import Patience, is_deadline
 
 _VERSION: Final = 1
@@ -41,12 +42,16 @@ class Settings(NamedTuple):
     """``tail``: the spool has what no receiver has. ``whole``: it has all of a dump until the receipt is there."""
     deadlines: Patience | None = None
     """None leaves them to the version that is installed; as in settings that a version without them has compiled."""
+    admission: Admission = Admission()
+    """Left out where it says nothing that the version would not say, for the same reason."""
 
     def encode(self) -> bytes:
         """Return the JSON that load_settings reads."""
         fields = self._asdict() | {"version": _VERSION, "receivers": [str(address) for address in self.receivers]}
         if (deadlines := fields.pop("deadlines")) is not None:
             fields["deadlines"] = deadlines._asdict()
+        if (admission := fields.pop("admission")) != Admission():
+            fields["admission"] = admission.encode()
         return json.dumps(fields, sort_keys=True, indent=1).encode("ascii") + b"\n"
 
 
@@ -71,16 +76,17 @@ def load_settings(path: str) -> Settings:
 
 
 def _settings(fields: dict[str, Any]) -> Settings:
-    deadlines = fields.pop("deadlines", None)
+    deadlines, admission = fields.pop("deadlines", None), fields.pop("admission", None)
     # What an earlier setup has compiled does not say it.
     fields.setdefault("spool_mode", TAIL)
-    if fields.pop("version") != _VERSION or {*fields, "deadlines"} != set(Settings._fields):
+    if fields.pop("version") != _VERSION or {*fields, "deadlines", "admission"} != set(Settings._fields):
         raise ValueError
     if type(fields["receivers"]) is not list:
         raise ValueError
     settings = Settings(**fields)._replace(
         receivers=tuple(Address(text) for text in fields["receivers"]),
         deadlines=None if deadlines is None else Patience(**deadlines),
+        admission=Admission() if admission is None else parse_admission(admission),
     )
     if settings.spool_mode not in SPOOL_MODES:
         raise ValueError

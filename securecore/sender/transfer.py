@@ -313,10 +313,12 @@ def carry(
     hold_budget_s: float | None = None,
     patience: Patience | None = None,
     keeps_copy: bool = False,
+    head: bytes = b"",
 ) -> Outcome:
     """Drain *source* to a receiver or the spool, close it as soon as it is drained, and return how it ended.
 
-    *on_progress* is told the plaintext bytes read so far. *hold_budget_s*, *patience* and *keeps_copy* are as Transfer has them.
+    *on_progress* is told the plaintext bytes read so far; *head* was read before. *hold_budget_s*, *patience* and
+    *keeps_copy* are as Transfer has them.
     """
     pump = Pump(Compressor, on_progress)
     transfer = Transfer(
@@ -324,7 +326,7 @@ def carry(
     )
     transfer.start()
     try:
-        pump.read(source)
+        pump.read(source, head)
     finally:
         os.close(source)
         transfer.source_closed.set()

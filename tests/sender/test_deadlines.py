@@ -12,7 +12,7 @@ from securecore.names import Address
 from securecore.report import CrashReport
 from securecore.sender import delivery, flush, network
 from securecore.sender.patience import Patience, usual_patience
-from securecore.sender.settings import Settings
+from securecore.sender.settings import Settings, load_settings
 from securecore.sender.spool import Spool
 from securecore.sender.transfer import Outcome
 from tests.support.certificates import Fleet
@@ -50,7 +50,7 @@ def test_a_handler_waits_by_its_settings(
 
     monkeypatch.setattr(network, "carry", carry)
     monkeypatch.setattr(network.privileges, "drop", lambda uid, gid: None)
-    settings = write_settings(tmp_path / "handler.json", fleet, tmp_path / "spool", deadlines)
+    settings = load_settings(write_settings(tmp_path / "handler.json", fleet, tmp_path / "spool", deadlines))
 
     assert network.send(core, settings, new_dump_id(), CrashReport(program="crasher")) == 0
     expected = deadlines or usual_patience()

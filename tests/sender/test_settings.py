@@ -7,6 +7,7 @@ import pytest
 
 from securecore.errors import ConfigError
 from securecore.names import Address
+from securecore.sender.admission import EXCLUDE, Admission, Rule, StormLimit
 from securecore.sender.patience import Patience
 from securecore.sender.settings import Settings, load_settings
 
@@ -14,6 +15,11 @@ GOOD = Settings((Address("collector.example.org:4455"), Address("[::1]:4455")), 
 
 
 SLOW = GOOD._replace(deadlines=Patience(30, 60.5, 0.5))
+CHOOSY = GOOD._replace(
+    admission=Admission(
+        "ignore", 1 << 40, (Rule(EXCLUDE, "/usr/*", "33", signal=6), Rule(EXCLUDE, unit="*.scope")), StormLimit(1, 2)
+    )
+)
 
 
 def write(path: Path, data: bytes, mode: int = 0o644) -> str:
@@ -25,7 +31,7 @@ def write(path: Path, data: bytes, mode: int = 0o644) -> str:
 
 def test_settings_come_back_as_they_were_compiled(tmp_path: Path) -> None:
     """encode and load are each other's inverse."""
-    for settings in (GOOD, SLOW):
+    for settings in (GOOD, SLOW, CHOOSY):
         assert load_settings(write(tmp_path / "s", settings.encode())) == settings
 
 
@@ -39,6 +45,12 @@ def test_settings_of_an_earlier_setup_keep_the_tail(tmp_path: Path) -> None:
     assert load_settings(write(tmp_path / "s", changed(spool_mode=None))) == GOOD
     whole = GOOD._replace(spool_mode="whole")
     assert load_settings(write(tmp_path / "s", whole.encode())) == whole
+
+
+def test_an_admission_that_says_nothing_of_its_own_is_the_versions(tmp_path: Path) -> None:
+    """It is not compiled: settings of an earlier set-up have the limits of the version that reads them."""
+    assert b"admission" not in GOOD.encode()
+    assert load_settings(write(tmp_path / "s", GOOD.encode())).admission == Admission()
 
 
 def changed(**fields: object) -> bytes:
@@ -76,6 +88,10 @@ BAD = {
     "a deadline that never comes": changed(deadlines={"connect_s": float("inf"), "progress_s": 5, "hold_s": 5}),
     "a deadline that is no number": changed(deadlines={"connect_s": float("nan"), "progress_s": 5, "hold_s": 5}),
     "a deadline that is true": changed(deadlines={"connect_s": 5, "progress_s": 5, "hold_s": True}),
+    "an admission that is a number": changed(admission=7),
+    "an admission that lacks something": changed(admission={}),
+    "an admission with one more": changed(admission=Admission().encode() | {"x": 1}),
+    "rules that are none": changed(admission=Admission().encode() | {"rules": [7]}),
     "a spool mode that is none": changed(spool_mode="half"),
     "a spool mode that is a number": changed(spool_mode=1),
     "deep nesting": b"[" * 100_000,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -20,7 +20,7 @@ from securecore.cli import core_pattern
 from securecore.names import Address
 from securecore.sender.installation import handler_script
 from securecore.sender.kernel_arguments import SPECIFIERS
-from securecore.sender.settings import Settings
+from securecore.sender.settings import Settings, load_settings
 from securecore.sender.spool import create_spool
 
 Found = TypeVar("Found")
@@ -75,6 +75,14 @@ class Installed:
         self.settings.write_bytes(Settings(tuple(receivers), str(identity), str(self.spool), *owner).encode())
         self.settings.chmod(0o644)
         write_script(self.handler, handler_script(sys.executable, str(self.settings)).decode())
+
+    def change(self, **fields: Any) -> None:
+        """Change the handler's settings."""
+        self.settings.write_bytes(load_settings(str(self.settings))._replace(**fields).encode())
+
+    def spooled_reports(self) -> list[dict[str, Any]]:
+        """Return the reports of the dumps in the spool, oldest first."""
+        return [json.loads((self.spool / "dumps" / name / "report.json").read_bytes()) for name in self.spooled()]
 
     def receipts(self) -> list[dict[str, object]]:
         """Return the receipts that the handler has kept."""
