@@ -1,7 +1,8 @@
 """sender.toml: what a person says about this sender; ``securecore setup sender`` compiles it into the handler's settings.
 
-The table ``[deadlines]`` changes for how long the handler and a flush wait. With the table ``[local]`` in the place of
-receivers, identity and spool, cores are kept on this machine; core_pattern then says all that the handler must know.
+The table ``[deadlines]`` changes for how long the handler and a flush wait, ``[admission]`` which crashes are taken. With the table
+``[local]`` in the place of receivers, identity and spool, cores are kept on this machine; core_pattern then says all that the
+handler must know.
 """
 
 import json
@@ -13,6 +14,9 @@ from securecore import limits
 from securecore.errors import ConfigError
 from securecore.names import Address, NameRefused, is_plain_path
 from securecore.sender import installation
+from securecore.sender.admission import Admission
+from securecore.sender.admission_table import KEYS as ADMISSION_KEYS
+from securecore.sender.admission_table import encode_admission_table, parse_admission_table
 from securecore.sender.local_mode import LocalMode
 from securecore.sender.patience import Patience, usual_patience
 from securecore.sender.settings import SPOOL_MODES, TAIL
@@ -22,7 +26,7 @@ DEFAULT_SPOOL: Final = "/var/lib/securecore/spool"
 DEFAULT_USER: Final = "securecore"
 
 _VERSION: Final = 1
-_KEYS: Final = ("receivers", "identity", "spool", "spool_mode", "user", "deadlines", "local")
+_KEYS: Final = ("receivers", "identity", "spool", "spool_mode", "user", "deadlines", "admission", "local")
 _DEADLINE_KEYS: Final = ("connect", "progress", "hold")
 _LOCAL_KEYS: Final = ("directory", "format", "level", "keep")
 _USER: Final = re.compile(r"[a-z_][a-z0-9_-]{0,30}|[0-9]{1,10}:[0-9]{1,10}")
@@ -40,6 +44,8 @@ class SenderConfiguration:
     spool_mode: str = TAIL
     deadlines: Patience | None = None
     """None leaves them to the version that is installed."""
+    admission: Admission | None = None
+    """The same; the users of its rules may be names."""
 
     def check(self, where: str) -> Self:
         """Return itself; raises ConfigError, which begins with *where*, when a value is none that could work."""
@@ -65,6 +71,7 @@ class SenderConfiguration:
             spool_mode=_quoted(self.spool_mode),
             user=_quoted(self.user),
             deadlines=self._encode_deadlines(),
+            admission=_NO_ADMISSION if self.admission is None else _ADMISSION + encode_admission_table(self.admission),
         ).encode()
 
     def _encode_deadlines(self) -> str:
@@ -124,7 +131,7 @@ spool_mode = {spool_mode}
 
 # Whom the crash handler becomes before it says its first word to the network: a name, or "UID:GID".
 user = {user}
-{deadlines}"""
+{deadlines}{admission}"""
 
 _DEADLINES: Final = """
 # Seconds: connect, to reach a receiver; progress, for which what was sent may stand still; hold, for which a crashed process may
@@ -136,6 +143,30 @@ _NO_DEADLINES: Final = """
 # A table [deadlines] with connect, progress and hold, in seconds, is for links that need others than the usual ones.
 """
 
+_ADMISSION: Final = """
+# Which crashes are taken. core_limit: "respect" a soft RLIMIT_CORE below a page as a process's wish for no core, or "ignore" it.
+# max_size: of a core, by what its headers announce. program_burst, program_every: so many dumps of one program (one file) at once,
+# and one more each time that this has passed; user_burst, user_every: the same of one uid; a burst of 0 is no limit. rules: the
+# first one that fits a crash decides; what fits none is taken.
+"""
+
+_NO_ADMISSION: Final = """
+# Which crashes are taken: all but those of processes with a soft RLIMIT_CORE below a page (`ulimit -c 0`), and what is beyond the
+# limits for storms. Take the `#` away to change something; what is left out stays as it is.
+#[admission]
+#core_limit = "respect"     # or "ignore"
+#max_size = "20GiB"         # of a core, by what its headers announce; no bound when it is left out
+#program_burst = 10         # dumps of one program (one file) at once, and then
+#program_every = "5m"       # one more each time that this has passed; a burst of 0 is no limit
+#user_burst = 30            # the same of one uid
+#user_every = "2m"
+#rules = [                  # the first one that fits decides; what fits none is taken
+#{ action = "include", executable = "/opt/app/bin/server" },
+#{ action = "exclude", executable = "/opt/app/*", user = "ci", signal = "SIGABRT" },
+#{ action = "exclude", unit = "batch-*.service" },
+#{ action = "exclude", cgroup = "/user.slice/*" },
+#]
+"""
 
 _LOCAL_TEMPLATE: Final = """\
 # What this machine does with its crashes. After a change: securecore setup sender
@@ -169,6 +200,8 @@ def parse_configuration(data: bytes, path: str) -> SenderConfiguration | LocalCo
             configuration = replace(configuration, **{key: table.find(key, str)})
     if "deadlines" in table:
         configuration = replace(configuration, deadlines=_parse_deadlines(table.table("deadlines", *_DEADLINE_KEYS)))
+    if "admission" in table:
+        configuration = replace(configuration, admission=parse_admission_table(table.table("admission", *ADMISSION_KEYS)))
     return configuration.check(path)
 
 
@@ -178,7 +211,7 @@ def _parse_deadlines(table: TomlTable) -> Patience:
 
 
 def _parse_local(table: TomlTable, path: str) -> LocalConfiguration:
-    for key in ("receivers", "identity", "spool", "spool_mode", "deadlines"):
+    for key in ("receivers", "identity", "spool", "spool_mode", "deadlines", "admission"):
         if key in table:
             raise table.refuse(key, "and [local] exclude each other: cores are sent, or kept here")
     local = table.table("local", *_LOCAL_KEYS)

@@ -17,6 +17,7 @@ from securecore.errors import ConfigError, StorageError
 from securecore.names import Address
 from securecore.receiver.configuration import ReceiverConfiguration, load_configuration, parse_receiver_configuration
 from securecore.sender import installation
+from securecore.sender.admission import Admission, Rule
 from securecore.sender.configuration import DEFAULT_SPOOL
 from securecore.sender.patience import usual_patience
 from securecore.sender.schedule import Schedule
@@ -88,6 +89,34 @@ def test_handler_settings_are_what_the_options_say(root: Path) -> None:
     assert f"{settings.uid}:{settings.gid}" == USER
     owner = (root / "var/lib/securecore/spool").stat()
     assert f"{owner.st_uid}:{owner.st_gid}" == USER
+
+
+def test_rules_are_compiled_with_the_numbers_of_their_users(root: Path) -> None:
+    """The handler asks no directory of users; who edits the file and runs set-up again keeps what was written."""
+    setup(root, "sender", *SENDER)
+    configuration = root / "etc/securecore/sender.toml"
+    rules = (
+        '[admission]\ncore_limit = "ignore"\nrules = [{ action = "exclude", user = "root" }, { action = "exclude", user = "7" }]\n'
+    )
+    configuration.write_text(written := configuration.read_text() + rules)
+    assert setup(root, "sender") == 0
+    admission = load_settings(str(root / "etc/securecore/handler.json")).admission
+
+    assert admission == Admission(core_limit="ignore", rules=(Rule("exclude", user="0"), Rule("exclude", user="7")))
+    assert configuration.read_text() == written
+
+
+def test_a_rule_for_a_user_who_is_not_there_changes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would be a rule that silently never fits."""
+    setup(root, "sender", *SENDER)
+    configuration = root / "etc/securecore/sender.toml"
+    configuration.write_text(configuration.read_text() + '[admission]\nrules = [{ action = "exclude", user = "nemo" }]\n')
+    before = snapshot(root)
+    capsys.readouterr()
+
+    assert setup(root, "sender") == ConfigError.exit_code
+    assert "rule 1: user 'nemo' is not in /etc/passwd" in capsys.readouterr().err
+    assert snapshot(root) == before
 
 
 @pytest.mark.parametrize(("role", "options"), [("sender", SENDER), ("receiver", RECEIVER)])

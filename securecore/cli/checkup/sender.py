@@ -157,7 +157,7 @@ def _settings(settings: Settings, said: SenderConfiguration | LocalConfiguration
         if user is None and ":" not in said.user:
             yield wrong("settings", f"user {said.user} of {source} does not exist", SETUP)
         owner = (user.uid, user.gid) if user is not None else (settings.uid, settings.gid)
-        if settings != Settings(said.receivers, said.identity, said.spool, *owner, said.spool_mode, said.deadlines):
+        if settings != sender.compile_settings(said, owner, root):
             yield wrong("settings", f"{place} is older than {source}: what stands there does not hold yet", SETUP)
             return
     elif root.find(installation.CONFIGURATION) is not None:

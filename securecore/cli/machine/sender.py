@@ -17,6 +17,8 @@ from securecore.cli.machine.users import User
 from securecore.errors import ConfigError, NotFoundError, UntrustedError
 from securecore.names import Address
 from securecore.sender import installation
+from securecore.sender.admission import Admission
+from securecore.sender.admission_table import resolve_users
 from securecore.sender.configuration import DEFAULT_USER, SenderConfiguration, parse_configuration
 from securecore.sender.settings import Settings
 
@@ -117,10 +119,7 @@ def sender_steps(
     kernel = kernel_steps(installation.core_pattern(installation.HANDLER))
     users.check_owner(configuration.spool, user, root)
     owner = (user.uid, user.gid)
-    settings = Settings(
-        configuration.receivers, configuration.identity, configuration.spool, *owner,
-        configuration.spool_mode, configuration.deadlines,
-    )  # fmt: skip
+    settings = compile_settings(configuration, owner, root)
     steps: list[Step] = [
         WriteFile(installation.CONFIGURATION, content),
         MakeSpool(configuration.spool, owner),
@@ -133,6 +132,16 @@ def sender_steps(
     if not (root.is_live or user.is_listed):
         steps.append(WriteFile(installation.SYSUSERS, users.sysusers_file(user)))
     return [*steps, *kernel]
+
+
+def compile_settings(configuration: SenderConfiguration, owner: tuple[int, int], root: Root) -> Settings:
+    """Return the handler's settings; raises ConfigError when a rule names a user who is not in *root*'s passwd file."""
+    place = root.outside(installation.CONFIGURATION)
+    admission = resolve_users(configuration.admission or Admission(), lambda name: users.find_uid(name, root), place)
+    return Settings(
+        configuration.receivers, configuration.identity, configuration.spool, *owner,
+        configuration.spool_mode, configuration.deadlines, admission,
+    )  # fmt: skip
 
 
 def kernel_steps(pattern: str) -> list[Step]:

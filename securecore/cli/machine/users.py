@@ -38,6 +38,12 @@ def find_user(text: str, root: Root) -> User | None:
     return user
 
 
+def find_uid(name: str, root: Root) -> int | None:
+    """Return the number of the user *name* in *root*, any user's; None when that name is not there."""
+    numbers = _passwd(root).get(name)
+    return numbers[0] if numbers is not None else None
+
+
 def make_user(name: str) -> None:
     """Make a system user that nobody can log in as, on the live machine; raises ConfigError when useradd(8) refuses."""
     command = ["useradd", "--system", "--user-group", "--no-create-home", "--home-dir", "/var/lib/securecore"]
