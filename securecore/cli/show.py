@@ -108,12 +108,30 @@ def _print_crash(report: CrashReport, analysis: _Analysis, host: str) -> None:
         _field("sensitive", f"{words} (dump mode {report.dump_mode})")
     if report.metadata is not None:
         _field("metadata", terminal.printable(report.metadata))
+    if (untaken := _untaken(report)) is not None:
+        _field("not taken", untaken)
     if analysis.problem is not None:
         _field("analysis", terminal.printable(analysis.problem, 100))
     elif core.signal is not None and core.signal != signal:
         _field("analysis", f"the core itself says {terminal.signal_name(core.signal)}")
     if None not in (core.build_id, report.build_id) and core.build_id != report.build_id:
         _field("analysis", f"the report gives build-id {terminal.printable(report.build_id, 40)}")
+
+
+def _untaken(report: CrashReport) -> str | None:
+    """Return what the report counts beside its own crash; None when it counts nothing."""
+    counts = (
+        (report.suppressed, "more of this program"),
+        (report.suppressed_of_user, "more of this user"),
+        (report.suppressed_of_others, "of others"),
+        (report.declined, "declined"),
+        (report.skipped_by_kernel, "skipped by the kernel"),
+    )
+    words = [f"{number} {what}" for number, what in counts if number]
+    since = terminal.moment(report.untaken_since) if report.untaken_since else None
+    if words and since is not None:
+        words[-1] += f", since {since:%Y-%m-%d %H:%M:%S} UTC"
+    return ", ".join(words) or None
 
 
 def _reason(core: CoreSummary) -> str:
