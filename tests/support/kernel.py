@@ -162,9 +162,14 @@ def build_crasher(source: Path, directory: Path) -> Path:
 
 
 def start_crash(
-    arguments: Sequence[str | bytes], cwd: Path, user: int | None = None, *, stdout: int = subprocess.DEVNULL
+    arguments: Sequence[str | bytes],
+    cwd: Path,
+    user: int | None = None,
+    *,
+    stdin: int = subprocess.DEVNULL,
+    stdout: int = subprocess.DEVNULL,
 ) -> "subprocess.Popen[bytes]":
-    """Start a program that will crash, with an unlimited RLIMIT_CORE and no input; as *user*, and that group, when one is given."""
+    """Start a program that will crash, with an unlimited RLIMIT_CORE; as *user*, and that group, when one is given."""
 
     def prepare() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -173,6 +178,4 @@ def start_crash(
             os.setresgid(user, user, user)
             os.setresuid(user, user, user)
 
-    return subprocess.Popen(
-        arguments, cwd=cwd, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.DEVNULL, preexec_fn=prepare
-    )
+    return subprocess.Popen(arguments, cwd=cwd, stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL, preexec_fn=prepare)
