@@ -7,7 +7,7 @@
    how much it takes when it is stored nobody knows before.
 4. ``check_growth``, before a frame is written: the same by what is here. So a quota is not exceeded by a frame.
 
-A dump that was begun is not new: counts and rates do not stop it, and one of which nothing more is to come is always finished.
+A dump that was begun is not new: counts and rates do not stop it, and one of which nothing more is known to come is finished.
 Where it needs room that is not there, it is turned away before its frames are walked: its host comes again and again.
 """
 
@@ -84,13 +84,13 @@ class Admission:
         if not is_new and self._has_manifest(host, dump_id):
             return False
         quota = self._quota(host)
-        used = self._usage.of(host) if _is_bound(quota) else None
-        held = self._usage.held(host, dump_id).plain_bytes if used is not None and not is_new else 0
+        is_bound = self._has_counted(host, quota)
+        held = self._usage.held(host, dump_id).plain_bytes if is_bound and not is_new else 0
         missing = predicted_size - held if predicted_size is not None else None
         if not is_new and missing is not None and missing <= 0:
             return False
         self._check_floor(needs_inodes=is_new)
-        if used is not None:
+        if is_bound:
             with self._lock:
                 # The others first: one that is begun between the two looks then counts twice, and never not at all.
                 pending, promised = self._announced(host, dump_id)
@@ -99,7 +99,7 @@ class Admission:
                     _check_counts(quota, used, pending)
                 # Less than a frame's room would let the rest of a dump come again and again, and be walked each time.
                 least = 1 if is_new else limits.MAX_FRAME_BYTES
-                _check_bytes(quota, used, Amount(least, max(least, missing or 0) + promised))
+                _check_bytes(quota, Amount(used.stored_bytes, used.plain_bytes), Amount(least, max(least, missing or 0) + promised))
                 reception = self._receptions[host][dump_id]
                 reception.is_new, reception.predicted_size = is_new, predicted_size or 0
         return is_new
@@ -112,19 +112,27 @@ class Admission:
         """Check that there is room for *more* of a dump, and count it."""
         quota = self._quota(dump.host)
         self._check_floor()
-        is_bound = _is_bound(quota)
-        if is_bound:
-            # Before the lock is taken: after a change of the policy this may be the first count of a host with many dumps.
-            self._usage.of(dump.host)
+        is_bound = self._has_counted(dump.host, quota)
         with self._lock:
             if is_bound:
-                _check_bytes(quota, self._usage.of(dump.host), more)
+                _check_bytes(quota, self._usage.taken(dump.host), more)
             after = Amount(dump.stored_bytes + more.stored_bytes, dump.plain_bytes + more.plain_bytes)
             self._usage.grew(dump.host, dump.dump_id, after)
 
     def _quota(self, host: HostName) -> Quota:
         policy = self._policy()
         return policy.host_quotas.get(str(host), policy.quota)
+
+    def _has_counted(self, host: HostName, quota: Quota) -> bool:
+        """Return whether anything depends on what a host has; then it is counted by now.
+
+        For before the lock is taken: it may have many dumps, and the others are not to wait.
+        """
+        bounds = (quota.stored_bytes, quota.plain_bytes, quota.dumps, quota.dumps_per_hour)
+        is_bound = any(bound is not None for bound in bounds)
+        if is_bound:
+            self._usage.taken(host)
+        return is_bound
 
     def _has_manifest(self, host: HostName, dump_id: DumpId) -> bool:
         with self._store.open_dump(host, dump_id) as files:
@@ -152,11 +160,6 @@ class Admission:
             raise _full(f"the store's file system has {room.free_inodes} inodes left, and {least} of them are to stay free")
 
 
-def _is_bound(quota: Quota) -> bool:
-    """Return whether anything depends on what a host has here."""
-    return any(bound is not None for bound in (quota.stored_bytes, quota.plain_bytes, quota.dumps, quota.dumps_per_hour))
-
-
 def _check_counts(quota: Quota, used: HostUsage, pending: int) -> None:
     if quota.dumps is not None and used.dumps + pending >= quota.dumps:
         has = used.dumps + pending
@@ -170,7 +173,7 @@ def _check_counts(quota: Quota, used: HostUsage, pending: int) -> None:
         raise NotAdmitted(Refusal.QUOTA, words, retry_after_s=max(1, _HOUR_S - int(age_s)))
 
 
-def _check_bytes(quota: Quota, used: HostUsage, more: Amount) -> None:
+def _check_bytes(quota: Quota, used: Amount, more: Amount) -> None:
     if quota.stored_bytes is not None and used.stored_bytes + more.stored_bytes > quota.stored_bytes:
         has, most = units.size(used.stored_bytes), units.size(quota.stored_bytes)
         raise _over_quota(f"this host has {has} of its {most} here; {_REMEDY}")

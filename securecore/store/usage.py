@@ -98,11 +98,7 @@ class Usage:
         Of a dump that is coming in and has not grown since the count, the plaintext is what its length makes certain, because
         without a seek table only a walk over its frames would tell.
         """
-        account = self._account(host)
-        if not account.is_counted:
-            with account.moves:
-                if not account.is_counted:
-                    self._count(host, account)
+        account = self._counted(host)
         with self._lock:
             now = self._ticks()
             while account.begun and now - account.begun[0] >= _HOUR_S:
@@ -110,6 +106,12 @@ class Usage:
             ages = tuple(now - begun for begun in account.begun)
             dumps = account.published + len(account.incoming)
             return HostUsage(account.stored_bytes, account.plain_bytes, dumps, ages)
+
+    def taken(self, host: HostName) -> Amount:
+        """Return the bytes of all that a host has, and nothing else of it: for each frame. Otherwise as ``of``."""
+        account = self._counted(host)
+        with self._lock:
+            return Amount(account.stored_bytes, account.plain_bytes)
 
     def grew(self, host: HostName, dump_id: DumpId, amount: Amount) -> None:
         """Take *amount* for what a dump that is coming in has now; of a host that was not counted nothing is kept."""
@@ -164,6 +166,14 @@ class Usage:
             account.put_incoming(dump_id, after)
         if source is None:
             account.begun.append(self._ticks())
+
+    def _counted(self, host: HostName) -> _Account:
+        account = self._account(host)
+        if not account.is_counted:
+            with account.moves:
+                if not account.is_counted:
+                    self._count(host, account)
+        return account
 
     def _count(self, host: HostName, account: _Account) -> None:
         """Count what is in the host's directories; the caller holds the account's moves."""

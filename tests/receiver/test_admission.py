@@ -145,7 +145,7 @@ def test_a_receiver_without_quotas_counts_nothing(gate: Gate, monkeypatch: pytes
     """A million dumps cost it nothing."""
     gate.put(1)
     gate.restart()
-    monkeypatch.setattr(Usage, "of", None)
+    monkeypatch.setattr(Usage, "_count", None)
     assert gate.offer(2, 1 << 50)
     dump = begin(gate.store, dump_id(3), CORE)
     gate.admission.opened(dump)
