@@ -7,7 +7,7 @@
    how much it takes when it is stored nobody knows before.
 4. ``check_growth``, before a frame is written: the same by what is here. So a quota is not exceeded by a frame.
 
-A dump that was begun is not new: counts and rates do not stop it, and one of which nothing more is known to come is finished.
+A dump that was begun is not new: counts and rates do not stop it, nor anything one that is all here, as far as that is known.
 Where it needs room that is not there, it is turned away before its frames are walked: its host comes again and again.
 """
 

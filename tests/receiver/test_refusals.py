@@ -210,6 +210,18 @@ def test_what_came_before_the_quota_was_used_up_is_acknowledged_and_stays(fleet:
     assert answer.held == 3
 
 
+def test_a_host_that_sends_many_at_once_is_told_to_come_again(fleet: Fleet, tmp_path: Path) -> None:
+    """In seconds; a dump that comes over a new connection takes the place of its old one, and is no other."""
+    dump = new_dump_id()
+    with house(fleet, tmp_path / "store", OPEN_HOUSE._replace(quota=Quota(at_once=1))) as at:
+        at.hand().open(dump)
+        other, same = at.hand(), at.hand()
+        with pytest.raises(BusyError, match="sends 1 dump at once") as refused:
+            other.open(new_dump_id())
+        assert isinstance(same.open(dump), Accept)
+    assert refused.value.retry_after_s == limits.BUSY_RETRY_AFTER_S
+
+
 def test_zeroes_count_as_what_they_stand_for(fleet: Fleet, tmp_path: Path) -> None:
     """A few bytes on the wire that would be 4 GiB extracted are held against the quota of plaintext."""
     policy = OPEN_HOUSE._replace(quota=Quota(plain_bytes=limits.GIB))
