@@ -27,6 +27,7 @@ from securecore.merkle import EMPTY_ROOT
 from securecore.names import Address, HostName, StoreId
 from securecore.pki import creation, issue
 from securecore.sender import privileges
+from securecore.sender.admission import Admission, StormLimit
 from securecore.sender.installation import handler_script
 from securecore.sender.kernel_arguments import SPECIFIERS
 from securecore.sender.settings import Settings
@@ -36,6 +37,8 @@ from securecore.wire.messages import Accept, Data, Open, Ready
 from securecore.wire.states import End
 
 NOBODY = 65534
+UNLIMITED = Admission(program=StormLimit(0, 1), user=StormLimit(0, 1))
+"""One program crashes here more often than on a host."""
 ROOT = Path(__file__).resolve().parent
 
 
@@ -69,7 +72,8 @@ class Machine:
         own.mkdir()
         spool, settings, script = own / "spool", own / "handler.json", own / "handler"
         create_spool(str(spool), os.urandom(16), (NOBODY, NOBODY))
-        settings.write_bytes(Settings((receiver,), str(self.directory / "host"), str(spool), NOBODY, NOBODY).encode())
+        told = Settings((receiver,), str(self.directory / "host"), str(spool), NOBODY, NOBODY, admission=UNLIMITED)
+        settings.write_bytes(told.encode())
         script.write_bytes(handler_script(sys.executable, str(settings)))
         script.chmod(0o755)
         return script, spool

@@ -150,9 +150,10 @@ class State:
             state.since, state.boot, state.record = fields["since"], fields["boot"], fields["record"]
             numbers = (state.others, state.declined, state.skipped, state.since, state.record + 1)
             is_ours = fields["version"] == _VERSION and all(map(_is_number, numbers))
+            is_bounded = len(state.programs) <= limits.MAX_STORM_PROGRAMS and len(state.users) <= limits.MAX_STORM_USERS
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError("not the state of storm limits") from error
-        if not is_ours or not (state.boot is None or type(state.boot) is str):
+        if not is_ours or not is_bounded or not (state.boot is None or type(state.boot) is str):
             raise ValueError("not the state of storm limits")
         return state
 

@@ -209,6 +209,8 @@ GOOD = json.loads(State().encode())
                 {"users": {"0": [1, 2, 3, -1]}}, {"users": {"0": [1, 2, 3, "4"]}}, {"users": {"0": [1, 2, 1.5, 4]}},
                 {"declined": "3"}, {"declined": -3}, {"skipped": 1.5}, {"since": None}, {"boot": 7}, {"record": "7"},
                 {"record": -2}, {"others": 1 << 70},
+                {"programs": {f"8:{number}": [1, 2, 3, 4] for number in range(limits.MAX_STORM_PROGRAMS + 1)}},
+                {"users": {str(number): [1, 2, 3, 4] for number in range(limits.MAX_STORM_USERS + 1)}},
             )
         ),
     ],

@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from securecore.sender import kernel_log
 from securecore.sender.kernel_log import Skips, count_skips, open_kernel_log, read_skips
@@ -73,6 +75,22 @@ def test_broken_records_cost_nothing(broken: bytes) -> None:
     """They are passed over; a log of nothing else says nothing."""
     assert count_skips([broken]) is None
     assert count_skips([broken, record(3, b"coredump: 5(sh): " + SKIPPED), broken]) == Skips(3, ((3, 1),))
+
+
+def test_a_record_cut_at_every_offset_counts_or_does_not() -> None:
+    """It stands for one crash or for none, and never for one with another number."""
+    whole = record(852, b"coredump: 5114(sh): " + SKIPPED)
+    found = [count_skips([whole[:cut]]) for cut in range(len(whole) + 1)]
+
+    assert {skips.found for skips in found if skips is not None} == {(), ((852, 1),)}
+    assert {skips.newest for skips in found if skips is not None} == {852}
+
+
+@given(st.lists(st.binary(max_size=80) | st.sampled_from([record(5, b"coredump_pipe: 9 callbacks suppressed")]), max_size=6))
+def test_any_records_are_counted_or_passed_over(records: list[bytes]) -> None:
+    """Whatever they hold, no error comes of it."""
+    skips = count_skips(records)
+    assert skips is None or all(crashes > 0 for _, crashes in skips.found)
 
 
 def test_a_log_that_may_not_be_read_is_no_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from securecore.cli import core_pattern
 from securecore.names import Address
+from securecore.sender.admission import Admission, StormLimit
 from securecore.sender.installation import handler_script
 from securecore.sender.kernel_arguments import SPECIFIERS
 from securecore.sender.settings import Settings, load_settings
@@ -28,6 +29,9 @@ Found = TypeVar("Found")
 NOBODY = 65534
 OWNER = (NOBODY, NOBODY) if os.geteuid() == 0 else (os.getuid(), os.getgid())
 """The user that a handler becomes, and the group: as nobody but root can become another, these are our own elsewhere."""
+
+UNLIMITED = Admission(program=StormLimit(0, 1), user=StormLimit(0, 1))
+"""For handlers that meet the crash of one program, the test's own, more often than a host should."""
 
 needs_kernel = pytest.mark.skipif(
     not core_pattern.is_borrowable(), reason="needs root and a writable /proc/sys/kernel/core_pattern"

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from securecore.names import Address
-from securecore.sender.settings import load_settings
 from tests.support.certificates import DOMAIN
 from tests.support.checker import Truth
-from tests.support.kernel import Installed, kernel_arguments
+from tests.support.kernel import UNLIMITED, Installed, kernel_arguments
 from tests.support.processes import SECURECORE
 
 ROOT: Final = Path(__file__).parents[2]
@@ -79,6 +78,7 @@ class Sender(Installed):
     def __init__(self, directory: Path, identity: Path, receivers: Sequence[Address]) -> None:
         directory.mkdir(mode=0o700)
         super().__init__(directory, identity, receivers)
+        self.change(admission=UNLIMITED)
         self.host = f"{identity.name}.{DOMAIN}"
         self.environment: Mapping[str, str] = {}
         """What its programs are started with; the kernel gives a handler nothing."""
@@ -86,7 +86,7 @@ class Sender(Installed):
 
     def send_to(self, *receivers: Address) -> None:
         """Let later handlers go to these receivers."""
-        self.settings.write_bytes(load_settings(str(self.settings))._replace(receivers=receivers).encode())
+        self.change(receivers=receivers)
 
     def crash(self, core: bytes = b"", limits: Limits = ()) -> Crash:
         """Start a handler as the kernel does, and give it the beginning of a core."""

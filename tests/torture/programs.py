@@ -22,7 +22,7 @@ from typing import Final
 from securecore.names import Address
 from securecore.sender.settings import Settings
 from securecore.sender.spool import create_spool
-from tests.support.kernel import OWNER, kernel_arguments, write_script
+from tests.support.kernel import OWNER, UNLIMITED, kernel_arguments, write_script
 from tests.torture.plan import After, Kill
 
 _ROOT: Final = Path(__file__).parents[2]
@@ -143,7 +143,8 @@ class Host:
         """Start one of them as the kernel does, with settings of its own."""
         create_spool(str(self.spool), os.urandom(16), OWNER)
         settings = self._directory / f"handler-{number}.json"
-        settings.write_bytes(Settings((receiver,), str(self._identity), str(self.spool), *OWNER).encode())
+        told = Settings((receiver,), str(self._identity), str(self.spool), *OWNER, admission=UNLIMITED)
+        settings.write_bytes(told.encode())
         settings.chmod(0o644)
         return Sender(_start([str(self._directory / f"handler-{number}"), *kernel_arguments()]))
 

@@ -19,6 +19,8 @@ from securecore.names import Address, DumpId, HostName, NameRefused, StoreId
 from securecore.pki.directory import open_pki
 from securecore.pki.ledger import Ledger, _digest
 from securecore.receiver.control import _read_request
+from securecore.sender.admission import Admission
+from securecore.sender.buckets import Bucket, State
 from securecore.sender.configuration import SenderConfiguration, parse_configuration
 from securecore.sender.schedule import Schedule, parse_schedule
 from securecore.sender.settings import Settings, load_settings
@@ -103,12 +105,12 @@ def _spool() -> tuple[Spool, Path]:
 def check_spool(data: bytes) -> None:
     """A spool's files are refused, or say what its writer could have said of this dump.
 
-    The first byte says which file the rest is: entry.json, end.json, receipts.jsonl, FORMAT or schedule.json.
+    The first byte says which file the rest is: entry.json, end.json, receipts.jsonl, FORMAT, schedule.json or storms.json.
     """
     if not data:
         return
     spool, directory = _spool()
-    kind, content = data[0] % 5, data[1:]
+    kind, content = data[0] % 6, data[1:]
     if kind == 0:
         _check_start(spool, directory, content)
     elif kind == 1:
@@ -119,8 +121,10 @@ def check_spool(data: bytes) -> None:
             assert all(type(line) is dict for line in spool.receipts())
     elif kind == 3:
         _check_format(directory.parents[1], content)
-    else:
+    elif kind == 4:
         _check_schedule(content)
+    else:
+        _check_storms(content)
 
 
 def _check_start(spool: Spool, directory: Path, content: bytes) -> None:
@@ -185,6 +189,21 @@ def _check_schedule(content: bytes) -> None:
         assert schedule.missing_s(store, since + 7.0) == 7.0
 
 
+def _check_storms(content: bytes) -> None:
+    try:
+        state = State.parse(content)
+    except ValueError:
+        return
+    assert State.parse(state.encode()).encode() == state.encode()
+    counted = state.others + sum(bucket.suppressed for kind in (state.programs, state.users) for bucket in kind.values())
+    admission = Admission()
+    verdict = state.admit("8:1", "33", (admission.program, admission.user), 1_795_338_900_000)
+    left = state.others + sum(bucket.suppressed for kind in (state.programs, state.users) for bucket in kind.values())
+    told = verdict.untaken.suppressed + verdict.untaken.suppressed_of_user + verdict.untaken.suppressed_of_others
+    assert counted + 1 == left + (1 + told if verdict.limit is None else 0)
+    assert len(state.programs) <= limits.MAX_STORM_PROGRAMS
+
+
 def spool_seeds() -> Iterator[bytes]:
     """The files of a spool, of a whole dump and of a tail."""
     _, directory = _spool()
@@ -198,6 +217,10 @@ def spool_seeds() -> Iterator[bytes]:
     yield b'\2{"dump": "a"}\n{"gone": true}\n{"torn'
     yield b"\3" + (directory.parents[1] / "FORMAT").read_bytes()
     yield b"\4" + Schedule(3, 1_795_338_900, ((STORE, 5),)).encode()
+    state = State()
+    state.programs, state.users = {"8:1": Bucket(1_795_338_900_000, 3_000_000, 7, 1_795_338_900)}, {"33": Bucket(1, 2, 0, 0)}
+    state.boot, state.record, state.declined, state.since = "0f8d", 852, 3, 5
+    yield b"\5" + state.encode()
 
 
 def check_ledger(data: bytes) -> None:
@@ -338,7 +361,7 @@ SPOOL = Target(
     check_spool, spool_seeds,
     ("sender.spool.Spool.entry", "sender.spool_entry.SpoolEntry.end", "sender.spool_entry.parse_end",
      "sender.spool_entry.parse_start", "sender.spool_entry.decode", "sender.spool.Spool.receipts", "sender.spool.open_spool",
-     "sender.schedule.parse_schedule"),
+     "sender.schedule.parse_schedule", "sender.buckets.State.parse"),
     is_json=True,
 )  # fmt: skip
 LEDGER = Target(check_ledger, ledger_seeds, ("pki.ledger.Ledger.read",), is_json=True)
