@@ -21,6 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+import many_dumps
+
 from securecore import limits, tls
 from securecore.cli import core_pattern
 from securecore.merkle import EMPTY_ROOT
@@ -254,7 +256,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure securecore against its budgets, as root, with cc, zstd and openssl.")
     parser.add_argument("--runs", type=int, default=5, help="measurements of each kind; medians are quoted (default 5)")
     parser.add_argument("--mib", type=int, default=1024, help="size of the large core (default 1024)")
+    parser.add_argument("--dumps", type=int, help="measure instead what quotas cost where a host has so many dumps; needs no root")
     arguments = parser.parse_args()
+    if arguments.dumps is not None:
+        print_figures(many_dumps.measure(arguments.dumps))
+        return
     if not core_pattern.is_borrowable():
         raise SystemExit("bench needs root and a writable core_pattern")
     for program in ("cc", "zstd", "openssl", "pgrep"):
@@ -303,6 +309,14 @@ def print_rows(rows: list[Row]) -> None:
     for row in rows:
         mark = "holds" if row.holds else "missed"
         print(f"| {row.what} | {row.measured} | {row.compared} | {row.ratio:.2f} | {row.budget} | {mark} |")
+
+
+def print_figures(figures: list[many_dumps.Figure]) -> None:
+    """Print a Markdown table of times."""
+    print("| what | took |")
+    print("|---|---|")
+    for figure in figures:
+        print(f"| {figure.what} | {figure.took} |")
 
 
 def _ms(seconds: list[float]) -> str:
