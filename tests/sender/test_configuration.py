@@ -254,6 +254,7 @@ def test_a_local_configuration_needs_its_directory_only() -> None:
         (LOCAL.replace("version = 1", "version = 1\nuser = 'root'"), "sender.toml: the user must not be root"),
         (LOCAL.replace("version = 1", "version = 1\nspool_mode = 'tail'"), "sender.toml:2: spool_mode and [local] exclude"),
         (LOCAL.replace("version = 1", "version = 1\nspool = '/x'"), "sender.toml:2: spool and [local] exclude each other"),
+        (LOCAL + "[admission]\n", "sender.toml:4: admission and [local] exclude each other"),
         (GOOD + "[local]\ndirectory = '/x'\n", "sender.toml:2: receivers and [local] exclude each other"),
         ("version = 1\nlocal = '/x'\n", "sender.toml:2: local must be a table"),
     ],
