@@ -187,7 +187,7 @@ wait: a day, as sentry-native caps it."""
 
 # --- the sender's admission -----------------------------------------------------------------------------------------------------
 PROGRAM_BURST: Final = 10
-"""Dumps of one program that are taken at once: so many show whether they are all the same crash."""
+"""Dumps of one program of one user that are taken at once: so many show whether they are all the same crash."""
 
 PROGRAM_EVERY_S: Final = 300
 """Seconds until one more is taken: the longest back-off of a supervisor that starts a crashing program again for ever (Kubernetes'

@@ -65,7 +65,7 @@ class CrashReport(NamedTuple):
     core_name: str | None = None
     """The file name that a person sent the core from; shown, never used as a path."""
     suppressed: int | None = None
-    """Crashes of this program that its storm limit kept from being taken, since the last dump that counts them."""
+    """Crashes of this program, run by this user, that its storm limit kept from being taken, since the last dump that counts."""
     suppressed_of_user: int | None = None
     """The same of this user, by the user's storm limit: of any program."""
     suppressed_of_others: int | None = None

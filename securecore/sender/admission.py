@@ -67,7 +67,7 @@ class Admission(NamedTuple):
     rules: tuple[Rule, ...] = ()
     """The first one that fits decides; what fits none is taken."""
     program: StormLimit = StormLimit(limits.PROGRAM_BURST, limits.PROGRAM_EVERY_S)
-    """Of each file that was run: its device and inode, not its name."""
+    """Of each file that a user has run: its device and inode, not its name."""
     user: StormLimit = StormLimit(limits.USER_BURST, limits.USER_EVERY_S)
     """Of each uid."""
 

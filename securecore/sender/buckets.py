@@ -1,8 +1,9 @@
 """The arithmetic of storm limits: token buckets, what was not taken, and the bounded state that holds both; no clock, no disk.
 
-Programs and users have a bucket each. A crash is taken when both have room, and then takes from both; otherwise it is counted with
-the bucket that had none, the program's first, and takes nothing. So a user who crashes ever new programs runs against the user's
-bucket without filling the state. The bucket used longest ago makes room for a new one; what was counted with it goes on counting.
+Programs (a file that a user has run) and users have a bucket each. A crash is taken when both have room, and then takes from both;
+otherwise it is counted with the bucket that had none, the program's first, and takes nothing. So a user who crashes ever new
+programs runs against the user's bucket without filling the state. The bucket used longest ago makes room for a new one; what was
+counted with it goes on counting.
 """
 
 import json

@@ -65,10 +65,13 @@ def count_skips(spool: int, boot: str | None, skips: Skips, clock: Clock = time.
 
 
 def find_program(report: CrashReport) -> str | None:
-    """Return what stands for the file that was run; None where that is not known."""
+    """Return what stands for the file that was run, and who ran it; None where the file is not known.
+
+    By the file alone, one user could use up the limit of a program that others run too.
+    """
     if report.executable_device is None or report.executable_inode is None:
         return None
-    return f"{report.executable_device}:{report.executable_inode}"
+    return f"{report.executable_device}:{report.executable_inode}:{report.uid}"
 
 
 def _user(report: CrashReport) -> str:

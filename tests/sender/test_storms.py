@@ -57,6 +57,12 @@ def test_programs_are_told_apart_by_their_files(spool: Spool) -> None:
     assert admit(spool, CRASH._replace(executable_device=None)) is None
 
 
+def test_nobody_can_use_up_the_limit_of_another_users_program(spool: Spool) -> None:
+    """Who crashes a shell or an interpreter again and again keeps no core of a service that runs the same file from being taken."""
+    assert [admit(spool, CRASH._replace(uid=1000)) for _ in range(4)] == [None] * 3 + ["program"]
+    assert admit(spool) is None
+
+
 def test_the_file_is_its_owners_only_and_nothing_is_left_beside_it(spool: Spool, tmp_path: Path) -> None:
     """0600, whole, without the name that it had while it was written."""
     admit(spool)
