@@ -10,6 +10,9 @@ that is there already is used when it names these frames. A crash after it leave
 
 When the sender opens the dump again, the directory is moved back and the receipt removed (store/recovery.py), each durable before
 the next, and only then the seek table is cut off. The log keeps what it said; a later entry says more.
+
+A dump whose frames are no longer those of its entry was damaged since. It stays as it is, with the frames behind the damage:
+resuming would cut those off, though they were acknowledged. Its sender is refused and keeps what it has, until a person has looked.
 """
 
 import logging
@@ -22,6 +25,7 @@ from securecore.audit.log import HostLogs
 from securecore.errors import BrokenError, PeerError
 from securecore.names import DumpId, HostName
 from securecore.report import parse_report
+from securecore.store.growing_core import GrowingCore
 from securecore.store.layout import Store
 from securecore.store.recovery import take_back
 from securecore.store.writer import IncomingDump
@@ -67,7 +71,8 @@ class Abandonment:
         """Take a dump back that was given up, because its sender opens it again with *report*; nothing happens to any other dump.
 
         Raises PeerError when the dump began with another report, BrokenError when a dump under incoming has a receipt and no
-        manifest and was not given up by the log. (A published one that was received and has lost its manifest keeps its receipt.)
+        manifest and was not given up by the log, and when the frames are not those of the log's entry: then nothing is changed.
+        (A published dump that was received and has lost its manifest keeps its receipt.)
         """
         if self._store.find_place(host, dump_id) is None:
             return
@@ -83,8 +88,19 @@ class Abandonment:
             raise BrokenError(f"dump {dump_id} has a receipt and no manifest, and was not given up by the audit log")
         if report != stored_report:
             raise PeerError(f"dump {dump_id} was begun with another report")
+        if self._root_of(host, dump_id) != standing.digest:
+            raise BrokenError(f"dump {dump_id} was given up, and its frames are damaged since: it is not taken back")
         take_back(self._store, host, dump_id)
         log.info("returned host=%s dump=%s", host, dump_id)
+
+    def _root_of(self, host: HostName, dump_id: DumpId) -> bytes:
+        with self._store.open_dump(host, dump_id) as files:
+            core = GrowingCore(files.open_core(), f"dump {dump_id}")
+        try:
+            core.walk(lambda: None)
+            return core.frontier.root()
+        finally:
+            core.close()
 
     def _entry(self, dump: IncomingDump, last_at: datetime) -> bytes:
         stored_report = dump.read_report()

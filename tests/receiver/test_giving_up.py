@@ -41,6 +41,7 @@ from tests.support.dumps import (
     make_log_signer,
     make_signer,
 )
+from tests.support.stores import flip
 
 CORE = core_bytes(2, 40)
 FRAMES = frames_of(CORE)
@@ -383,6 +384,27 @@ def test_a_dump_that_was_received_and_lost_its_manifest_is_not_taken_back(life: 
     (life.path / f"hosts/{WEB}/{ID}").rename(life.path / f"incoming/{WEB}/{ID}")
     with pytest.raises(BrokenError, match="was not given up by the audit log"):
         life.abandonment.revoke(WEB, ID, REPORT)
+    life.end()
+
+
+@pytest.mark.parametrize("at", [0, -1], ids=["no frame any more", "another frame"])
+def test_a_dump_that_was_damaged_since_is_not_taken_back(at: int, life: Life) -> None:
+    """Sound frames behind the damage were acknowledged: nothing is cut off, the dump stays published, its sender is refused."""
+    dump = IncomingDump.resume(life.store, WEB, ID)
+    for frame in FRAMES[1:]:
+        dump.append(*frame)
+    dump.sync()
+    dump.close()
+    life.caretaker.look()
+    core = life.path / PUBLISHED / "core.zst"
+    begins = len(FRAMES[0][0])
+    flip(core, begins if at == 0 else begins + len(FRAMES[1][0]) - 1)
+    damaged = core.read_bytes()
+    for _ in range(2):
+        with pytest.raises(BrokenError, match="damaged since"):
+            life.abandonment.revoke(WEB, ID, REPORT)
+        assert core.read_bytes() == damaged
+        assert life.store.incoming() == []
     life.end()
 
 
