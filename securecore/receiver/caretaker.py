@@ -1,5 +1,7 @@
 """The thread that looks after dumps that nobody sends any more: what is old enough is published as incomplete.
 
+A dump whose manifest or receipt is durable needs nothing from its sender: where the disk refused the rest, it is finished here.
+
 A dump that a session has is left alone, and so is one whose sender opens it while it is looked at: the walk over its frames ends
 before the next one. What stands in the way of one dump is logged, and the others are dealt with.
 """
@@ -12,13 +14,14 @@ from typing import Final
 
 from securecore import limits
 from securecore.dump import directory
-from securecore.errors import BusyError, NotFoundError, SecurecoreError
+from securecore.errors import BrokenError, BusyError, NotFoundError, SecurecoreError
 from securecore.names import DumpId, HostName
 from securecore.receiver.abandonment import Abandonment
+from securecore.receiver.commit import Committer
 from securecore.receiver.observer import quoted
 from securecore.receiver.presence import Presence
 from securecore.store.layout import Store
-from securecore.store.reading import MANIFEST, REPORT, DumpFiles
+from securecore.store.reading import MANIFEST, RECEIPT, REPORT, DumpFiles
 from securecore.store.recovery import discard_unacknowledged
 from securecore.store.writer import IncomingDump
 
@@ -32,13 +35,22 @@ class Caretaker:
     """Gives up dumps whose last frame is older than *after*: with ``start`` in a thread of its own, until ``stop``."""
 
     def __init__(
-        self, store: Store, abandonment: Abandonment, presence: Presence, after: timedelta, clock: Callable[[], datetime]
+        self,
+        store: Store,
+        committer: Committer,
+        abandonment: Abandonment,
+        presence: Presence,
+        after: timedelta,
+        clock: Callable[[], datetime],
     ) -> None:
         self._store = store
+        self._committer = committer
         self._abandonment = abandonment
         self._presence = presence
         self._after = after
         self._clock = clock
+        self._damaged: set[tuple[HostName, DumpId]] = set()
+        """What cannot be finished before a person has seen to it: not to be read from end to end at every look."""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="caretaker", daemon=True)
 
@@ -81,26 +93,41 @@ class Caretaker:
 
     def _consider(self, host: HostName, dump_id: DumpId) -> None:
         with self._store.open_dump(host, dump_id) as files:
-            if not self._is_old(files):
+            if not (self._is_old(files) or _is_finished(files)):
                 return
         sender_is_back = threading.Event()
-        with self._presence.claim_idle(host, dump_id, sender_is_back.set):
-            with self._store.open_dump(host, dump_id) as files:
-                if files.is_published or not self._is_old(files):  # A session may have come and gone.
-                    return
-                names = directory.names_in(files.fd)
-                last_at = datetime.fromtimestamp(files.last_frame_at(), UTC)
-            if REPORT not in names:
-                discard_unacknowledged(self._store, host, dump_id)
-                log.info("removed host=%s dump=%s why='nothing of it was acknowledged'", host, dump_id)
-            elif MANIFEST not in names:  # With one it is whole: a commit that failed, for the next start.
-                self._give_up(host, dump_id, last_at, sender_is_back)
 
-    def _give_up(self, host: HostName, dump_id: DumpId, last_at: datetime, sender_is_back: threading.Event) -> None:
         def check() -> None:
             if sender_is_back.is_set() or self._stopping.is_set():
                 raise BusyError("somebody else wants this dump, or its receiver's end")
 
+        with self._presence.claim_idle(host, dump_id, sender_is_back.set):
+            with self._store.open_dump(host, dump_id) as files:  # A session may have come and gone.
+                if files.is_published:
+                    return
+                is_old, is_finished = self._is_old(files), _is_finished(files)
+                names = directory.names_in(files.fd)
+                last_at = datetime.fromtimestamp(files.last_frame_at(), UTC)
+            if is_finished:
+                self._finish(host, dump_id, check)
+            elif is_old and REPORT not in names:
+                discard_unacknowledged(self._store, host, dump_id)
+                log.info("removed host=%s dump=%s why='nothing of it was acknowledged'", host, dump_id)
+            elif is_old:
+                self._give_up(host, dump_id, last_at, check)
+
+    def _finish(self, host: HostName, dump_id: DumpId, check: Callable[[], None]) -> None:
+        if (host, dump_id) in self._damaged:
+            return
+        try:
+            self._committer.finish_interrupted(host, dump_id, check)
+        except BrokenError as error:
+            self._damaged.add((host, dump_id))
+            log.error("cannot finish host=%s dump=%s error=%s", host, dump_id, quoted(error.message))
+            return
+        log.info("finished host=%s dump=%s", host, dump_id)
+
+    def _give_up(self, host: HostName, dump_id: DumpId, last_at: datetime, check: Callable[[], None]) -> None:
         self._abandonment.check(host)
         dump = IncomingDump.resume(self._store, host, dump_id, between=check)
         try:
@@ -115,3 +142,9 @@ class Caretaker:
 
     def _is_old(self, files: DumpFiles) -> bool:
         return self._clock().timestamp() - files.last_frame_at() > self._after.total_seconds()
+
+
+def _is_finished(files: DumpFiles) -> bool:
+    """Whether nothing is missing but what the receiver itself does; without its report it holds nothing that counts."""
+    names = directory.names_in(files.fd)
+    return REPORT in names and (MANIFEST in names or RECEIPT in names)

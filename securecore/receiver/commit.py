@@ -7,8 +7,8 @@
 5. The directory is moved among the published ones: durable.
 6. Only then does the sender hear of it.
 
-A start finds a dump in any of these states and goes on from step 3: an entry that is there already is not written again. It is this
-dump's when it names this manifest; a dump whose files were lost may have been received before.
+A start, or the caretaker, finds a dump in any of these states and goes on from step 3: an entry that is there is not written
+again. It is this dump's when it names this manifest; a dump whose files were lost may have been received before.
 """
 
 from collections.abc import Callable
@@ -92,22 +92,26 @@ class Committer:
         done += [(f"{dump_id} of {host}", error) for host, dump_id, error in leftovers.stuck]
         for host, dump_id in (*leftovers.finished, *leftovers.given_up):
             try:
-                dump = IncomingDump.resume(self._store, host, dump_id)
-                try:
-                    self._finish_interrupted(dump)
-                finally:
-                    dump.close()
+                self.finish_interrupted(host, dump_id)
                 done.append((f"{dump_id} of {host}", None))
             except SecurecoreError as error:
                 done.append((f"{dump_id} of {host}", error))
         return done
 
-    def _finish_interrupted(self, dump: IncomingDump) -> None:
-        if dump.is_given_up:  # Its receipt is durable, so only the rename is missing (receiver/abandonment.py).
-            dump.publish()
-            return
-        check_manifest(dump.read_manifest(), dump, self._store.store_id, dump.read_report(), None)
-        self.commit(dump)
+    def finish_interrupted(self, host: HostName, dump_id: DumpId, between: Callable[[], None] = lambda: None) -> None:
+        """Publish a dump under incoming whose manifest or receipt is durable; *between* and errors as of IncomingDump.resume.
+
+        Raises ManifestRefused when the manifest does not hold. The caller has claimed the dump, or no session runs.
+        """
+        dump = IncomingDump.resume(self._store, host, dump_id, between=between)
+        try:
+            if dump.is_given_up:  # Its receipt is durable, so only the rename is missing (receiver/abandonment.py).
+                dump.publish()
+                return
+            check_manifest(dump.read_manifest(), dump, self._store.store_id, dump.read_report(), None)
+            self.commit(dump)
+        finally:
+            dump.close()
 
     def _entry(self, dump: IncomingDump) -> bytes:
         token = dump.read_manifest()

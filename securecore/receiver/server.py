@@ -78,7 +78,7 @@ class Receiver:
         abandonment = Abandonment(store, self._logs, utc_now)
         self._service = Service(store, material, self._logs, committer, abandonment, utc_now)
         self._service.policy = settings.policy
-        self._caretaker = Caretaker(store, abandonment, self._service.presence, settings.incomplete_after, utc_now)
+        self._caretaker = Caretaker(store, committer, abandonment, self._service.presence, settings.incomplete_after, utc_now)
         self._control = ControlServer(store, self._logs, utc_now)
         self._listeners = listeners
         self._doorkeeper = Doorkeeper(lambda: self._service.policy.doors)

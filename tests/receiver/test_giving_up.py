@@ -79,7 +79,7 @@ class Life:
         self.presence = Presence()
         self.committer = Committer(self.store, self.logs, lambda: now)
         self.abandonment = Abandonment(self.store, self.logs, lambda: now)
-        self.caretaker = Caretaker(self.store, self.abandonment, self.presence, AFTER, lambda: now)
+        self.caretaker = Caretaker(self.store, self.committer, self.abandonment, self.presence, AFTER, lambda: now)
         self._keys = keys
 
     def start(self) -> list[SecurecoreError]:
@@ -325,12 +325,50 @@ def test_a_dump_whose_log_is_damaged_is_not_touched(life: Life, caplog: pytest.L
     life.end()
 
 
-def test_a_dump_with_a_manifest_is_not_given_up(life: Life, keys: Keys) -> None:
-    """Its commit was interrupted or refused: the next start, or its sender, finishes it."""
+def test_a_commit_that_the_disk_refused_is_finished_at_the_next_look(life: Life, keys: Keys) -> None:
+    """However young it is: it is not given up but received, for its sender has said all that it had to say."""
     dump = IncomingDump.resume(life.store, WEB, ID)
     dump.finish(keys.host.sign(keys.host.manifest(ID, life.store.store_id, SENT)))
+    with life.presence.claim(WEB, ID, lambda: None):
+        life.caretaker.look()
+    assert life.store.incoming() == [(WEB, ID)]
     dump.close()
-    life.caretaker.look()
+    life.end()
+    young = Life(life.path, keys, datetime.now(UTC))
+    young.caretaker.look()
+    plain, names, entry = published(young)
+    assert (plain, entry["event"]) == (SENT, "received")
+    assert "manifest.jws" in names
+    assert len(young.entries()) == 1
+    young.end()
+
+
+def test_giving_up_is_finished_at_the_next_look(life: Life, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rename that the disk refused is done when it takes it; the entry is not written again."""
+
+    def refuse(*arguments: Any) -> None:
+        raise StorageError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("securecore.store.writer.move_dump", refuse)
+        life.caretaker.look()
+    assert life.store.incoming() == [(WEB, ID)]
+    life.end()
+    young = Life(life.path, keys, datetime.now(UTC))
+    young.caretaker.look()
+    assert published(young)[0] == SENT
+    assert [entry["event"] for entry in young.entries()] == ["incomplete"]
+    young.end()
+
+
+def test_what_cannot_be_finished_is_told_once(life: Life, keys: Keys, caplog: pytest.LogCaptureFixture) -> None:
+    """A manifest that does not hold is for a person to look at: the dump stays, and is not read again at every look."""
+    dump = IncomingDump.resume(life.store, WEB, ID)
+    dump.finish(keys.host.sign(keys.host.manifest(ID, life.store.store_id, CORE)))
+    dump.close()
+    for _ in range(2):
+        life.caretaker.look()
+    assert caplog.text.count(f"cannot finish host={WEB} dump={ID}") == 1
     assert life.store.incoming() == [(WEB, ID)]
     life.end()
 
