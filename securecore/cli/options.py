@@ -15,12 +15,12 @@ from securecore.identity import host_from_operator
 from securecore.names import Address, HostName, NameRefused
 from securecore.receiver import installation
 from securecore.store.layout import Store
+from securecore.units import parse_span
 
 DEFAULT_STORE: Final = installation.DEFAULT_STORE
 DEFAULT_RECEIVER_IDENTITY: Final = installation.DEFAULT_IDENTITY
 
 _HOSTS_SHOWN: Final = 5
-_UNITS: Final = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -34,9 +34,9 @@ def address(text: str) -> Address:
 
 
 def moment(text: str) -> datetime:
-    """Return the aware moment that an option's text means: 15m, 6h, 1d or 2w ago, or ISO 8601, UTC when it has no zone."""
+    """Return the aware moment that an option's text means: 90s, 15m, 6h, 1d or 2w ago, or ISO 8601, UTC when it has no zone."""
     try:
-        if (span := _find_span(text)) is not None:
+        if (span := parse_span(text)) is not None:
             return datetime.now(UTC) - span
         found = datetime.fromisoformat(text)
     except (ValueError, OverflowError) as error:
@@ -45,21 +45,11 @@ def moment(text: str) -> datetime:
 
 
 def duration(text: str) -> timedelta:
-    """Return how long an option's text means: 15m, 6h, 1d or 2w; a usage error says what is wrong with it."""
-    try:
-        span = _find_span(text)
-    except (ValueError, OverflowError):
-        span = None
+    """Return how long an option's text means: 90s, 15m, 6h, 1d or 2w; a usage error says what is wrong with it."""
+    span = parse_span(text)
     if not span:
-        raise click.BadParameter(f"{text!a} is no length of time: write 15m, 6h, 1d or 2w")
+        raise click.BadParameter(f"{text!a} is no length of time: write 90s, 15m, 6h, 1d or 2w")
     return span
-
-
-def _find_span(text: str) -> timedelta | None:
-    """Return the length of time that a number and a unit mean, None for other texts; OverflowError or ValueError for huge ones."""
-    if text[:-1].isdecimal() and text[-1] in _UNITS:
-        return int(text[:-1]) * _UNITS[text[-1]]
-    return None
 
 
 def incomplete_after_option(command: _Command) -> _Command:
@@ -67,7 +57,7 @@ def incomplete_after_option(command: _Command) -> _Command:
     usual = f"{limits.INCOMPLETE_AFTER_S // 86400}d"
     option = click.option(
         "--incomplete-after", type=duration, show_default=f"that of receiver.toml, or {usual}", metavar="TIME",
-        help="How long after its last frame a dump is given up and listed as incomplete: 15m, 6h, 1d, 2w. A sender that comes"
+        help="How long after its last frame a dump is given up and listed as incomplete: 90s, 15m, 6h, 1d, 2w. A sender that comes"
         " back later goes on all the same.",
     )  # fmt: skip
     return option(command)

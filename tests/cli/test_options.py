@@ -43,17 +43,17 @@ def test_a_host_is_found_by_its_name_or_first_labels(store: Store, text: str, ho
 
 
 @pytest.mark.parametrize(
-    ("text", "minutes"), [("15m", 15), ("6h", 360), ("1d", 1440), ("2w", 20160)]
+    ("text", "minutes"), [("90s", 1.5), ("15m", 15), ("6h", 360), ("1d", 1440), ("2w", 20160)]
 )
-def test_a_length_of_time_is_a_number_and_a_unit(text: str, minutes: int) -> None:
-    """The units are those of --since."""
+def test_a_length_of_time_is_a_number_and_a_unit(text: str, minutes: float) -> None:
+    """The units are those of --since and of receiver.toml."""
     assert options.duration(text) == timedelta(minutes=minutes)
 
 
 @pytest.mark.parametrize("text", ["", "m", "0d", "-1d", "1", "1.5d", "1y", "d1", "9" * 30 + "w", "9" * 5000 + "w", "²d", "1d "])
 def test_no_length_of_time_is_refused(text: str) -> None:
     """Nothing, less than nothing and more than any calendar holds: a usage error that shows how it is written."""
-    with pytest.raises(click.BadParameter, match="write 15m, 6h, 1d or 2w"):
+    with pytest.raises(click.BadParameter, match="write 90s, 15m, 6h, 1d or 2w"):
         options.duration(text)
 
 
