@@ -29,6 +29,7 @@ from securecore.pki.issue import issue_host
 from securecore.pki.keys import make_log_key
 from securecore.pki.revocation import revoke_name
 from securecore.receiver.control import ControlServer
+from securecore.receiver.presence import Presence
 from securecore.sender.schedule import read_schedule, write_schedule
 from securecore.sender.spool import create_spool, open_spool
 from securecore.sender.spool_entry import EntryEnd, EntryStart
@@ -90,9 +91,9 @@ def use_store(place: Path) -> None:
         logs = HostLogs(LogSigner("collector/securecore", make_log_key()), lambda host: store.audit_directory(host, create=True))
         try:
             store.put_log_key(b"statement", b"anchors")
-            control = ControlServer(store, logs, lambda: NOW)
+            control = ControlServer(store, logs, Presence(), lambda: NOW)
             control.start()
-            control.close()
+            control.close(10)
             incoming = IncomingDump.begin(store, HOST, DUMP, b"{}")
             try:
                 incoming.append(FRAME, 4)

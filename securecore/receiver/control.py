@@ -29,6 +29,7 @@ from securecore.audit.log import HostLogs
 from securecore.errors import BrokenError, BusyError, ConfigError, NotFoundError, PeerError, SecurecoreError, StorageError
 from securecore.names import DumpId, HostName, NameRefused
 from securecore.receiver.deletion import Order, delete
+from securecore.receiver.presence import Presence
 from securecore.store.layout import Store
 
 SOCKET: Final = "control.sock"
@@ -45,11 +46,13 @@ logger = logging.getLogger("securecore.receiver")
 class ControlServer:
     """Answers requests one at a time in a thread of its own; they are rare and short."""
 
-    def __init__(self, store: Store, logs: HostLogs, clock: Callable[[], datetime]) -> None:
+    def __init__(self, store: Store, logs: HostLogs, presence: Presence, clock: Callable[[], datetime]) -> None:
         self._store = store
         self._logs = logs
+        self._presence = presence
         self._clock = clock
         self._listener: socket.socket | None = None
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Listen; a socket that a dead receiver left is replaced (the caller holds the store's lock, so it is dead)."""
@@ -70,19 +73,23 @@ class ControlServer:
         finally:
             os.umask(mask)
         self._listener = listener
-        threading.Thread(target=self._serve, args=(listener,), daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, args=(listener,), daemon=True)
+        self._thread.start()
 
-    def close(self) -> None:
-        """Stop answering."""
-        if self._listener is not None:
-            # A shutdown wakes the thread that waits in accept; closing alone would not.
-            self._listener.shutdown(socket.SHUT_RDWR)
-            self._listener.close()
-            self._listener = None
-            try:
-                os.unlink(SOCKET, dir_fd=self._store.fd)
-            except OSError:
-                pass  # The next receiver replaces it.
+    def close(self, timeout_s: float) -> bool:
+        """Take no more requests, and return whether the one that is under way, if one is, was answered within that time."""
+        if self._listener is None or self._thread is None:
+            return True
+        # A shutdown wakes the thread that waits in accept; closing alone would not.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._listener = None
+        self._thread.join(timeout_s)
+        try:
+            os.unlink(SOCKET, dir_fd=self._store.fd)
+        except OSError:
+            pass  # The next receiver replaces it.
+        return not self._thread.is_alive()
 
     def _serve(self, listener: socket.socket) -> None:
         while True:
@@ -128,7 +135,9 @@ class ControlServer:
             core = take_core(self._store, self._logs, host, dump, uid, self._clock())
         else:
             order = Order(uid, user_name(uid), _reason(request))
-            delete(self._store, self._logs, host, dump, order, self._clock())
+            # Whoever opens it meanwhile waits, and hears what became of it.
+            with self._presence.claim_idle(host, dump, lambda: None):
+                delete(self._store, self._logs, host, dump, order, self._clock())
         logger.info("%s host=%s dump=%s uid=%d", "extracted" if verb == "extract" else "deleted", host, dump, uid)
         return core
 

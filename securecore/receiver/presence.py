@@ -2,7 +2,7 @@
 
 A sender that lost its connection comes back before the receiver has noticed. The older session is interrupted, and the newer one
 waits until its thread has let the dump go. The caretaker, which gives up dumps that nobody sends, takes only what no session has,
-and makes way like an older session.
+and makes way like an older session. A deletion takes only what nobody has, and goes on to its end.
 """
 
 import os

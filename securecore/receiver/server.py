@@ -79,7 +79,7 @@ class Receiver:
         self._service = Service(store, material, self._logs, committer, abandonment, utc_now)
         self._service.policy = settings.policy
         self._caretaker = Caretaker(store, committer, abandonment, self._service.presence, settings.incomplete_after, utc_now)
-        self._control = ControlServer(store, self._logs, utc_now)
+        self._control = ControlServer(store, self._logs, self._service.presence, utc_now)
         self._listeners = listeners
         self._doorkeeper = Doorkeeper(lambda: self._service.policy.doors)
         self._strangers = StrangerLog(utc_now)
@@ -269,12 +269,13 @@ class Receiver:
         log.info("stopping, %d connections%s", count, "; a second signal does not wait for them" if count else "")
         self._caretaker.stop()
         left = self._end_sessions()
-        if left or not self._caretaker.has_ended(limits.PROGRESS_DEADLINE_S):
-            # A session, or the caretaker, that the disk does not let go may still write, and append to a log. So the store stays
-            # locked, and everything open, until the end of the process has ended that thread too.
+        # A deletion may go on for as long as the disk takes for a large file.
+        is_answered = self._control.close(limits.PROGRESS_DEADLINE_S)
+        if left or not self._caretaker.has_ended(limits.PROGRESS_DEADLINE_S) or not is_answered:
+            # Whom the disk does not let go, a session, a deletion or the caretaker, may still write, and append to a log. So the
+            # store stays locked, and everything open, until the end of the process has ended that thread too.
             log.error("stopped, %d connections still wait for the disk and end with the process", left)
             return
-        self._control.close()
         self._strangers.summarise()
         self._logs.close()
         self._lock.close()

@@ -2,17 +2,19 @@
 
 import os
 import pwd
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from securecore.errors import BusyError, NotFoundError, SecurecoreError, StorageError
-from securecore.names import DumpId, HostName
+from securecore.names import Address, DumpId, HostName
 from securecore.receiver import control
 from securecore.receiver.commit import Committer
 from securecore.receiver.deletion import Order, delete, find_tombstone
-from securecore.receiver.server import Receiver
+from securecore.receiver.server import Receiver, ReceiverSettings, open_receiver
 from securecore.report import CrashReport
 from securecore.sender.flush import flush
 from securecore.sender.spool import Spool
@@ -295,6 +297,53 @@ def test_where_no_receiver_runs_the_command_signs_for_itself(
     }  # fmt: skip
     assert not commands.dump(dump).exists()
     assert commands.audit().code == 0
+
+
+def test_a_dump_that_a_session_has_is_not_deleted(receiver: Receiver, spooled: DumpId, commands: Commands) -> None:
+    """Also before it has opened a file of it: the claim alone keeps the dump, and another one keeps its sender off meanwhile."""
+    with receiver._service.presence.claim(HostName(WEB_NAME), spooled, lambda: None):
+        ran = commands("delete", spooled)
+    assert (ran.code, "a session has this dump" in ran.err) == (BusyError.exit_code, True)
+    assert commands.dump(spooled).exists()
+
+
+def test_a_sender_waits_while_its_dump_is_deleted(
+    receiver: Receiver, spooled: DumpId, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deletion has claimed the dump, as a session would."""
+    claims: list[object] = []
+
+    def look_and_delete(*arguments: Any) -> None:
+        claims.extend(receiver._service.presence._claims)
+        delete(*arguments)
+
+    monkeypatch.setattr(control, "delete", look_and_delete)
+    assert commands("delete", spooled).code == 0
+    assert claims == [(HostName(WEB_NAME), spooled)]
+
+
+@pytest.mark.slow
+def test_a_receiver_that_is_stopped_finishes_a_deletion(
+    fleet: Fleet, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was asked for before the signal came is done and answered before the logs and the store are closed."""
+    (dump,) = fill_store(fleet, tmp_path / "store", [("web-1", CORE)])
+    commands = Commands(tmp_path / "store", fleet, capsys)
+    receiver = open_receiver(ReceiverSettings((Address("127.0.0.1:0"),), tmp_path / "store", fleet.receiver))
+    serving = threading.Thread(target=receiver.serve)
+    serving.start()
+
+    def stop_and_delete(*arguments: Any) -> None:
+        receiver.stop()
+        serving.join(0.5)  # Longer than it takes where nobody waits.
+        delete(*arguments)
+
+    monkeypatch.setattr(control, "delete", stop_and_delete)
+    ran = commands("delete", dump)
+    serving.join()
+    assert (ran.code, ran.err) == (0, "")
+    assert not commands.dump(dump).exists()
+    assert not (tmp_path / "store" / control.SOCKET).exists()
 
 
 @pytest.mark.parametrize("reason", [7, ["x"], "x" * 401])
