@@ -147,11 +147,11 @@ class Catalogue:
         if self._connection.execute("SELECT inode, changed_ns FROM marks WHERE host = ?", (name,)).fetchone() == mark:
             return
         here = set(self._store.dump_names(Place.HOSTS, host))
-        # What was given up may have been taken back and published again since; nothing else ever changes under its name.
-        self._connection.execute("DELETE FROM dumps WHERE host = ? AND given_up_at IS NOT NULL", (name,))
+        # What has no manifest may have been taken back and received since; nothing else ever changes under its name.
+        self._connection.execute("DELETE FROM dumps WHERE host = ? AND outcome IS NULL", (name,))
         known = {dump_id for (dump_id,) in self._connection.execute("SELECT id FROM dumps WHERE host = ?", (name,))}
         self._forget(host, known - here)
-        new = (row for text in here - known if (row := _find_row(self._store, host, text)) is not None)
+        new = (row for text in here - known if (row := _find_published(self._store, host, text)) is not None)
         while batch := list(islice(new, _BATCH)):
             self._add_all(batch)
         if taken_at - mark[1] > _SETTLED_NS:
@@ -271,16 +271,25 @@ def _rows_coming_in(store: Store, host: HostName | None) -> list[DumpRow]:
     rows = []
     for owner, dump_id in store.incoming():
         if host is None or owner == host:
-            row = _find_row(store, owner, str(dump_id))
+            row = _find_row(store, owner, dump_id)
             if row is not None:
                 rows.append(row)
     return rows
 
 
-def _find_row(store: Store, host: HostName, text: str) -> DumpRow | None:
-    """Return the row of a dump; None when *text* is no dump id, the dump has just vanished, or is no directory of ours."""
+def _find_published(store: Store, host: HostName, text: str) -> DumpRow | None:
+    """Return the row of a published dump; None when *text* is no dump id, or the dump has just vanished or was taken back."""
     try:
         with store.open_dump(host, DumpId.parse(text)) as files:
-            return row_of(files)
+            return row_of(files) if files.is_published else None
     except (NameRefused, SecurecoreError):
+        return None
+
+
+def _find_row(store: Store, host: HostName, dump_id: DumpId) -> DumpRow | None:
+    """Return the row of a dump, published or coming in; None when it has just vanished, or is no directory of ours."""
+    try:
+        with store.open_dump(host, dump_id) as files:
+            return row_of(files)
+    except SecurecoreError:
         return None

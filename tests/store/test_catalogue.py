@@ -212,6 +212,44 @@ def test_reconcile_follows_the_directories(store: Store, logs: HostLogs, signer:
     assert listed(catalogue) == []
 
 
+@pytest.mark.parametrize("moment", ["without a manifest", "with its manifest"])
+def test_a_dump_that_is_taken_back_while_it_is_listed(
+    moment: str, store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read on the way is no row of a published dump: once it was received whole, it is listed as complete."""
+    store_dump(store, logs, signer, dump_id(1), CORE)
+    published, incoming = dump_path(store, dump_id(1)), dump_path(store, dump_id(1), "incoming")
+    manifest = (published / "manifest.jws").read_bytes()
+    names = store.dump_names(Place.HOSTS, WEB)
+    incoming.parent.mkdir(parents=True, exist_ok=True)
+    published.rename(incoming)
+    if moment == "without a manifest":
+        (incoming / "manifest.jws").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "dump_names", lambda place, host: names)
+        catalogue.reconcile()
+    (incoming / "manifest.jws").write_bytes(manifest)
+    incoming.rename(published)
+    catalogue.reconcile()
+    assert [(row.state, row.outcome) for row in catalogue.rows()] == [("complete", "complete")]
+
+
+def test_a_dump_that_was_damaged_and_received_again(store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue) -> None:
+    """A row without what a manifest says is read again once something in the host's directory has changed."""
+    store_dump(store, logs, signer, dump_id(1), CORE)
+    path = dump_path(store, dump_id(1))
+    manifest, receipt = (path / "manifest.jws").read_bytes(), (path / "receipt").read_bytes()
+    (path / "manifest.jws").unlink()
+    (path / "receipt").write_bytes(b"")
+    catalogue.reconcile()
+    assert [row.state for row in catalogue.rows()] == ["incomplete"]
+    (path / "manifest.jws").write_bytes(manifest)
+    (path / "receipt").write_bytes(receipt)
+    store_dump(store, logs, signer, dump_id(2), CORE)
+    catalogue.reconcile()
+    assert [row.state for row in catalogue.rows()] == ["complete", "complete"]
+
+
 def test_a_settled_directory_is_not_read_again(
     store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
