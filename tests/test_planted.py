@@ -106,7 +106,6 @@ def use_store(place: Path) -> None:
                 incoming.close()
             with open_catalogue(store) as catalogue:
                 catalogue.reconcile()
-                catalogue.add_dump(HOST, DUMP)
         finally:
             logs.close()
             lock.close()

@@ -65,21 +65,6 @@ class Catalogue:
         self._lock = threading.RLock()
         self._coming_in: list[DumpRow] = []
 
-    def add(self, row: DumpRow) -> None:
-        """Add a dump, or replace what is known of it."""
-        self._run(lambda: self._add_all([row]))
-
-    def add_dump(self, host: HostName, dump_id: DumpId) -> DumpRow:
-        """Add a published dump from its own files and return its row."""
-        with self._store.open_dump(host, dump_id) as files:
-            row = row_of(files)
-        self.add(row)
-        return row
-
-    def remove(self, host: HostName, dump_id: DumpId) -> None:
-        """Forget a dump."""
-        self._run(lambda: self._forget(host, [str(dump_id)]))
-
     def reconcile(self, host: HostName | None = None) -> None:
         """Make the catalogue agree with the directories, of one host or of all, and look up what is still coming in."""
         self._run(lambda: self._reconcile(host))

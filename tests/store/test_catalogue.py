@@ -74,13 +74,6 @@ def listed(catalogue: Catalogue, host: HostName | None = None) -> list[str]:
     return [row.id for row in catalogue.rows(host)]
 
 
-def plain_row(number: int, host: HostName = WEB, moment: datetime = NOW) -> DumpRow:
-    moment_text = format_time(moment)
-    return DumpRow(
-        str(dump_id(number)), str(host), "complete", "complete", moment_text, 1, None, 1, 1, 11, "nginx", 1, None, None, None, None
-    )
-
-
 def test_a_row_says_what_the_files_say(store: Store, logs: HostLogs, signer: Signer) -> None:
     """Every field comes from the report, the manifest, the receipt's entry or the core's size."""
     store_dump(store, logs, signer, dump_id(1), CORE)
@@ -189,13 +182,13 @@ def test_dumps_that_are_coming_in_are_listed_as_incomplete(store: Store, catalog
 
 
 def test_a_published_dump_is_listed_once(store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue) -> None:
-    """A dump that was coming in and is then published and added has one row."""
+    """A dump that was coming in and is then published has one row."""
     incoming = begin(store, dump_id(1), CORE)
     catalogue.reconcile()
     assert [row.state for row in catalogue.rows()] == ["incomplete"]
     incoming.discard()
     store_dump(store, logs, signer, dump_id(1), CORE)
-    catalogue.add_dump(WEB, dump_id(1))
+    catalogue.reconcile()
     assert [row.state for row in catalogue.rows()] == ["complete"]
 
 
@@ -277,34 +270,32 @@ def test_a_settled_directory_is_not_read_again(
 def test_rows_by_host_and_time_newest_first(store: Store, catalogue: Catalogue) -> None:
     """Rows come newest first, of one host or all, from a moment on."""
     for number in range(4):
-        catalogue.add(plain_row(number, (WEB, DB)[number % 2], NOW + timedelta(hours=number)))
+        host, moment = (WEB, DB)[number % 2], NOW + timedelta(hours=number)
+        path = dump_path(store, dump_id(number), host=host)
+        path.mkdir(parents=True)
+        os.utime(path, (moment.timestamp(), moment.timestamp()))
+    catalogue.reconcile()
     assert [row.id for row in catalogue.rows()] == [str(dump_id(number)) for number in (3, 2, 1, 0)]
     assert [row.id for row in catalogue.rows(DB)] == [str(dump_id(number)) for number in (3, 1)]
     assert [row.id for row in catalogue.rows(since=NOW + timedelta(hours=2))] == [str(dump_id(number)) for number in (3, 2)]
     assert [row.id for row in catalogue.rows(WEB, NOW + timedelta(hours=1))] == [str(dump_id(2))]
 
 
-def test_remove(catalogue: Catalogue) -> None:
-    """A removed dump is no longer listed; removing it again is no error."""
-    catalogue.add(plain_row(1))
-    catalogue.remove(WEB, dump_id(1))
-    catalogue.remove(WEB, dump_id(1))
-    assert catalogue.rows() == []
-
-
-def test_rows_outlive_the_process(store: Store, catalogue: Catalogue) -> None:
-    """What one process has added, the next one reads."""
-    catalogue.add(plain_row(1))
+def test_rows_outlive_the_process(store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue) -> None:
+    """What one process has found, the next one reads."""
+    store_dump(store, logs, signer, dump_id(1), CORE)
+    catalogue.reconcile()
     catalogue.close()
     with open_catalogue(store) as again:
-        assert again.rows() == [plain_row(1)]
+        assert [row.id for row in again.rows()] == [str(dump_id(1))]
 
 
-def test_two_processes_share_it(store: Store, catalogue: Catalogue) -> None:
+def test_two_processes_share_it(store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue) -> None:
     """Two open catalogues of one store see each other's rows."""
     with open_catalogue(store) as other:
-        catalogue.add(plain_row(1))
-        other.add(plain_row(2))
+        for number, one in enumerate((catalogue, other), start=1):
+            store_dump(store, logs, signer, dump_id(number), CORE)
+            one.reconcile()
         assert len(catalogue.rows()) == len(other.rows()) == 2
 
 
@@ -385,7 +376,7 @@ def test_its_files_are_private(store: Store) -> None:
     old = os.umask(0)
     try:
         with open_catalogue(store) as opened:
-            opened.add(plain_row(1))
+            opened.reconcile()
             modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in Path(store.path).glob("catalogue*")}
     finally:
         os.umask(old)
