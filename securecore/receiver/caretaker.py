@@ -21,7 +21,7 @@ from securecore.receiver.commit import Committer
 from securecore.receiver.observer import quoted
 from securecore.receiver.presence import Presence
 from securecore.store.layout import Store
-from securecore.store.reading import MANIFEST, RECEIPT, REPORT, DumpFiles
+from securecore.store.reading import CORE, MANIFEST, RECEIPT, REPORT, DumpFiles
 from securecore.store.recovery import discard_unacknowledged
 from securecore.store.writer import IncomingDump
 
@@ -49,8 +49,8 @@ class Caretaker:
         self._presence = presence
         self._after = after
         self._clock = clock
-        self._damaged: set[tuple[HostName, DumpId]] = set()
-        """What cannot be finished before a person has seen to it: not to be read from end to end at every look."""
+        self._damaged: set[tuple[HostName, DumpId, datetime]] = set()
+        """What needs a person, as of its last frame's time: not to be read from end to end, and told, at every look."""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="caretaker", daemon=True)
 
@@ -108,24 +108,29 @@ class Caretaker:
                 is_old, is_finished = self._is_old(files), _is_finished(files)
                 names = directory.names_in(files.fd)
                 last_at = datetime.fromtimestamp(files.last_frame_at(), UTC)
-            if is_finished:
-                self._finish(host, dump_id, check)
-            elif is_old and REPORT not in names:
+            if (host, dump_id, last_at) in self._damaged or not (is_old or is_finished):
+                return
+            if REPORT in names and CORE not in names:
+                self._note_damaged(host, dump_id, last_at, f"{CORE} is missing")
+            elif is_finished:
+                self._finish(host, dump_id, last_at, check)
+            elif REPORT not in names:
                 discard_unacknowledged(self._store, host, dump_id)
                 log.info("removed host=%s dump=%s why='nothing of it was acknowledged'", host, dump_id)
-            elif is_old:
+            else:
                 self._give_up(host, dump_id, last_at, check)
 
-    def _finish(self, host: HostName, dump_id: DumpId, check: Callable[[], None]) -> None:
-        if (host, dump_id) in self._damaged:
-            return
+    def _finish(self, host: HostName, dump_id: DumpId, last_at: datetime, check: Callable[[], None]) -> None:
         try:
             self._committer.finish_interrupted(host, dump_id, check)
         except BrokenError as error:
-            self._damaged.add((host, dump_id))
-            log.error("cannot finish host=%s dump=%s error=%s", host, dump_id, quoted(error.message))
+            self._note_damaged(host, dump_id, last_at, error.message)
             return
         log.info("finished host=%s dump=%s", host, dump_id)
+
+    def _note_damaged(self, host: HostName, dump_id: DumpId, last_at: datetime, words: str) -> None:
+        self._damaged.add((host, dump_id, last_at))
+        log.error("cannot finish host=%s dump=%s error=%s", host, dump_id, quoted(words))
 
     def _give_up(self, host: HostName, dump_id: DumpId, last_at: datetime, check: Callable[[], None]) -> None:
         self._abandonment.check(host)

@@ -40,7 +40,7 @@ class Leftovers(NamedTuple):
     removed: list[tuple[HostName, DumpId]]
     """Directories that held nothing that was ever acknowledged; they are gone."""
     stuck: list[tuple[HostName, DumpId, SecurecoreError]]
-    """What no crash leaves: published as well, or with strangers among its files. Left for a person to look at."""
+    """What no crash leaves: published as well, without its core, or with strangers among its files. For a person to look at."""
 
 
 def sweep_incoming(store: Store) -> Leftovers:
@@ -58,6 +58,8 @@ def sweep_incoming(store: Store) -> Leftovers:
             if REPORT not in names:
                 discard_unacknowledged(store, host, dump_id)
                 leftovers.removed.append((host, dump_id))
+            elif CORE not in names:
+                raise BrokenError(f"dump {dump_id}: {CORE} is missing")
             elif MANIFEST in names:
                 leftovers.finished.append((host, dump_id))
             elif RECEIPT in names:

@@ -373,6 +373,20 @@ def test_what_cannot_be_finished_is_told_once(life: Life, keys: Keys, caplog: py
     life.end()
 
 
+def test_a_dump_whose_core_is_gone_is_told_once(life: Life, caplog: pytest.LogCaptureFixture) -> None:
+    """There is nothing to give up, and something is wrong with the disk. Once somebody has put it back, it is given up."""
+    (life.path / INCOMING / "core.zst").unlink()
+    os.utime(life.path / INCOMING, (1_700_000_000, 1_700_000_000))
+    for _ in range(2):
+        life.caretaker.look()
+    assert caplog.text.count("core.zst is missing") == 1
+    assert life.store.incoming() == [(WEB, ID)]
+    (life.path / INCOMING / "core.zst").write_bytes(FRAMES[0][0])
+    life.caretaker.look()
+    assert published(life)[0] == SENT
+    life.end()
+
+
 def test_a_sender_that_comes_back_goes_on(life: Life) -> None:
     """It is told what is held, sends the rest, and the dump is received like any other; the log says both."""
     life.caretaker.look()

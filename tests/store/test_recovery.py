@@ -54,6 +54,15 @@ def test_a_seek_table_in_parts_is_held_against_the_frames(store: Store, monkeypa
         IncomingDump.resume(store, WEB, dump_id(1))
 
 
+def test_a_dump_whose_core_is_gone_is_told(store: Store) -> None:
+    """Its report was acknowledged, and no crash removes a core alone: for a person to look at, and kept."""
+    begin(store, dump_id(1), CORE).close()
+    (dump_path(store, dump_id(1), "incoming") / "core.zst").unlink()
+    (stuck,) = sweep_incoming(store).stuck
+    assert (stuck[:2], "core.zst is missing" in stuck[2].message) == ((WEB, dump_id(1)), True)
+    assert store.incoming() == [(WEB, dump_id(1))]
+
+
 def test_sweep_of_an_empty_store(store: Store) -> None:
     """Nothing is found where nothing is."""
     assert sweep_incoming(store) == Leftovers([], [], [], [], [])
