@@ -51,23 +51,18 @@ class Committer:
         """
         check_manifest(token, dump, self._store.store_id, report, certificate)
         dump.finish(token)
-        return self.commit(dump)
+        return self._commit(dump)
 
     def commit(self, dump: IncomingDump) -> bytes:
-        """Do steps 3 to 5 for a dump whose manifest is durable; return its receipt."""
-        if dump.has_receipt:
-            receipt = dump.read_receipt()
-        else:
-            with self._logs.using(dump.host) as log:
-                standing = log.standing(dump.dump_id)
-                digest = sha256(dump.read_manifest()).digest()
-                if standing is not None and (standing.event, standing.digest) == (RECEIVED, digest):
-                    receipt = log.receipt_for(standing.index)
-                else:
-                    receipt = log.append(self._entry(dump))
-            dump.put_receipt(receipt)
-        dump.publish()
-        return receipt
+        """Do steps 1 and 3 to 5 for a dump that was resumed with its manifest; return its receipt.
+
+        Raises BrokenError when the manifest does not hold for what is here now; then nothing was written.
+        """
+        try:
+            check_manifest(dump.read_manifest(), dump, self._store.store_id, dump.read_report(), None)
+        except ManifestRefused as error:  # It did hold when it was stored: the disk is to blame, and no sender.
+            raise BrokenError(f"dump {dump.dump_id} is damaged since its manifest was durable: {error.message}") from error
+        return self._commit(dump)
 
     def find_tombstone(self, host: HostName, dump_id: DumpId) -> Tombstone | None:
         """Return the tombstone of a dump that is not in the store; None for one that is, or was never received, or not deleted.
@@ -101,17 +96,31 @@ class Committer:
     def finish_interrupted(self, host: HostName, dump_id: DumpId, between: Callable[[], None] = lambda: None) -> None:
         """Publish a dump under incoming whose manifest or receipt is durable; *between* and errors as of IncomingDump.resume.
 
-        Raises ManifestRefused when the manifest does not hold. The caller has claimed the dump, or no session runs.
+        Raises BrokenError too when the manifest does not hold. The caller has claimed the dump, or no session runs.
         """
         dump = IncomingDump.resume(self._store, host, dump_id, between=between)
         try:
             if dump.is_given_up:  # Its receipt is durable, so only the rename is missing (receiver/abandonment.py).
                 dump.publish()
-                return
-            check_manifest(dump.read_manifest(), dump, self._store.store_id, dump.read_report(), None)
-            self.commit(dump)
+            else:
+                self.commit(dump)
         finally:
             dump.close()
+
+    def _commit(self, dump: IncomingDump) -> bytes:
+        if dump.has_receipt:
+            receipt = dump.read_receipt()
+        else:
+            with self._logs.using(dump.host) as log:
+                standing = log.standing(dump.dump_id)
+                digest = sha256(dump.read_manifest()).digest()
+                if standing is not None and (standing.event, standing.digest) == (RECEIVED, digest):
+                    receipt = log.receipt_for(standing.index)
+                else:
+                    receipt = log.append(self._entry(dump))
+            dump.put_receipt(receipt)
+        dump.publish()
+        return receipt
 
     def _entry(self, dump: IncomingDump) -> bytes:
         token = dump.read_manifest()

@@ -10,7 +10,8 @@ import pytest
 from securecore.audit.checkpoint import LogSigner, origin_of
 from securecore.audit.proof import verify_receipt
 from securecore.dump.reader import open_container
-from securecore.receiver.commit import Committer
+from securecore.errors import BrokenError
+from securecore.receiver.commit import Committer, ManifestRefused
 from securecore.store.layout import Place, create_store, open_store
 from securecore.store.recovery import open_incoming
 from securecore.store.writer import AlreadyStored, IncomingDump
@@ -33,6 +34,7 @@ from tests.support.dumps import (
     make_log_signer,
     make_signer,
 )
+from tests.support.stores import flip
 
 CORE = core_bytes(2, 40)
 FRAMES = frames_of(CORE)
@@ -299,6 +301,24 @@ def test_a_start_finishes_what_can_be_finished_and_tells_the_rest(tmp_path: Path
     for number in (honest, logged):
         receipt = (dump_path(life.store, number) / "receipt").read_bytes()
         assert verify_receipt(receipt, origin_of(LOG_NAME, WEB), keys.log.public_key).fields["dump"] == str(number)
+    life.end()
+
+
+def test_frames_that_changed_after_the_manifest_are_not_committed(tmp_path: Path, keys: Keys) -> None:
+    """A commit that is taken up again holds the manifest against the frames once more: no entry says of others that they came."""
+    create_store(str(tmp_path / "store")).close()
+    life = Life(tmp_path / "store", keys)
+    incoming = begin(life.store, ID, CORE)
+    incoming.finish(token_of(life, keys.host))
+    incoming.close()
+    flip(tmp_path / "store" / INCOMING / "core.zst", ENDS[1] - 1)
+    resumed = open_incoming(life.store, WEB, ID, REPORT)
+    with pytest.raises(BrokenError, match="another root") as raised:
+        life.committer.commit(resumed)
+    assert not isinstance(raised.value, ManifestRefused), "the fault is not the sender's, which may come again"
+    resumed.close()
+    assert life.store.incoming() == [(WEB, ID)]
+    assert log_of(life.logs, WEB).size == 0
     life.end()
 
 
