@@ -9,6 +9,7 @@ from hypothesis import settings
 from securecore.receiver.server import Receiver
 from securecore.sender.spool import Spool, create_spool, open_spool
 from tests.support.certificates import Fleet, Hierarchy, make_fleet, make_hierarchy
+from tests.support.dumps import Keys, make_log_signer, make_signer
 from tests.support.receivers import running_receiver
 from tests.support.stages import Stage
 
@@ -33,6 +34,12 @@ def own_fleet(tmp_path: Path) -> Fleet:
 def hierarchy() -> Hierarchy:
     """A root and its issuing CAs in memory, for minting certificates that the real code would refuse to mint."""
     return make_hierarchy()
+
+
+@pytest.fixture(scope="session")
+def keys(hierarchy: Hierarchy) -> Keys:
+    """The keys of a receiver's log and of a host, for stores that no receiver runs on."""
+    return Keys(make_log_signer(), make_signer(hierarchy))
 
 
 @pytest.fixture

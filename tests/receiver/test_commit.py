@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from securecore.audit.checkpoint import LogSigner, origin_of
+from securecore.audit.checkpoint import origin_of
 from securecore.audit.proof import verify_receipt
 from securecore.dump.reader import open_container
 from securecore.errors import BrokenError
@@ -16,13 +16,13 @@ from securecore.store.layout import Place, create_store, open_store
 from securecore.store.recovery import open_incoming
 from securecore.store.writer import AlreadyStored, IncomingDump
 from tests.receiver import test_deletion, test_giving_up
-from tests.support.certificates import Hierarchy
 from tests.support.disk import Disk, Killed, run_until
 from tests.support.dumps import (
     LOG_NAME,
     NOW,
     REPORT,
     WEB,
+    Keys,
     Signer,
     begin,
     core_bytes,
@@ -31,8 +31,6 @@ from tests.support.dumps import (
     frames_of,
     log_of,
     logs_of,
-    make_log_signer,
-    make_signer,
 )
 from tests.support.stores import flip
 
@@ -44,20 +42,6 @@ ENDS = [sum(len(frame) for frame, _ in FRAMES[: count + 1]) for count in range(l
 
 ID = dump_id(1)
 INCOMING, PUBLISHED, AUDIT = f"incoming/{WEB}/{ID}", f"hosts/{WEB}/{ID}", f"audit/{WEB}"
-
-
-class Keys:
-    """What a receiver signs its log with, and a host its manifests."""
-
-    def __init__(self, log: LogSigner, host: Signer) -> None:
-        self.log = log
-        self.host = host
-
-
-@pytest.fixture(scope="module")
-def keys(hierarchy: Hierarchy) -> Keys:
-    """New keys."""
-    return Keys(make_log_signer(), make_signer(hierarchy))
 
 
 class Life:

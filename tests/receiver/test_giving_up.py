@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from securecore.audit.checkpoint import LogSigner, origin_of
+from securecore.audit.checkpoint import origin_of
 from securecore.audit.entry import Held, deleted_entry, incomplete_entry
 from securecore.audit.proof import verify_receipt
 from securecore.dump import directory
@@ -24,22 +24,19 @@ from securecore.receiver.presence import Presence
 from securecore.store.layout import Place, create_store, open_store
 from securecore.store.recovery import open_incoming
 from securecore.store.writer import AlreadyStored, IncomingDump
-from tests.support.certificates import Hierarchy
 from tests.support.disk import Disk, run_until
 from tests.support.dumps import (
     LOG_NAME,
     NOW,
     REPORT,
     WEB,
-    Signer,
+    Keys,
     begin,
     core_bytes,
     dump_id,
     frames_of,
     log_of,
     logs_of,
-    make_log_signer,
-    make_signer,
 )
 from tests.support.stores import flip
 
@@ -53,20 +50,6 @@ INCOMING, PUBLISHED = f"incoming/{WEB}/{ID}", f"hosts/{WEB}/{ID}"
 AFTER = timedelta(days=7)
 LATER = datetime.now(UTC) + timedelta(days=8)
 """When everything that a test writes is old."""
-
-
-class Keys:
-    """What a receiver signs its log with, and a host its manifests."""
-
-    def __init__(self, log: LogSigner, host: Signer) -> None:
-        self.log = log
-        self.host = host
-
-
-@pytest.fixture(scope="module")
-def keys(hierarchy: Hierarchy) -> Keys:
-    """New keys."""
-    return Keys(make_log_signer(), make_signer(hierarchy))
 
 
 class Life:

@@ -95,6 +95,14 @@ def make_log_signer() -> LogSigner:
     return LogSigner(LOG_NAME, Ed25519PrivateKey.generate())
 
 
+@dataclass
+class Keys:
+    """What a receiver signs its log with, and a host its manifests."""
+
+    log: LogSigner
+    host: Signer
+
+
 def logs_of(store: Store, signer: LogSigner) -> HostLogs:
     """Return the audit logs of a store."""
     return HostLogs(signer, lambda host: store.audit_directory(host, create=True))
