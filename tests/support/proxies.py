@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from securecore.names import Address
 
@@ -20,6 +20,28 @@ def wait_readable(sockets: Sequence[socket.socket], wait_s: float | None = None)
     for fd in by_fd:
         poll.register(fd, select.POLLIN)
     return [by_fd[fd] for fd, _ in poll.poll(None if wait_s is None else max(0.0, wait_s) * 1000)]
+
+
+class _Proxy(Protocol):
+    """What passes connections on."""
+
+    def serve(self) -> None:
+        """Accept until it is closed."""
+
+    def close(self) -> None:
+        """Stop accepting."""
+
+
+@contextmanager
+def _serving(proxy: _Proxy) -> Iterator[None]:
+    """Serve in a thread while the block runs."""
+    thread = threading.Thread(target=proxy.serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        proxy.close()
+        thread.join()
 
 
 class Cut(NamedTuple):
@@ -102,13 +124,8 @@ class CuttingProxy:
 def cutting(target: Address, cut: Cut, chunk: int = 65536) -> Iterator[CuttingProxy]:
     """Run a proxy while the block runs."""
     proxy = CuttingProxy(target, cut, chunk)
-    thread = threading.Thread(target=proxy.serve)
-    thread.start()
-    try:
+    with _serving(proxy):
         yield proxy
-    finally:
-        proxy.close()
-        thread.join()
 
 
 class Link(NamedTuple):
@@ -206,13 +223,8 @@ class BadLink:
 def bad_link(target: Address, link: Link) -> Iterator[BadLink]:
     """Run a bad link while the block runs."""
     proxy = BadLink(target, link)
-    thread = threading.Thread(target=proxy.serve)
-    thread.start()
-    try:
+    with _serving(proxy):
         yield proxy
-    finally:
-        proxy.close()
-        thread.join()
 
 
 class Action(Enum):
@@ -380,10 +392,5 @@ class FaultyProxy:
 def faulty(target: Address, fault: Fault | None) -> Iterator[FaultyProxy]:
     """Run a proxy for one connection while the block runs."""
     proxy = FaultyProxy(target, fault)
-    thread = threading.Thread(target=proxy.serve)
-    thread.start()
-    try:
+    with _serving(proxy):
         yield proxy
-    finally:
-        proxy.close()
-        thread.join()
