@@ -122,7 +122,7 @@ class ReceiverLife:
         self.power.end_within(None)
         self.power.is_off = False
         # Its threads and sockets, which a process that ends takes along.
-        self._receiver._control.close()
+        self._receiver._control.close(10)
         for left in (self._receiver._wakeup, self._receiver._waker):
             left.close()
         self._receiver = None
