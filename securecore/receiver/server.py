@@ -269,9 +269,10 @@ class Receiver:
         log.info("stopping, %d connections%s", count, "; a second signal does not wait for them" if count else "")
         self._caretaker.stop()
         left = self._end_sessions()
+        is_tended = self._caretaker.has_ended(limits.PROGRESS_DEADLINE_S)
         # A deletion may go on for as long as the disk takes for a large file.
         is_answered = self._control.close(limits.PROGRESS_DEADLINE_S)
-        if left or not self._caretaker.has_ended(limits.PROGRESS_DEADLINE_S) or not is_answered:
+        if left or not is_tended or not is_answered:
             # Whom the disk does not let go, a session, a deletion or the caretaker, may still write, and append to a log. So the
             # store stays locked, and everything open, until the end of the process has ended that thread too.
             log.error("stopped, %d connections still wait for the disk and end with the process", left)
