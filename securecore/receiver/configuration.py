@@ -17,7 +17,8 @@ from securecore import limits
 from securecore.errors import ConfigError, NotFoundError
 from securecore.names import Address, HostName, NameRefused, is_plain_path
 from securecore.receiver.installation import DEFAULT_IDENTITY, DEFAULT_STORE, INCOMPLETE_AFTER
-from securecore.receiver.policy import Doors, Floor, Policy, Quota, Retention
+from securecore.receiver.policy import Doors, Floor, Policy, Quota
+from securecore.store.retention import Retention
 from securecore.toml_table import TomlTable, parse_toml
 from securecore.units import exact_size, exact_span
 

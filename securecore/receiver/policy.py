@@ -4,11 +4,11 @@ None stands for no bound. admission.py enforces quotas and floor, doors.py minds
 """
 
 from collections.abc import Mapping
-from datetime import timedelta
 from types import MappingProxyType
 from typing import NamedTuple
 
 from securecore import limits
+from securecore.store.retention import Retention
 
 
 class Quota(NamedTuple):
@@ -44,20 +44,6 @@ class Doors(NamedTuple):
     per_host: int = limits.MAX_CONNECTIONS_PER_HOST
     session_s: float | None = None
     """The longest that a connection may last in all."""
-
-
-class Retention(NamedTuple):
-    """What ``vacuum`` leaves."""
-
-    max_age: timedelta | None = None
-    max_bytes: int | None = None
-    """Stored, of all hosts together."""
-    max_dumps: int | None = None
-    host_bytes: int | None = None
-    """The same of one host."""
-    host_dumps: int | None = None
-    min_age: timedelta = timedelta()
-    """Younger dumps are left by whatever else is said."""
 
 
 class Policy(NamedTuple):

@@ -17,7 +17,8 @@ from securecore.receiver.configuration import (
     load_configuration,
     parse_receiver_configuration,
 )
-from securecore.receiver.policy import Doors, Floor, Policy, Quota, Retention
+from securecore.receiver.policy import Doors, Floor, Policy, Quota
+from securecore.store.retention import Retention
 
 GOOD = 'version = 1\nlisten = ["0.0.0.0:4455"]\n'
 

@@ -7,7 +7,8 @@ from securecore import limits
 from securecore.errors import ConfigError
 from securecore.names import Address, is_plain_path
 from securecore.receiver.configuration import ReceiverConfiguration, parse_receiver_configuration
-from securecore.receiver.policy import Doors, Floor, Policy, Quota, Retention
+from securecore.receiver.policy import Doors, Floor, Policy, Quota
+from securecore.store.retention import Retention
 from tests.fuzz.target import Target, check_begins, check_words
 
 
