@@ -158,6 +158,13 @@ ALL_STRANGERS_LINES: Final = 4000
 FLOOR_SHARE: Final = 0.05
 """Of a file system that stays free: ext4 keeps as much back for root, and file systems get slow above it."""
 
+DELETION_BATCH: Final = 64
+"""Dumps that are deleted together: some seven fsyncs for all of them instead of for each. Others who ask the receiver for
+something wait for so long: 30 ms (measured, docs/performance.md), and for the files to go."""
+
+DELETION_BATCH_BYTES: Final = 32 * GIB
+"""The same by stored bytes: a disk takes seconds to let go of so much, and a command waits for a minute."""
+
 SHUTDOWN_DEADLINE_S: Final = 20.0
 """How long SIGTERM lets dumps in flight finish; systemd kills after 90 s by default."""
 

@@ -7,6 +7,8 @@ request asks for a core. Who asks is what the kernel says (SO_PEERCRED), and onl
         ->  {"ok": true} and core.zst, open for reading, once the entry is durable
     {"verb": "delete", "host": HOST, "dump": ID, "reason": TEXT or null}
         ->  {"ok": true} once the entry is durable and the files are gone
+    {"verb": "delete-all", "host": HOST, "dumps": [ID, ...], "reason": TEXT or null}
+        ->  {"ok": true, "failed": {ID: [EXIT_CODE, MESSAGE], ...}} once that holds for all of them that did not fail
     any
         ->  {"error": MESSAGE, "code": EXIT_CODE}
 """
@@ -19,9 +21,10 @@ import pwd
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from securecore import limits
 from securecore.audit.entry import extracted_entry
@@ -29,11 +32,14 @@ from securecore.audit.log import HostLogs
 from securecore.errors import BrokenError, BusyError, ConfigError, NotFoundError, PeerError, SecurecoreError, StorageError
 from securecore.names import DumpId, HostName, NameRefused
 from securecore.receiver.deletion import Order, delete
+from securecore.receiver.mass_deletion import delete_all
 from securecore.receiver.presence import Presence
 from securecore.store.layout import Store
 
 SOCKET: Final = "control.sock"
 _REQUEST_BYTES: Final = 4096
+_ANSWER_BYTES: Final = 64 * 1024
+"""Of an answer to delete-all, when none of DELETION_BATCH dumps could be deleted: half a kibibyte of words for each, twice over."""
 _DEADLINE_S: Final = 10.0
 _ANSWER_S: Final = 60.0
 """How long a command waits: a disk may take seconds to let go of a file of 100 GB, and requests are answered one by one."""
@@ -110,8 +116,12 @@ class ControlServer:
             uid = _peer_uid(connection)
             if uid not in (0, os.geteuid()):
                 raise ConfigError("only root and the store's owner may ask the receiver")
-            core = self._act(_read_request(connection), uid)
+            request = _read_request(connection)
             answer: dict[str, Any] = {"ok": True}
+            if request.get("verb") == "delete-all":
+                answer["failed"] = self._delete_all(request, uid)
+            else:
+                core = self._act(request, uid)
         except SecurecoreError as error:
             answer = {"error": error.message, "code": error.exit_code}
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [core]))] if core is not None else []
@@ -126,10 +136,7 @@ class ControlServer:
         verb = request.get("verb")
         if verb not in ("extract", "delete"):
             raise PeerError("the request's verb is unknown")
-        try:
-            host, dump = HostName(str(request.get("host"))), DumpId.parse(str(request.get("dump")))
-        except NameRefused as error:
-            raise PeerError(error.message) from error
+        host, (dump,) = _names(request, [request.get("dump")])
         core = None
         if verb == "extract":
             core = take_core(self._store, self._logs, host, dump, uid, self._clock())
@@ -140,6 +147,24 @@ class ControlServer:
                 delete(self._store, self._logs, host, dump, order, self._clock())
         logger.info("%s host=%s dump=%s uid=%d", "extracted" if verb == "extract" else "deleted", host, dump, uid)
         return core
+
+    def _delete_all(self, request: dict[str, Any], uid: int) -> dict[str, list[int | str]]:
+        dumps = request.get("dumps")
+        if not isinstance(dumps, list) or not 1 <= len(dumps) <= limits.DELETION_BATCH:
+            raise PeerError(f"the request's dumps are no list of 1 to {limits.DELETION_BATCH}")
+        host, named = _names(request, dumps)
+        order = Order(uid, user_name(uid), _reason(request))
+        failed: dict[DumpId, SecurecoreError] = {}
+        with ExitStack() as claims:
+            for dump in named:
+                try:
+                    claims.enter_context(self._presence.claim_idle(host, dump, lambda: None))
+                except BusyError as error:
+                    failed[dump] = error
+            free = [dump for dump in named if dump not in failed]
+            failed |= delete_all(self._store, self._logs, host, free, order, self._clock())
+        logger.info("deleted host=%s dumps=%d failed=%d uid=%d", host, len(named) - len(failed), len(failed), uid)
+        return {str(dump): [error.exit_code, error.message[: limits.MAX_WORDS]] for dump, error in failed.items()}
 
 
 def take_core(store: Store, logs: HostLogs, host: HostName, dump: DumpId, uid: int, now: datetime) -> int:
@@ -166,21 +191,43 @@ def ask_for_core(store: Store, host: HostName, dump: DumpId) -> int | None:
     answer = _ask(store, {"verb": "extract", "host": str(host), "dump": str(dump)})
     if answer is None:
         return None
-    if not answer:
+    if not answer.fds:
         raise ConfigError(f"the receiver on {store.path} refused: no descriptor")
-    return answer[0]
+    return answer.fds[0]
 
 
 def ask_for_deletion(store: Store, host: HostName, dump: DumpId, reason: str | None) -> bool:
     """Have the receiver that runs on *store* delete a dump; return False when none runs there. Raises as ask_for_core does."""
     answer = _ask(store, {"verb": "delete", "host": str(host), "dump": str(dump), "reason": reason})
-    for fd in answer or ():
+    for fd in answer.fds if answer is not None else ():
         os.close(fd)
     return answer is not None
 
 
-def _ask(store: Store, request: dict[str, Any]) -> list[int] | None:
-    """Return the descriptors of the receiver's answer, one at most; None when no receiver runs on *store*."""
+def ask_for_deletions(store: Store, host: HostName, dumps: Sequence[DumpId], reason: str) -> dict[DumpId, SecurecoreError] | None:
+    """Have the receiver that runs on *store* delete published dumps, at most DELETION_BATCH; return what delete_all returns there.
+
+    None when no receiver runs. Raises as ask_for_core does.
+    """
+    answer = _ask(store, {"verb": "delete-all", "host": str(host), "dumps": list(map(str, dumps)), "reason": reason})
+    if answer is None:
+        return None
+    failed: Any = answer.fields.get("failed")
+    try:
+        pairs = [(DumpId.parse(text), code, message) for text, (code, message) in failed.items()]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise StorageError(f"the receiver on {store.path} does not answer: it says {failed!a:.100} of what failed") from error
+    return {dump: _error(code, str(message)) for dump, code, message in pairs}
+
+
+class _Answer(NamedTuple):
+    fields: dict[str, Any]
+    fds: list[int]
+    """One at most."""
+
+
+def _ask(store: Store, request: dict[str, Any]) -> _Answer | None:
+    """Return the receiver's answer when it is a good one; None when no receiver runs on *store*."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(_ANSWER_S)
     try:
@@ -196,7 +243,9 @@ def _ask(store: Store, request: dict[str, Any]) -> list[int] | None:
             connection.sendall(json.dumps(request).encode("ascii") + b"\n")
         except BrokenPipeError:
             pass  # Who we are is enough for it to refuse; its answer is there to be read all the same.
-        data, fds, _flags, _address = socket.recv_fds(connection, _REQUEST_BYTES, 1)
+        data, fds, _flags, _address = socket.recv_fds(connection, _ANSWER_BYTES, 1)
+        while not data.endswith(b"\n") and len(data) < _ANSWER_BYTES and (part := connection.recv(_ANSWER_BYTES)):
+            data += part
         answer: Any = json.loads(data)
         if not isinstance(answer, dict):
             raise ValueError("the answer is no JSON object")
@@ -205,10 +254,13 @@ def _ask(store: Store, request: dict[str, Any]) -> list[int] | None:
     finally:
         connection.close()
     if not answer.get("ok"):
-        code = answer.get("code")
-        kind = _KINDS.get(code, ConfigError) if isinstance(code, int) else ConfigError
-        raise kind(f"the receiver on {store.path} refused: {answer.get('error', 'no reason')}")
-    return fds
+        raise _error(answer.get("code"), f"the receiver on {store.path} refused: {answer.get('error', 'no reason')}")
+    return _Answer(answer, fds)
+
+
+def _error(code: object, message: str) -> SecurecoreError:
+    kind = _KINDS.get(code, ConfigError) if isinstance(code, int) else ConfigError
+    return kind(message)
 
 
 def _socket_path(store: Store) -> str:
@@ -235,6 +287,13 @@ def _read_request(connection: socket.socket) -> dict[str, Any]:
     if not isinstance(request, dict):
         raise PeerError("the request is not a JSON object")
     return request
+
+
+def _names(request: dict[str, Any], dumps: Sequence[object]) -> tuple[HostName, list[DumpId]]:
+    try:
+        return HostName(str(request.get("host"))), [DumpId.parse(str(dump)) for dump in dumps]
+    except NameRefused as error:
+        raise PeerError(error.message) from error
 
 
 def _reason(request: dict[str, Any]) -> str | None:

@@ -49,7 +49,7 @@ def delete(store: Store, logs: HostLogs, host: HostName, dump_id: DumpId, order:
         with logs.using(host) as log:
             log.append(deleted_entry(now, dump_id, host, uid=order.uid, user=order.user, reason=order.reason))
     except SecurecoreError:
-        if not _settle(store, logs, host, dump_id):
+        if not settle(store, logs, host, dump_id):
             raise
         return
     removal.purge(store, host, dump_id)
@@ -60,7 +60,7 @@ def roll_forward_deletions(store: Store, logs: HostLogs) -> list[tuple[str, Secu
     done: list[tuple[str, SecurecoreError | None]] = []
     for host, dump_id in store.deleting():
         try:
-            _settle(store, logs, host, dump_id)
+            settle(store, logs, host, dump_id)
             done.append((f"{dump_id} of {host}", None))
         except SecurecoreError as error:
             done.append((f"{dump_id} of {host}", error))
@@ -87,7 +87,7 @@ def _words(fields: Mapping[str, Value]) -> str:
     return f"deleted on {when:%Y-%m-%d %H:%M} UTC" if when is not None else "deleted"
 
 
-def _settle(store: Store, logs: HostLogs, host: HostName, dump_id: DumpId) -> bool:
+def settle(store: Store, logs: HostLogs, host: HostName, dump_id: DumpId) -> bool:
     """Do with a dump that was set aside what the log says, and return whether it is deleted: remove it, or put it back."""
     with logs.using(host) as log:
         standing = log.standing(dump_id)

@@ -60,4 +60,3 @@ class Policy(NamedTuple):
     floor: Floor = Floor()
     doors: Doors = Doors()
     retention: Retention = Retention()
-

@@ -19,19 +19,19 @@ from securecore.store.layout import Store
 
 def take_core_alone(store: Store, host: HostName, dump: DumpId, identity: Path, now: datetime) -> int:
     """Do what take_core does; raises too what stands in the way of appending."""
-    with _appending_alone(store, identity) as logs:
+    with appending_alone(store, identity) as logs:
         return take_core(store, logs, host, dump, os.getuid(), now)
 
 
 def delete_alone(store: Store, host: HostName, dump: DumpId, reason: str | None, identity: Path, now: datetime) -> None:
     """Do what delete does, in the name of this process's user; raises too what stands in the way of appending."""
     uid = os.getuid()
-    with _appending_alone(store, identity) as logs:
+    with appending_alone(store, identity) as logs:
         delete(store, logs, host, dump, Order(uid, user_name(uid), reason), now)
 
 
 @contextmanager
-def _appending_alone(store: Store, identity: Path) -> Iterator[HostLogs]:
+def appending_alone(store: Store, identity: Path) -> Iterator[HostLogs]:
     """Give the store's audit logs, to be signed with the log key of a receiver's identity directory, while the block runs.
 
     Raises StorageError when a receiver holds the store's lock, NotFoundError when there is no such identity, ConfigError when its

@@ -7,6 +7,8 @@ and the log says whether it is to be purged or put back.
 
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from securecore.dump import directory
 from securecore.errors import BusyError, NotFoundError
@@ -30,15 +32,23 @@ def set_aside(store: Store, host: HostName, dump_id: DumpId) -> None:
     place = store.find_place(host, dump_id)
     if place is None:
         raise NotFoundError(f"no dump {dump_id} of {host} in {store.path}")
-    with store.open_dump(host, dump_id) as files:
-        core = directory.open_file(CORE, files.fd)
+    with store.open_dump(host, dump_id) as files, kept_from_writers(dump_id, files.fd):
+        move_dump(store, host, dump_id, place, Place.DELETING)
+
+
+@contextmanager
+def kept_from_writers(dump_id: DumpId, dump_fd: int) -> Iterator[None]:
+    """Keep sessions from a dump, open through its directory, while the block runs; raises BusyError while one writes it."""
+    core = directory.open_file(CORE, dump_fd)
     try:
         if core is not None:
             # Whoever writes a dump holds this lock; while it is ours, nobody can begin to.
-            fcntl.flock(core, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        move_dump(store, host, dump_id, place, Place.DELETING)
-    except BlockingIOError as error:
-        raise BusyError(f"dump {dump_id} is being written", hint="wait until its sender has finished, or has gone") from error
+            try:
+                fcntl.flock(core, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                hint = "wait until its sender has finished, or has gone"
+                raise BusyError(f"dump {dump_id} is being written", hint=hint) from error
+        yield
     finally:
         if core is not None:
             os.close(core)
@@ -72,21 +82,26 @@ def _names(store: Store, host: HostName, dump_id: DumpId) -> list[str]:
 def _remove(store: Store, place: Place, host: HostName, dump_id: DumpId) -> None:
     host_fd = store.host_directory(place, host)
     try:
-        fd = directory.open_directory(str(dump_id), host_fd)
-        if fd is None:
-            return
-        try:
-            for name in sorted(directory.names_in(fd), key=_removal_order):
-                directory.remove_file(name, fd)
-        finally:
-            os.close(fd)
-        try:
-            os.rmdir(str(dump_id), dir_fd=host_fd)
-        except OSError as error:
-            raise directory.disk_refused(error, f"cannot remove dump {dump_id}") from error
+        remove_directory(dump_id, host_fd)
         directory.sync(host_fd)
     finally:
         os.close(host_fd)
+
+
+def remove_directory(dump_id: DumpId, host_fd: int) -> None:
+    """Remove a dump's files and its directory from a host's, where they are there, not durably yet; raises StorageError."""
+    fd = directory.open_directory(str(dump_id), host_fd)
+    if fd is None:
+        return
+    try:
+        for name in sorted(directory.names_in(fd), key=_removal_order):
+            directory.remove_file(name, fd)
+    finally:
+        os.close(fd)
+    try:
+        os.rmdir(str(dump_id), dir_fd=host_fd)
+    except OSError as error:
+        raise directory.disk_refused(error, f"cannot remove dump {dump_id}") from error
 
 
 def _removal_order(name: str) -> int:

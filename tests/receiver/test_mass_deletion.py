@@ -1,0 +1,248 @@
+"""Deleting many dumps at once: ended before any call each is whole or gone, and what stands in the way of one keeps no other."""
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from securecore.audit.log import HostLogs
+from securecore.errors import BrokenError, BusyError, NotFoundError, SecurecoreError, StorageError
+from securecore.names import DumpId, HostName
+from securecore.receiver import control
+from securecore.receiver.commit import Committer
+from securecore.receiver.deletion import Order, delete, find_tombstone
+from securecore.receiver.mass_deletion import delete_all
+from securecore.receiver.server import Receiver
+from securecore.store import removal
+from securecore.store.layout import Place, Store, create_store, open_store
+from tests.support.certificates import Fleet, Hierarchy
+from tests.support.disk import Disk
+from tests.support.dumps import NOW, WEB, begin, core_bytes, dump_id, logs_of, make_log_signer, make_signer, store_dump
+from tests.support.receivers import new_dump_id, papers_of, send_bytes
+from tests.support.stores import WEB as WEB_NAME
+
+CORE = core_bytes(1, 40)
+IDS = [dump_id(1), dump_id(2), dump_id(3)]
+ALICE = Order(1000, "alice", "older than 30d")
+HOST = HostName(WEB_NAME)
+
+
+class Killed(BaseException):
+    """The process ends here; no handler of errors sees it."""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """An empty store."""
+    with create_store(str(tmp_path / "store")) as created:
+        yield created
+
+
+@pytest.fixture
+def logs(store: Store, hierarchy: Hierarchy) -> Iterator[HostLogs]:
+    """The store's logs, with the dumps in it that they speak of."""
+    opened = logs_of(store, make_log_signer())
+    signer = make_signer(hierarchy)
+    for identifier in IDS:
+        store_dump(store, opened, signer, identifier, CORE)
+    yield opened
+    opened.close()
+
+
+def files_of(store: Path) -> dict[str, bytes]:
+    """Return the files of the dumps in a store, by their paths."""
+    return {str(path.relative_to(store)): path.read_bytes() for path in sorted(store.glob("*/*/*/*"))}
+
+
+def entries_of(store: Path) -> str:
+    """Return the host's log as it stands."""
+    return (store / "audit" / str(WEB) / "entries.jsonl").read_text("ascii")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loses_power", [False, True], ids=["killed", "power cut"])
+def test_ended_before_every_call_each_dump_is_whole_or_gone(loses_power: bool, hierarchy: Hierarchy, tmp_path: Path) -> None:
+    """After the next start each stands where it stood, with all its files, or is gone and has its tombstone."""
+    log_signer, signer = make_log_signer(), make_signer(hierarchy)
+    fatal, outcomes = 0, set[str]()
+    while "finished" not in outcomes:
+        fatal += 1
+        path = tmp_path / f"store-{fatal}"
+        with create_store(str(path)) as store:
+            logs = logs_of(store, log_signer)
+            for identifier in IDS[:2]:
+                store_dump(store, logs, signer, identifier, CORE)
+            logs.close()
+        before = files_of(path)
+        disk, calls = Disk(path), 0
+
+        def count(call: str, fatal: int = fatal) -> None:
+            nonlocal calls
+            calls += 1
+            if calls >= fatal:
+                raise Killed
+
+        disk.before = count
+        with open_store(str(path)) as store, pytest.MonkeyPatch.context() as patch:
+            logs = logs_of(store, log_signer)
+            disk.watch(patch)
+            try:
+                assert delete_all(store, logs, WEB, IDS[:2], ALICE, NOW) == {}
+                outcomes.add("finished")
+            except Killed:
+                pass
+            patch.undo()
+            logs.close()
+        if loses_power:
+            path = tmp_path / f"left-{fatal}"
+            disk.restore(path)
+        disk.close()
+
+        with open_store(str(path)) as store:
+            logs = logs_of(store, log_signer)
+            Committer(store, logs, lambda: NOW).roll_forward()
+            assert store.deleting() == []
+            for identifier in IDS[:2]:
+                if f'"dump":"{identifier}","event":"deleted"' in entries_of(path):
+                    assert store.find_place(WEB, identifier) is None
+                    assert find_tombstone(logs, WEB, identifier) is not None
+                    outcomes.add("gone")
+                else:
+                    own = {name: data for name, data in before.items() if str(identifier) in name}
+                    assert {name: data for name, data in files_of(path).items() if str(identifier) in name} == own
+                    outcomes.add("whole")
+            logs.close()
+    assert outcomes == {"whole", "gone", "finished"}
+    assert fatal > 10
+
+
+def test_a_batch_makes_as_many_fsyncs_as_one_dump(store: Store, logs: HostLogs, tmp_path: Path) -> None:
+    """However many go, both directories, the log and its checkpoint are made durable once."""
+    delete_all(store, logs, WEB, [dump_id(9)], ALICE, NOW)  # The first one makes directories.
+    made = list[list[str]]()
+    for batch in (IDS[:1], IDS[1:]):
+        disk, calls = Disk(tmp_path / "store"), list[str]()
+        disk.before = calls.append
+        with pytest.MonkeyPatch.context() as patch:
+            disk.watch(patch)
+            assert delete_all(store, logs, WEB, batch, ALICE, NOW) == {}
+        disk.close()
+        made.append([call for call in calls if call.startswith(("fsync", "fdatasync"))])
+    assert made[0] == made[1]
+    assert 0 < len(made[0]) < 10
+
+
+def test_what_is_written_or_gone_keeps_no_other(store: Store, logs: HostLogs, tmp_path: Path) -> None:
+    """Each that stays is returned with why; one that is coming in is not found, though its sender is away."""
+    removal.set_aside(store, WEB, IDS[2])
+    removal.purge(store, WEB, IDS[2])
+    begin(store, dump_id(4), CORE).close()
+    with store.open_dump(WEB, IDS[0]) as files, removal.kept_from_writers(IDS[0], files.fd):
+        failed = delete_all(store, logs, WEB, [*IDS, dump_id(4)], ALICE, NOW)
+    assert {identifier: type(error) for identifier, error in failed.items()} == {
+        IDS[0]: BusyError, IDS[2]: NotFoundError, dump_id(4): NotFoundError,
+    }  # fmt: skip
+    assert [store.find_place(WEB, identifier) for identifier in [*IDS, dump_id(4)]] == [Place.HOSTS, None, None, Place.INCOMING]
+    assert [line for line in entries_of(tmp_path / "store").splitlines() if '"deleted"' in line and str(IDS[1]) not in line] == []
+
+
+def test_dumps_stay_where_the_log_cannot_say_that_they_went(
+    store: Store, logs: HostLogs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that takes no entry keeps all of the batch as it was."""
+    before = files_of(tmp_path / "store")
+    with monkeypatch.context() as patch:
+        patch.setattr("securecore.audit.log.directory.write_all", refuse)
+        failed = delete_all(store, logs, WEB, IDS, ALICE, NOW)
+    assert {str(error) for error in failed.values()} == {"the disk is full"}
+    assert set(failed) == set(IDS)
+    assert files_of(tmp_path / "store") == before
+
+
+def refuse(fd: int, data: bytes) -> None:
+    """Be a full disk."""
+    raise StorageError("the disk is full")
+
+
+def test_beside_a_damaged_log_dumps_stay_in_sight(store: Store, logs: HostLogs, tmp_path: Path) -> None:
+    """Nothing is moved when nobody can say of it that it went, nor that it did not."""
+    logs.close()
+    before = files_of(tmp_path / "store")
+    (tmp_path / "store" / "audit" / str(WEB) / "entries.jsonl").write_bytes(b"")
+    broken = logs_of(store, make_log_signer())
+    failed = delete_all(store, broken, WEB, IDS, ALICE, NOW)
+    broken.close()
+    assert [type(failed[identifier]) for identifier in IDS] == [BrokenError] * 3
+    assert files_of(tmp_path / "store") == before
+
+
+def test_what_a_backup_brought_back_goes_by_the_entry_that_it_has(
+    store: Store, logs: HostLogs, hierarchy: Hierarchy, tmp_path: Path
+) -> None:
+    """The log says already that it was deleted: no second entry, and no other dump of the batch stays for it."""
+    place = tmp_path / "store" / "hosts" / str(WEB) / str(IDS[0])
+    saved = {path.name: path.read_bytes() for path in place.iterdir()}
+    delete(store, logs, WEB, IDS[0], ALICE, NOW)
+    place.mkdir(mode=0o700)
+    for name, data in saved.items():
+        (place / name).write_bytes(data)
+    assert delete_all(store, logs, WEB, IDS, ALICE, NOW) == {}
+    assert files_of(tmp_path / "store") == {}
+    assert entries_of(tmp_path / "store").count('"deleted"') == 3
+
+
+def test_files_that_stay_are_said_and_go_at_the_next_start(
+    store: Store, logs: HostLogs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dump is deleted by its entry; what the disk would not let go is removed by who starts next."""
+    real = os.rmdir
+
+    def rmdir(name: str, *, dir_fd: int) -> None:
+        if name == str(IDS[1]):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(name, dir_fd=dir_fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("securecore.store.removal.os.rmdir", rmdir)
+        failed = delete_all(store, logs, WEB, IDS, ALICE, NOW)
+    assert list(failed) == [IDS[1]]
+    assert store.deleting() == [(WEB, IDS[1])]
+    Committer(store, logs, lambda: NOW).roll_forward()
+    assert store.deleting() == []
+
+
+def test_the_receiver_deletes_a_batch(receiver: Receiver, fleet: Fleet, tmp_path: Path) -> None:
+    """What fails comes back with its class and words, and the log says who and why of all others."""
+    dumps = [new_dump_id() for _ in range(3)]
+    for dump in dumps[:2]:
+        assert send_bytes(CORE, papers_of(fleet.host), receiver.addresses, dump=dump).receipt is not None
+    with open_store(str(tmp_path / "store")) as opened:
+        failed = control.ask_for_deletions(opened, HOST, dumps, "store over 1GiB")
+        assert failed is not None
+        assert [(dump, type(error)) for dump, error in failed.items()] == [(dumps[2], NotFoundError)]
+        assert opened.dump_ids(HOST) == []
+
+
+def test_many_failures_come_back_whole(receiver: Receiver, tmp_path: Path) -> None:
+    """An answer about a full batch is longer than any other."""
+    dumps = [dump_id(number) for number in range(64)]
+    with open_store(str(tmp_path / "store")) as opened:
+        failed = control.ask_for_deletions(opened, HOST, dumps, "x")
+        assert failed is not None
+        assert set(failed) == set(dumps)
+
+
+def test_without_a_receiver_nobody_answers(tmp_path: Path) -> None:
+    """So that the command knows to do it itself."""
+    with create_store(str(tmp_path / "store")) as opened:
+        assert control.ask_for_deletions(opened, HOST, IDS, "x") is None
+
+
+@pytest.mark.parametrize("dumps", [[], [DumpId.make(1, bytes(10))] * 65, ["../../etc"]], ids=["none", "too many", "no id"])
+def test_a_batch_that_is_none_is_refused(dumps: list[Any], receiver: Receiver, tmp_path: Path) -> None:
+    """Whoever speaks to the socket by themselves gets an error."""
+    with open_store(str(tmp_path / "store")) as opened, pytest.raises(SecurecoreError, match="refused"):
+        control.ask_for_deletions(opened, HOST, dumps, "x")
