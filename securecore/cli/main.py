@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "verify": ("verify", "Check dumps against what was signed."),
     "audit": ("audit", "Read and verify the audit logs of a store."),
     "delete": ("delete", "Delete a dump for good; the act is audited."),
+    "vacuum": ("vacuum", "Delete the oldest dumps, beyond what is to be kept."),
     "compress": ("compress", "Compress a local file: .zst, .gz or .zlib."),
     "decompress": ("decompress", "Decompress a .zst, .gz or .zlib file, and believe it only when it is whole."),
     "elf": ("elf", "Say which program a core is of: build-ids and `.uuid` sections."),

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from securecore import limits
+from securecore import limits, units
 from securecore.cli.sources import open_named
 from securecore.errors import ConfigError, NotFoundError, SecurecoreError
 from securecore.identity import host_from_operator
@@ -50,6 +50,14 @@ def duration(text: str) -> timedelta:
     if not span:
         raise click.BadParameter(f"{text!a} is no length of time: write 90s, 15m, 6h, 1d or 2w")
     return span
+
+
+def size(text: str) -> int:
+    """Return the bytes that an option's text means: 500MiB, 1.5TiB; a usage error says what is wrong with it."""
+    number = units.parse_size(text)
+    if number is None:
+        raise click.BadParameter(f"{text!a} is no size: write 500MiB, 20GiB or 1.5TiB")
+    return number
 
 
 def incomplete_after_option(command: _Command) -> _Command:

@@ -20,6 +20,7 @@ from securecore.dump import directory
 from securecore.errors import SecurecoreError, StorageError
 from securecore.names import DumpId, HostName, NameRefused
 from securecore.store.layout import CATALOGUE, Place, Store
+from securecore.store.retention import Held
 from securecore.store.rows import DumpRow, format_time, row_of
 
 _VERSION: Final = 3
@@ -44,6 +45,7 @@ _FILES: Final = (CATALOGUE, f"{CATALOGUE}-wal", f"{CATALOGUE}-shm", f"{CATALOGUE
 _COLUMNS: Final = ", ".join(DumpRow._fields)
 _INSERT: Final = f"INSERT OR REPLACE INTO dumps ({_COLUMNS}) VALUES ({', '.join('?' for _ in DumpRow._fields)})"  # noqa: S608  # constants
 _SELECT: Final = f"SELECT {_COLUMNS} FROM dumps WHERE received_at >= ?"  # noqa: S608  # constants
+_SELECT_HELD: Final = f"SELECT {', '.join(Held._fields)} FROM dumps"  # noqa: S608  # constants
 
 
 _Answer = TypeVar("_Answer")
@@ -82,6 +84,11 @@ class Catalogue:
         known = {(row.host, row.id) for row in published}
         partial = [row for row in partial if (row.host, row.id) not in known]
         return sorted([*published, *partial], key=lambda row: (row.received_at, row.id), reverse=True)
+
+    def held(self, host: HostName | None = None) -> list[Held]:
+        """Return the published dumps, of one host or of all, in no order."""
+        query, arguments = (_SELECT_HELD, ()) if host is None else (f"{_SELECT_HELD} WHERE host = ?", (str(host),))
+        return self._run(lambda: list(map(Held._make, self._connection.execute(query, arguments))))
 
     def close(self) -> None:
         """Close the catalogue."""
