@@ -27,7 +27,8 @@ def set_aside_all(store: Store, host: HostName, dump_ids: Iterable[DumpId]) -> d
         try:
             for dump_id in dump_ids:
                 try:
-                    _set_aside(dump_id, source_fd, target_fd)
+                    with store.changing(host, dump_id, Place.HOSTS, Place.DELETING):
+                        _set_aside(dump_id, source_fd, target_fd)
                 except SecurecoreError as error:
                     staying[dump_id] = error
             directory.sync(target_fd)  # The new names before the old ones, as move_dump has it.
