@@ -159,8 +159,8 @@ FLOOR_SHARE: Final = 0.05
 """Of a file system that stays free: ext4 keeps as much back for root, and file systems get slow above it."""
 
 DELETION_BATCH: Final = 64
-"""Dumps that are deleted together: six fsyncs for all of them instead of for each. Others who ask the receiver for
-something wait for so long: 30 ms (measured, docs/performance.md), and for the files to go."""
+"""Dumps that are deleted together: six fsyncs for all of them instead of for each. Others who ask the receiver for something wait
+for so long: 0.1 s with small dumps (docs/performance.md)."""
 
 DELETION_BATCH_BYTES: Final = 32 * GIB
 """The same by stored bytes: a disk takes seconds to let go of so much, and a command waits for a minute."""

@@ -22,7 +22,10 @@ from securecore.names import Address
 from securecore.receiver.installation import CONFIGURATION
 from securecore.sender.configuration import DEFAULT_USER, check_user
 
-_UNITS: Final = {"sender": "securecore-flush.timer", "receiver": "securecore-receiver.service"}
+_UNITS: Final = {
+    "sender": ["securecore-flush.timer"],
+    "receiver": ["securecore-receiver.service", "securecore-vacuum.timer"],
+}
 
 EPILOG: Final = """\b
 Examples:
@@ -99,7 +102,7 @@ def sender_(
         steps = sender.sender_steps(configuration, content, owner, interpreter, root)
         is_changed = _carry_out(steps, "sender", root, dry_run)
         if is_changed and not dry_run:
-            _systemctl(root, ["daemon-reload"], ["start", _UNITS["sender"]])
+            _systemctl(root, ["daemon-reload"], ["start", *_UNITS["sender"]])
         _warn(warnings)
         if not dry_run:
             _say_next(_SENDER_NEXT if root.is_live else _IMAGE_NEXT)
@@ -158,7 +161,7 @@ def receiver_(
         steps = receiver.receiver_steps(configuration, content, user, interpreter, root)
         is_changed = _carry_out(steps, "receiver", root, dry_run)
         if is_changed and not dry_run:
-            _systemctl(root, ["daemon-reload"])
+            _systemctl(root, ["daemon-reload"], ["start", "securecore-vacuum.timer"])
         _warn(warnings)
         if not dry_run:
             _say_next(_RECEIVER_NEXT if root.is_live else _RECEIVER_IMAGE_NEXT.format(root=root.path))
@@ -239,7 +242,7 @@ def _carry_out(steps: Sequence[Step], role: str, root: Root, dry_run: bool) -> b
 def _undo(role: str, root: Root, dry_run: bool) -> None:
     if dry_run:
         raise click.UsageError("--undo and --dry-run exclude each other")
-    _systemctl(root, ["disable", "--now", _UNITS[role]], is_optional=True)
+    _systemctl(root, ["disable", "--now", *_UNITS[role]], is_optional=True)
     for done in plan.undo(role, root):
         _say(done)
     _systemctl(root, ["daemon-reload"])

@@ -1,20 +1,25 @@
 """``securecore vacuum``: delete the dumps that are older, or more, than is to be kept, and have the audit log say so."""
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
 from securecore import limits
 from securecore.cli import options, terminal
-from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, host_option, json_option, store_option
+from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, DEFAULT_STORE, host_option, json_option
 from securecore.errors import NotFoundError, SecurecoreError
 from securecore.names import DumpId, HostName
+from securecore.receiver.installation import CONFIGURATION
 from securecore.store.layout import Store, open_store
 from securecore.store.retention import Due, Held, Retention, select
+
+if TYPE_CHECKING:
+    from securecore.receiver.configuration import ReceiverConfiguration
 
 EPILOG: Final = """\b
 Examples:
@@ -24,7 +29,10 @@ Examples:
 Exit code: that of the first dump that could not be deleted; the others are deleted all the same.
 """
 
-_HINT: Final = "say --older-than, --keep-bytes, --keep-dumps, --host-bytes or --host-dumps"
+_NOTHING: Final = (
+    "nothing says what is to go: say --older-than, --keep-bytes, --keep-dumps, --host-bytes or --host-dumps,"
+    f" or write [retention] into {CONFIGURATION}"
+)
 
 
 @click.command("vacuum", epilog=EPILOG)
@@ -36,10 +44,24 @@ _HINT: Final = "say --older-than, --keep-bytes, --keep-dumps, --host-bytes or --
 @click.option("--min-age", type=options.duration, metavar="AGE", help="Leave younger ones, whatever else is said.")
 @click.option("--dry-run", is_flag=True, help="Show what would go, delete nothing.")
 @click.option("--if-any", is_flag=True, help="Do nothing, without complaint, where nothing says what is to go; for a timer.")
-@store_option
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What the options leave open is taken from the table [retention] of this file;"
+    f" without it of {CONFIGURATION}, if that is of this store.",
+)
+@click.option(
+    "--store",
+    "store_path",
+    envvar="SECURECORE_STORE",
+    metavar="STORE",
+    show_default=f"that of FILE, or {DEFAULT_STORE}",
+    help="Directory of the store; also $SECURECORE_STORE.",
+)
 @host_option
 @click.option(
-    "--identity", type=click.Path(path_type=Path), default=DEFAULT_RECEIVER_IDENTITY, show_default=True,
+    "--identity", type=click.Path(path_type=Path), show_default=f"that of FILE, or {DEFAULT_RECEIVER_IDENTITY}",
     help="The receiver's identity, to sign the audit entries with where no receiver runs.",
 )  # fmt: skip
 @json_option
@@ -52,9 +74,10 @@ def command(
     min_age: timedelta | None,
     dry_run: bool,
     if_any: bool,
-    store_path: str,
+    config: Path | None,
+    store_path: str | None,
     host_text: str | None,
-    identity: Path,
+    identity: Path | None,
     as_json: bool,
 ) -> int:
     """Delete the oldest dumps until what is left is what is to be kept; it can't be undone.
@@ -64,10 +87,25 @@ def command(
     """
     if host_text is not None and (keep_bytes is not None or keep_dumps is not None):
         raise click.UsageError("--keep-bytes and --keep-dumps are of the whole store: with --host say --host-bytes or --host-dumps")
-    retention = Retention(older_than, keep_bytes, keep_dumps, host_bytes, host_dumps, min_age or timedelta())
-    if not (retention.is_bounded or if_any):
-        raise click.UsageError(f"nothing says what is to go: {_HINT}")
-    with open_store(store_path) as store:
+    said = _read_configuration(config, store_path)
+    usual = said.policy.retention
+    retention = Retention(
+        older_than or usual.max_age,
+        keep_bytes if keep_bytes is not None else usual.max_bytes,
+        keep_dumps if keep_dumps is not None else usual.max_dumps,
+        host_bytes if host_bytes is not None else usual.host_bytes,
+        host_dumps if host_dumps is not None else usual.host_dumps,
+        min_age or usual.min_age,
+    )
+    if host_text is not None:
+        retention = retention._replace(max_bytes=None, max_dumps=None)
+    if not retention.is_bounded:
+        if not if_any:
+            raise click.UsageError(_NOTHING)
+        click.echo(json.dumps(_document([], {}, None, dry_run), indent=1) if as_json else "nothing says what is to go")
+        return 0
+    identity = identity or Path(said.identity)
+    with open_store(store_path or said.store) as store:
         host = options.find_host(host_text, store)
         dumps = _read_held(store, host)
         due = select(dumps, retention, datetime.now(UTC))
@@ -87,6 +125,19 @@ def command(
         what = f"{verb} {_sum(each.held for each in gone)}{freed}" if due else "nothing to delete"
         click.echo(f"{what}; {left} left{f' of {host}' if host is not None else ''}")
     return options.exit_code(next(iter(failed.values()), None))
+
+
+def _read_configuration(config: Path | None, store_path: str | None) -> "ReceiverConfiguration":
+    """Return what FILE says; of the machine's own file only what is for its own store: nothing goes by another store's rules."""
+    from securecore.receiver.configuration import ReceiverConfiguration, load_configuration
+
+    if config is not None:
+        return load_configuration(config)
+    if not os.path.exists(CONFIGURATION):
+        return ReceiverConfiguration()
+    said = load_configuration(Path(CONFIGURATION))
+    is_its_own = store_path is None or os.path.realpath(store_path) == os.path.realpath(said.store)
+    return said if is_its_own else ReceiverConfiguration()
 
 
 class _Sum(NamedTuple):
@@ -161,7 +212,7 @@ def _cells(due: Due) -> tuple[str, ...]:
     )
 
 
-def _document(gone: Sequence[Due], failed: Mapping[Due, SecurecoreError], left: _Sum, dry_run: bool) -> dict[str, Any]:
+def _document(gone: Sequence[Due], failed: Mapping[Due, SecurecoreError], left: _Sum | None, dry_run: bool) -> dict[str, Any]:
     def row(due: Due) -> dict[str, Any]:
         return {**due.held._asdict(), "reason": due.reason}
 
@@ -170,5 +221,5 @@ def _document(gone: Sequence[Due], failed: Mapping[Due, SecurecoreError], left: 
         "deleted": [row(each) for each in gone],
         "failed": [{**row(each), "error": {"name": error.name, "message": error.message}} for each, error in failed.items()],
         "freed_bytes": _sum(each.held for each in gone).stored_bytes,
-        "left": left._asdict(),
+        "left": left._asdict() if left is not None else None,
     }

@@ -491,6 +491,20 @@ def test_receiver_goes_by_a_file_that_everybody_may_read(root: Path) -> None:
     assert "\nAmbientCapabilities=CAP_NET_BIND_SERVICE\n" in unit
 
 
+def test_receiver_is_vacuumed_every_day_by_its_own_file(root: Path) -> None:
+    """A timer is enabled whose unit runs as the store's owner; --undo takes all of it back."""
+    before = snapshot(root)
+    assert setup(root, "receiver", *RECEIVER, "--store", "/srv/store", "--user", "crash") == 0
+    units = root / "etc/systemd/system"
+    service = (units / "securecore-vacuum.service").read_text()
+    assert " vacuum --if-any --config /etc/securecore/receiver.toml\n" in service
+    assert "\nUser=crash\n" in service
+    assert "\nReadWritePaths=/srv/store\n" in service
+    assert os.readlink(units / "timers.target.wants/securecore-vacuum.timer") == "/etc/systemd/system/securecore-vacuum.timer"
+    assert setup(root, "receiver", "--undo") == 0
+    assert {path for path in snapshot(root) if "vacuum" in path} == {path for path in before if "vacuum" in path} == set()
+
+
 def test_what_a_person_wrote_about_a_receiver_is_kept(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without options set-up takes the file as it is, and the unit follows it; what an option changes, it changes alone."""
     setup(root, "receiver", *RECEIVER, "--user", "crash")

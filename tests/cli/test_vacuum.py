@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from securecore.cli.main import run
 from securecore.errors import StorageError
 from securecore.names import DumpId, HostName
 from securecore.receiver import deleter
@@ -160,11 +161,48 @@ def test_without_an_identity_nothing_goes(filled: Filled) -> None:
     assert filled.left() == filled.dumps
 
 
-def test_where_nothing_is_to_go_a_timer_is_content(filled: Filled) -> None:
-    """A person is told that nothing was asked for."""
+def test_where_nothing_is_to_go_a_timer_is_content(filled: Filled, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A person is told that nothing was asked for; a timer may run before there is a store."""
     assert filled.vacuum("--min-age", "1d")[0] == 2
-    assert filled.vacuum("--if-any")[:2] == (0, "nothing to delete; 4 dumps, 3.0 MiB left")
+    assert filled.vacuum("--if-any") == (0, "nothing says what is to go", "")
+    assert filled("vacuum", "--if-any", "--json").document["left"] is None
+    assert Commands(tmp_path / "none", filled.fleet, capsys)("vacuum", "--if-any").code == 0
     assert filled.left() == filled.dumps
+
+
+def configuration(path: Path, store: Path, fleet: Fleet, retention: str) -> Path:
+    """Write a receiver's file."""
+    path.write_text(f'version = 1\nstore = "{store}"\nidentity = "{fleet.receiver}"\n[retention]\n{retention}\n')
+    return path
+
+
+def test_what_the_file_says_is_done_and_options_win(
+    filled: Filled, fleet: Fleet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bounds, store and identity are those of the file, unless an option says something else of one of them."""
+    file = configuration(tmp_path / "receiver.toml", filled.store, fleet, "host_dumps = 1\nmin_age = '1d'")
+    for options, last in (
+        ([], "nothing to delete; 4 dumps"),
+        (["--min-age", "1m", "--host-dumps", "4"], "nothing to delete; 4 dumps"),
+        (["--older-than", "1h"], "nothing to delete; 4 dumps"),
+    ):
+        assert filled.vacuum("--config", file, *options)[1].startswith(last)
+    configuration(file, filled.store, fleet, "host_dumps = 1\nmax_dumps = 1")
+    assert run(["vacuum", "--config", str(file), "--host", "web-1", "--if-any"]) == 0
+    assert "deleted 2 dumps" in capsys.readouterr().out
+    assert filled.left() == [filled.dumps[1], filled.dumps[3]], "the store's bound is not for one host alone"
+
+
+def test_the_machines_own_file_is_for_its_own_store(
+    filled: Filled, fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that is looked at beside it, as a copy, loses nothing by rules that were not written for it."""
+    file = configuration(tmp_path / "receiver.toml", tmp_path / "other", fleet, "max_dumps = 1")
+    monkeypatch.setattr("securecore.cli.vacuum.CONFIGURATION", str(file))
+    assert filled("vacuum").code == 2
+    configuration(file, filled.store, fleet, "max_dumps = 1")
+    assert filled("vacuum").code == 0
+    assert filled.left() == filled.dumps[3:]
 
 
 def test_the_running_receiver_deletes_in_the_name_of_who_asks(filled: Filled, fleet: Fleet) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from securecore import limits
+from securecore.receiver.policy import Floor, Policy, Quota
 from securecore.receiver.server import Receiver
 from securecore.sender.flush import flush
 from securecore.sender.spool import Spool
@@ -78,3 +79,19 @@ def test_a_store_that_a_receiver_left_is_vacuumed_and_taken_up_again(
         assert send_bytes(b"core", papers_of(fleet.host), second.addresses).receipt is not None
     assert [entry["event"] for entry in others.entries(WEB)] == [*["received"] * 3, *["deleted"] * 2, "received"]
     assert (others.audit().code, others.verify("--all").code) == (0, 0)
+
+
+def test_a_host_at_its_quota_may_send_again_after_a_vacuum(
+    fleet: Fleet, spool: Spool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The receiver that runs refuses the third dump, deletes the first for the command, and takes the third from the spool."""
+    commands, dumps = Commands(tmp_path / "store", fleet, capsys), [new_dump_id() for _ in range(3)]
+    policy = Policy(quota=Quota(dumps=2), floor=Floor(share=0.0))
+    with running_receiver(fleet.receiver, commands.store, policy=policy) as receiver:
+        for dump in dumps[:2]:
+            assert send_bytes(b"core", papers_of(fleet.host), receiver.addresses, dump=dump).receipt is not None
+        assert send_bytes(b"core", papers_of(fleet.host), receiver.addresses, spool=spool, dump=dumps[2]).spooled
+        assert commands("vacuum", "--host-dumps", "1").code == 0
+        (flushed,) = flush(spool, receiver.addresses, papers_of(fleet.host))
+    assert (flushed.failure, spool.dump_ids()) == (None, [])
+    assert {row["id"] for row in commands("list", "--json").document} == {str(dump) for dump in dumps[1:]}

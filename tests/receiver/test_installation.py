@@ -10,7 +10,7 @@ import pytest
 from securecore import limits
 from securecore.errors import ConfigError
 from securecore.names import Address
-from securecore.receiver import installation
+from securecore.receiver import installation, vacuum_timer
 from tests.support.certificates import Fleet
 
 
@@ -37,6 +37,27 @@ def test_unit_is_what_systemd_understands(tmp_path: Path, listen: str) -> None:
     service.write_text(unit(listen=listen, group="990"))
     answer = subprocess.run(["systemd-analyze", "verify", "--man=no", service], capture_output=True, check=False, text=True)
     assert [line for line in answer.stderr.splitlines() if "securecore" in line] == []
+
+
+@pytest.mark.slow
+def test_vacuum_units_are_what_systemd_understands(tmp_path: Path) -> None:
+    """systemd-analyze finds nothing wrong with service and timer."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd-analyze here")
+    service, timer = tmp_path / "securecore-vacuum.service", tmp_path / "securecore-vacuum.timer"
+    service.write_bytes(vacuum_timer.vacuum_service("/bin/true", "/var/lib/securecore/store", "securecore", "990"))
+    timer.write_bytes(vacuum_timer.vacuum_timer())
+    answer = subprocess.run(["systemd-analyze", "verify", "--man=no", service, timer], capture_output=True, check=False, text=True)
+    assert [line for line in answer.stderr.splitlines() if "securecore" in line] == []
+
+
+def test_a_vacuum_may_write_nowhere_but_to_the_store() -> None:
+    """As the store's owner, without a capability or a network; a path that would say more is refused."""
+    text = vacuum_timer.vacuum_service("/bin/true", "/srv/store", "securecore").decode()
+    for line in ("User=securecore", "CapabilityBoundingSet=", "ReadWritePaths=/srv/store", "PrivateNetwork=yes"):
+        assert f"\n{line}\n" in text
+    with pytest.raises(ConfigError, match="systemd unit"):
+        vacuum_timer.vacuum_service("/bin/true", "/srv/a b", "securecore")
 
 
 def test_capability_only_for_low_ports() -> None:

@@ -14,11 +14,11 @@ from securecore.certs.judge import Judgement
 from securecore.cli.machine import trust, users
 from securecore.cli.machine.interpreter import Interpreter
 from securecore.cli.machine.root import Root
-from securecore.cli.machine.steps import GiveFiles, MakeDirectory, Step, WriteFile
+from securecore.cli.machine.steps import GiveFiles, MakeDirectory, MakeLink, Step, WriteFile
 from securecore.cli.machine.users import User
 from securecore.errors import ConfigError, NotFoundError, SecurecoreError
 from securecore.names import Address, is_plain_path
-from securecore.receiver import installation
+from securecore.receiver import installation, vacuum_timer
 from securecore.receiver.configuration import ReceiverConfiguration, parse_receiver_configuration
 from securecore.receiver.material import Material, load_material
 
@@ -155,10 +155,21 @@ def receiver_steps(
         GiveFiles(configuration.identity, _IDENTITY_FILES, owner),
         WriteFile(installation.CONFIGURATION, content),
         WriteFile(installation.SERVICE, unit_of(configuration, _service_user(user, root), interpreter)),
+        *_vacuum_steps(configuration, _service_user(user, root), interpreter),
     ]
     if not (root.is_live or user.is_listed):
         steps.append(WriteFile(installation.SYSUSERS, users.sysusers_file(user)))
     return steps
+
+
+def _vacuum_steps(configuration: ReceiverConfiguration, user: str, interpreter: Interpreter) -> list[Step]:
+    name, _, group = user.partition(":")
+    service = vacuum_timer.vacuum_service(interpreter.executable, configuration.store, name, group or None)
+    return [
+        WriteFile(vacuum_timer.SERVICE, service),
+        WriteFile(vacuum_timer.TIMER, vacuum_timer.vacuum_timer()),
+        MakeLink(vacuum_timer.TIMER_LINK, vacuum_timer.TIMER),
+    ]
 
 
 def unit_of(configuration: ReceiverConfiguration, user: str, interpreter: Interpreter) -> bytes:

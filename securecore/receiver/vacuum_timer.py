@@ -1,0 +1,85 @@
+"""What the files say that have a receiver's store vacuumed every day: pure text, as installation.py has it for the receiver."""
+
+from typing import Final
+
+from securecore.errors import ConfigError
+from securecore.receiver.installation import CONFIGURATION
+
+SERVICE: Final = "/etc/systemd/system/securecore-vacuum.service"
+TIMER: Final = "/etc/systemd/system/securecore-vacuum.timer"
+TIMER_LINK: Final = "/etc/systemd/system/timers.target.wants/securecore-vacuum.timer"
+
+
+def vacuum_service(interpreter: str, store: str, user: str, group: str | None = None) -> bytes:
+    """Return the unit that deletes what the table [retention] of CONFIGURATION says, as the store's owner; nothing without one.
+
+    The store is that of the file: what systemd must know beforehand. Raises ConfigError when a path cannot stand in a unit.
+    """
+    for path in (interpreter, store):
+        if not path.isprintable() or set(path) & set(" \"'\\%$"):
+            raise ConfigError(f"{path!a}: a path in a systemd unit must not have spaces, quotes, backslashes, % or $")
+    return _SERVICE.format(
+        command=f"{interpreter} -I -m securecore.cli.main vacuum --if-any --config {CONFIGURATION}",
+        user=user,
+        group=f"Group={group}\n" if group is not None else "",
+        store=store,
+    ).encode()
+
+
+def vacuum_timer() -> bytes:
+    """Return the timer of that unit; the delay keeps the receivers of one disk array from vacuuming in the same minute."""
+    return _TIMER.encode()
+
+
+_SERVICE: Final = """\
+[Unit]
+Description=securecore: delete the dumps that receiver.toml says are not to be kept
+
+[Service]
+Type=oneshot
+ExecStart={command}
+User={user}
+{group}TimeoutStartSec=6h
+UMask=0077
+Nice=10
+IOSchedulingClass=idle
+# It may load the key of the audit log.
+LimitCORE=0
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+ProtectSystem=strict
+ReadWritePaths={store}
+ProtectHome=yes
+PrivateTmp=yes
+PrivateDevices=yes
+PrivateNetwork=yes
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+RestrictAddressFamilies=AF_UNIX
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged
+SystemCallErrorNumber=EPERM
+"""
+
+_TIMER: Final = """\
+[Unit]
+Description=securecore: vacuum the store, once a day
+
+[Timer]
+OnCalendar=daily
+RandomizedDelaySec=1h
+Persistent=yes
+
+[Install]
+WantedBy=timers.target
+"""
