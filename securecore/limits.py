@@ -118,6 +118,10 @@ STORE_LOST_AFTER_S: Final = 7 * 24 * 3600
 """For how long a store that has the beginning of a spooled dump may be missed, while others answer, before it counts as lost: as
 long as CRL_GRACE_S, an operator's week off."""
 
+STORE_LOOK_MAX_S: Final = 2 * 3600
+"""How much of the time between two looks at a missed store counts: twice BACK_OFF_MAX_S, the longest that a host which is at work
+leaves between two flushes by itself."""
+
 BACK_OFF_S: Final = 60
 """The longest wait after the first flush that delivered nothing; each further one doubles it. A receiver's restart is shorter."""
 

@@ -1,4 +1,4 @@
-"""What one flush of a spool leaves for the next: when to come again, and which stores it has missed since when.
+"""What one flush of a spool leaves for the next: when to come again, and which stores were missed for how long.
 
 SPOOL/schedule.json; docs/store.md has the fields. It is advice: a file that is missing, torn or strange means that everything is
 due and nothing is missed, and the next flush writes it anew.
@@ -18,12 +18,29 @@ from securecore.names import NameRefused, StoreId
 
 SCHEDULE: Final = "schedule.json"
 """The file's name in the spool."""
-_VERSION: Final = 1
+_VERSION: Final = 2
 _MAX_BYTES: Final = 64 * limits.KIB
 _MAX_MISSED: Final = 64
 """Stores that are remembered: a sender has a few receivers, and 64 of them are below 4 KiB."""
 _TIME_END: Final = 1 << 62
 """Seconds and failures: what every reader of JSON numbers keeps."""
+
+
+class Missed(NamedTuple):
+    """For how long a store was missed, as far as anybody looked."""
+
+    seconds: int
+    looked_at: int
+    """Unix seconds of the last look."""
+
+    def at(self, now: float) -> "Missed":
+        """Return what a look *now* that misses it again makes of it.
+
+        The time between two looks counts up to STORE_LOOK_MAX_S: for a host that was switched off meanwhile, or whose clock has
+        jumped, the rest of it says nothing of the store. A clock that was set back adds nothing.
+        """
+        passed_s = max(0, min(int(now) - self.looked_at, limits.STORE_LOOK_MAX_S))
+        return Missed(min(self.seconds + passed_s, _TIME_END - 1), max(0, int(now)))
 
 
 class Schedule(NamedTuple):
@@ -32,8 +49,8 @@ class Schedule(NamedTuple):
     failures: int = 0
     """Flushes in a row that delivered nothing."""
     not_before: int = 0
-    missed: tuple[tuple[StoreId, int], ...] = ()
-    """Stores that hold the beginning of a dump here and did not answer while others did, and since when."""
+    missed: tuple[tuple[StoreId, Missed], ...] = ()
+    """Stores that hold the beginning of a dump here and did not answer while others did."""
 
     def is_due(self, now: float) -> bool:
         """Return whether a timer's flush should go on; what no schedule of ours could say counts as due: the clock was set back."""
@@ -54,15 +71,14 @@ class Schedule(NamedTuple):
         wait_s = min(retry_after_s + chance * longest, limits.MAX_RETRY_AFTER_S)
         return self._replace(failures=failures, not_before=max(0, int(now + wait_s)))
 
-    def missing_s(self, store: StoreId, now: float) -> float:
-        """Return for how long *store* has been missed; 0 when it has not, or the clock was set back since."""
-        return max(0.0, now - dict(self.missed).get(store, now))
+    def missing_s(self, store: StoreId, now: float) -> int:
+        """Return for how many seconds *store* has been missed, when it is missed *now* too; 0 when it was not before."""
+        return dict(self.missed).get(store, Missed(0, int(now))).at(now).seconds
 
     def missing(self, store: StoreId, now: float) -> "Schedule":
-        """Return the schedule once *store* was missed *now*, if it was not before."""
+        """Return the schedule once *store* was missed *now*."""
         missed = dict(self.missed)
-        # A moment that is still to come was written by a clock that ran ahead: from there it would count too late.
-        missed[store] = min(missed.get(store, int(now)), int(now))
+        missed[store] = missed.get(store, Missed(0, int(now))).at(now)
         return self._replace(missed=tuple(missed.items())[-_MAX_MISSED:])
 
     def met(self, store: StoreId) -> "Schedule":
@@ -71,7 +87,7 @@ class Schedule(NamedTuple):
 
     def encode(self) -> bytes:
         """Return the file."""
-        missed = {str(store): since for store, since in self.missed}
+        missed = {str(store): list(times) for store, times in self.missed}
         fields = {"version": _VERSION, "failures": self.failures, "not_before": self.not_before, "missed": missed}
         return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")
 
@@ -80,9 +96,9 @@ def parse_schedule(data: bytes) -> Schedule:
     """Return what schedule.json says; raises BrokenError unless it is what Schedule.encode could have written."""
     try:
         fields = json.loads(data)
-        missed = tuple((StoreId.parse(text), since) for text, since in fields["missed"].items())
+        missed = tuple((StoreId.parse(text), Missed(*times)) for text, times in fields["missed"].items())
         schedule = Schedule(fields["failures"], fields["not_before"], missed)
-        numbers = [schedule.failures, schedule.not_before, *(since for _, since in missed)]
+        numbers = [schedule.failures, schedule.not_before, *(number for _, times in missed for number in times)]
         is_ours = all(map(_is_count, numbers)) and len(missed) <= _MAX_MISSED and schedule.encode() == data
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, NameRefused) as error:
         raise BrokenError("spool: schedule.json is malformed") from error

@@ -22,7 +22,7 @@ from securecore.names import DumpId, StoreId
 from securecore.receiver.server import Receiver
 from securecore.sender.consignment import consign, derived_id
 from securecore.sender.flush import Flushed, flush
-from securecore.sender.schedule import Schedule, read_schedule, write_schedule
+from securecore.sender.schedule import Missed, Schedule, read_schedule, write_schedule
 from securecore.sender.spool import Spool
 from securecore.store.layout import open_store
 from tests.support.certificates import Fleet
@@ -262,14 +262,15 @@ def test_a_store_that_is_missed_for_long_counts_as_lost(
     """It may come back, so its dump waits for it; but not for ever."""
     dump, clock, papers = keep_tail(spool, ELSEWHERE), Clock(), papers_of(fleet.host)
     kept = []
-    for passed_s in (0, 3600, limits.STORE_LOST_AFTER_S - 3601):
+    looks, rest_s = divmod(limits.STORE_LOST_AFTER_S - 1, limits.STORE_LOOK_MAX_S)
+    for passed_s in (0, rest_s, *[limits.STORE_LOOK_MAX_S] * looks):
         clock.now += passed_s
         kept += [flushed.failure.message for flushed in flush(spool, receiver.addresses, papers, clock) if flushed.failure]
 
     clock.now += 2
     (flushed,) = flush(spool, receiver.addresses, papers, clock)
 
-    assert len(kept) == 3
+    assert len(kept) == 2 + looks
     assert all(f"another store than the one that holds the beginning, {ELSEWHERE}" in words for words in kept)
     assert (flushed.failure, flushed.lost_frames, flushed.delivered_as) == (None, FIRST, None)
     assert stored(tmp_path / "store", dump).plain == LABELLED
@@ -286,13 +287,25 @@ def test_a_store_is_missed_from_when_it_was_first_not_there(store: StoreId, flee
     assert flushed.failure is not None
 
 
+def test_a_store_is_not_missed_while_nobody_looks(store: StoreId, fleet: Fleet, receiver: Receiver, spool: Spool) -> None:
+    """A host that is switched off between two looks, or whose clock jumps by years, has looked for it twice."""
+    keep_tail(spool, ELSEWHERE)
+    clock = Clock()
+    kept = []
+    for passed_s in (0, 30 * 24 * 3600, 20 * 365 * 24 * 3600, -5 * 365 * 24 * 3600, 60):
+        clock.now += passed_s
+        kept += [flushed.failure is not None for flushed in flush(spool, receiver.addresses, papers_of(fleet.host), clock)]
+
+    assert kept == [True] * 5
+
+
 def test_a_store_that_was_met_again_is_missed_anew(store: StoreId, fleet: Fleet, receiver: Receiver, spool: Spool) -> None:
     """Absences do not add up."""
     clock, papers = Clock(), papers_of(fleet.host)
     dump = keep_tail(spool, store)
     put(receiver, fleet, dump, PIECES[:FIRST])
     keep_tail(spool, store)
-    write_schedule(spool.fd, Schedule(missed=((store, int(clock.now) - limits.STORE_LOST_AFTER_S),)))
+    write_schedule(spool.fd, Schedule(missed=((store, Missed(limits.STORE_LOST_AFTER_S, int(clock.now))),)))
 
     list(flush(spool, receiver.addresses, papers, clock))
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from securecore import limits
 from securecore.errors import BrokenError
 from securecore.names import StoreId
-from securecore.sender.schedule import Schedule, claim, parse_schedule, read_schedule, write_schedule
+from securecore.sender.schedule import Missed, Schedule, claim, parse_schedule, read_schedule, write_schedule
 from securecore.sender.spool import Spool
 
 NOW: Final = 1_795_338_860.0
 STORES: Final = [StoreId.make(bytes([number]) * 16) for number in range(100)]
-GOOD: Final = Schedule(3, 1_795_338_900, ((STORES[0], 5), (STORES[1], 7)))
+GOOD: Final = Schedule(3, 1_795_338_900, ((STORES[0], Missed(5, 50)), (STORES[1], Missed(7, 70))))
 FIELDS: Final[dict[str, Any]] = json.loads(GOOD.encode())
 
 
@@ -84,12 +84,15 @@ def test_a_store_is_missed_since_the_first_time() -> None:
     assert schedule.met(STORES[2]) == schedule
 
 
-def test_a_store_that_was_missed_in_the_future_is_missed_from_now_on() -> None:
-    """The clock ran ahead when it was noted: it counts for nothing, and is mended."""
-    ahead = Schedule().missing(STORES[0], NOW + 1e9)
+def test_between_two_looks_a_store_is_missed_for_as_long_as_a_host_at_work_leaves_between_them() -> None:
+    """What is longer is a host that was off, or a clock that jumped; what is less than nothing, one that was set back."""
+    schedule = Schedule().missing(STORES[0], NOW)
 
-    assert ahead.missing_s(STORES[0], NOW) == 0
-    assert ahead.missing(STORES[0], NOW).missing_s(STORES[0], NOW + 10) == 10
+    assert schedule.missing_s(STORES[0], NOW + limits.STORE_LOOK_MAX_S) == limits.STORE_LOOK_MAX_S
+    assert schedule.missing_s(STORES[0], NOW + 1e9) == limits.STORE_LOOK_MAX_S
+    assert schedule.missing(STORES[0], NOW + 1e9).missing_s(STORES[0], NOW + 1e9 + 5) == limits.STORE_LOOK_MAX_S + 5
+    assert schedule.missing_s(STORES[0], NOW - 1e9) == 0
+    assert schedule.missing(STORES[0], NOW - 1e9).missing_s(STORES[0], NOW - 1e9 + 5) == 5
 
 
 def test_the_stores_that_are_remembered_are_bounded() -> None:
@@ -106,7 +109,7 @@ schedules = st.builds(
     lambda failures, not_before, missed: Schedule(failures, not_before, tuple(sorted(missed.items(), key=str))),
     numbers,
     numbers,
-    st.dictionaries(st.sampled_from(STORES), numbers, max_size=64),
+    st.dictionaries(st.sampled_from(STORES), st.builds(Missed, numbers, numbers), max_size=64),
 )
 
 
@@ -120,16 +123,20 @@ def test_a_schedule_survives_whatever_comes(schedule: Schedule, now: float, retr
     assert parse_schedule(schedule.missing(STORES[0], now).encode()).missing_s(STORES[0], now) >= 0
 
 
+TIMES: Final = [5, None, [], [5], [5, -1], [-1, 5], [5, None], [5, 5, 5], {"seconds": 5}]
+"""What is not for how long a store was missed, and when it was looked for last."""
+
 WRONG: Final[list[bytes]] = [
     b"", b"{}", b"[]", b"null", b"\xff", b"[" * 60_000, b"9" * 5000,
     GOOD.encode() + b"\n",
     json.dumps(FIELDS).encode(),
     *(canonical({key: value for key, value in FIELDS.items() if key != left_out}) for left_out in FIELDS),
     *(canonical(FIELDS | {key: value}) for key in FIELDS for value in (None, -1, True, 1.0, "", [], 1 << 62)),
-    *(canonical(FIELDS | {"missed": missed}) for missed in ({"x": 1}, {str(STORES[0]): -1}, {str(STORES[0]): None})),
-    canonical(FIELDS | {"missed": {str(store): 1 for store in STORES[:65]}}),
+    *(canonical(FIELDS | {"missed": missed}) for missed in ({"x": [1, 2]}, *({str(STORES[0]): times} for times in TIMES))),
+    canonical(FIELDS | {"missed": {str(store): [1, 2] for store in STORES[:65]}}),
     canonical(FIELDS | {"more": 1}),
-    canonical(FIELDS | {"version": 2}),
+    canonical(FIELDS | {"version": 1}),
+    canonical(FIELDS | {"version": 3}),
 ]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from securecore.receiver.control import _read_request
 from securecore.sender.admission import Admission
 from securecore.sender.buckets import Bucket, State
 from securecore.sender.configuration import SenderConfiguration, parse_configuration
-from securecore.sender.schedule import Schedule, parse_schedule
+from securecore.sender.schedule import Missed, Schedule, parse_schedule
 from securecore.sender.settings import Settings, load_settings
 from securecore.sender.spool import Spool, create_spool, open_spool
 from securecore.sender.spool_entry import EntryEnd, EntryStart
@@ -185,8 +185,8 @@ def _check_schedule(content: bytes) -> None:
     now = float(schedule.not_before)
     assert schedule.is_due(now)
     assert parse_schedule(schedule.after_failure(now, 5, 0.5).encode()).not_before <= now + limits.MAX_RETRY_AFTER_S
-    for store, since in schedule.missed:
-        assert schedule.missing_s(store, since + 7.0) == 7.0
+    for store, missed in schedule.missed:
+        assert 0 <= schedule.missing_s(store, missed.looked_at + 7.0) - missed.seconds <= 7
 
 
 def _check_storms(content: bytes) -> None:
@@ -216,7 +216,7 @@ def spool_seeds() -> Iterator[bytes]:
     yield b"\1" + json.dumps(EntryEnd(1 << 40, 1 << 41, "source-truncated", 2)._asdict()).encode()
     yield b'\2{"dump": "a"}\n{"gone": true}\n{"torn'
     yield b"\3" + (directory.parents[1] / "FORMAT").read_bytes()
-    yield b"\4" + Schedule(3, 1_795_338_900, ((STORE, 5),)).encode()
+    yield b"\4" + Schedule(3, 1_795_338_900, ((STORE, Missed(5, 7)),)).encode()
     state = State()
     state.programs, state.users = {"8:1": Bucket(1_795_338_900_000, 3_000_000, 7, 1_795_338_900)}, {"33": Bucket(1, 2, 0, 0)}
     state.boot, state.record, state.declined, state.since = "0f8d", 852, 3, 5
