@@ -18,13 +18,14 @@ from securecore.sender.transfer import Papers
 
 
 def deliver_backlog(spool: Spool, receivers: Sequence[Address], papers: Papers, patience: Patience | None = None) -> None:
-    """Deliver what is due, for CRASH_FLUSH_S at most, and say in the system's log what became of each dump.
+    """Deliver what waits, for CRASH_FLUSH_S at most, and say in the system's log what became of each dump.
 
-    Does nothing while another process flushes this spool. Raises nothing that a receiver or a disk can do: the handler's own dump
+    Our own back-off does not count, for a receiver has just been there; what one has asked for does. Does nothing while another
+    process flushes this spool. Raises nothing that a receiver or a disk can do: the handler's own dump
     is delivered.
     """
     try:
-        if not spool.dump_ids() or not read_schedule(spool.fd).is_due(time.time()):
+        if not spool.dump_ids() or read_schedule(spool.fd).is_asked_to_wait(time.time()):
             return
         with claim(spool.fd) as is_ours:
             if is_ours:

@@ -1,4 +1,4 @@
-"""Delivering what the spool holds: oldest first, each dump from where its receiver's durable frames end."""
+"""Delivering what the spool holds: oldest first as a rule, each dump from where its receiver's durable frames end."""
 
 import math
 import os
@@ -44,7 +44,7 @@ def flush(
     patience: Patience | None = None,
     budget_s: float = math.inf,
 ) -> Iterator[Flushed]:
-    """Deliver each dump of the spool that no other process has locked, and yield what became of it.
+    """Deliver each dump of the spool that no other process has locked, in the schedule's order, and yield what became of it.
 
     A dump is removed once its receipt is checked and kept, also that of a dump that was deleted there. What is wrong with one dump
     keeps no other one back. While no receiver can be had, or a clock is wrong, the rest is left for the next time: the exception of
@@ -85,7 +85,7 @@ class _Round:
 
     def run(self) -> Iterator[Flushed]:
         """Try each dump in turn."""
-        for dump in self._spool.dump_ids():
+        for dump in self._before.in_turn(self._spool.dump_ids()):
             if time.monotonic() >= self._deadline:
                 return
             try:
@@ -103,6 +103,7 @@ class _Round:
                 self._silent = 0
             elif self._is_over(attempt, flushed.failure):
                 return
+        self._schedule = self._schedule._replace(left_off_at=None)
 
     def _try(self, attempt: "_Attempt", entry: SpoolEntry) -> Flushed:
         dump = entry.start.dump
@@ -127,6 +128,7 @@ class _Round:
             self._silent = 0
             return False
         self._silent += 1
+        self._schedule = self._schedule._replace(left_off_at=attempt.dump)
         # Another one may keep its word.
         self._receivers.append(self._receivers.pop(self._receivers.index(attempt.address)))
         return self._silent == limits.MAX_SILENT
@@ -136,10 +138,12 @@ class _Round:
         now = self._clock()
         if self._has_got_further:
             self._schedule = self._schedule.after_success()
-        elif self._has_failed and self._before.is_due(now):
-            # A person who tries again and again does not make the timer wait longer.
-            chance = int.from_bytes(os.urandom(4), "big") / (1 << 32)
-            self._schedule = self._schedule.after_failure(now, self._retry_after_s, chance)
+        elif self._has_failed:
+            if self._before.is_due(now):
+                # A person who tries again and again does not make the timer wait longer.
+                chance = int.from_bytes(os.urandom(4), "big") / (1 << 32)
+                self._schedule = self._schedule.after_failure(now, self._retry_after_s, chance)
+            self._schedule = self._schedule.after_request(now, self._retry_after_s)
         if self._schedule == self._before:
             return
         try:
@@ -155,6 +159,7 @@ class _Attempt:
         self, entry: SpoolEntry, papers: Papers, clock: Callable[[], float], deadline: float, patience: Patience | None
     ) -> None:
         self._entry, self._papers, self._clock = entry, papers, clock
+        self.dump = entry.start.dump
         self._deadline, self._patience = deadline, patience
         self._is_store_missed: bool | None = None
         """Whether others answered while the store that has the beginning did not; None when nothing is known of it."""

@@ -7,14 +7,14 @@ due and nothing is missed, and the next flush writes it anew.
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 from securecore import limits
 from securecore.dump import directory as files
 from securecore.errors import BrokenError, SecurecoreError
-from securecore.names import NameRefused, StoreId
+from securecore.names import DumpId, NameRefused, StoreId
 
 SCHEDULE: Final = "schedule.json"
 """The file's name in the spool."""
@@ -51,14 +51,36 @@ class Schedule(NamedTuple):
     not_before: int = 0
     missed: tuple[tuple[StoreId, Missed], ...] = ()
     """Stores that hold the beginning of a dump here and did not answer while others did."""
+    asked_until: int = 0
+    """How long a receiver has asked to be left alone; unlike our own back-off this binds a handler that has just delivered, too."""
+    left_off_at: DumpId | None = None
+    """The dump for which a receiver fell silent last, in a flush that did not come to its end."""
 
     def is_due(self, now: float) -> bool:
         """Return whether a timer's flush should go on; what no schedule of ours could say counts as due: the clock was set back."""
-        return not now < self.not_before <= now + limits.MAX_RETRY_AFTER_S
+        return not _is_ahead(self.not_before, now) and not self.is_asked_to_wait(now)
+
+    def is_asked_to_wait(self, now: float) -> bool:
+        """Return whether a receiver has asked to be left alone until later than *now*."""
+        return _is_ahead(self.asked_until, now)
+
+    def in_turn(self, dumps: Sequence[DumpId]) -> list[DumpId]:
+        """Return *dumps*, which come oldest first, as a flush tries them: from behind the one where the last one left off.
+
+        So dumps for which receivers always fall silent, and which end each flush, keep no other one back for ever.
+        """
+        last = bytes(self.left_off_at) if self.left_off_at is not None else b""
+        return [dump for dump in dumps if bytes(dump) > last] + [dump for dump in dumps if bytes(dump) <= last]
 
     def after_success(self) -> "Schedule":
         """Return the schedule once something was delivered, or has got further."""
-        return self._replace(failures=0, not_before=0)
+        return self._replace(failures=0, not_before=0, asked_until=0)
+
+    def after_request(self, now: float, retry_after_s: int) -> "Schedule":
+        """Return the schedule once a receiver has asked to be left alone for so long; 0 for nothing asked."""
+        if not retry_after_s:
+            return self
+        return self._replace(asked_until=max(0, int(now + min(retry_after_s, limits.MAX_RETRY_AFTER_S))))
 
     def after_failure(self, now: float, retry_after_s: int, chance: float) -> "Schedule":
         """Return the schedule once nothing was delivered.
@@ -88,7 +110,11 @@ class Schedule(NamedTuple):
     def encode(self) -> bytes:
         """Return the file."""
         missed = {str(store): list(times) for store, times in self.missed}
-        fields = {"version": _VERSION, "failures": self.failures, "not_before": self.not_before, "missed": missed}
+        fields = self._asdict() | {
+            "version": _VERSION,
+            "missed": missed,
+            "left_off_at": str(self.left_off_at) if self.left_off_at is not None else None,
+        }
         return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
@@ -97,8 +123,10 @@ def parse_schedule(data: bytes) -> Schedule:
     try:
         fields = json.loads(data)
         missed = tuple((StoreId.parse(text), Missed(*times)) for text, times in fields["missed"].items())
-        schedule = Schedule(fields["failures"], fields["not_before"], missed)
-        numbers = [schedule.failures, schedule.not_before, *(number for _, times in missed for number in times)]
+        left_off_at = DumpId.parse(fields["left_off_at"]) if fields["left_off_at"] is not None else None
+        schedule = Schedule(fields["failures"], fields["not_before"], missed, fields["asked_until"], left_off_at)
+        numbers = [schedule.failures, schedule.not_before, schedule.asked_until]
+        numbers += [number for _, times in missed for number in times]
         is_ours = all(map(_is_count, numbers)) and len(missed) <= _MAX_MISSED and schedule.encode() == data
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, NameRefused) as error:
         raise BrokenError("spool: schedule.json is malformed") from error
@@ -137,6 +165,10 @@ def claim(spool_fd: int) -> Iterator[bool]:
         yield is_ours
     finally:
         os.close(dumps)
+
+
+def _is_ahead(moment: int, now: float) -> bool:
+    return now < moment <= now + limits.MAX_RETRY_AFTER_S
 
 
 def _is_count(value: Any) -> bool:

@@ -75,16 +75,30 @@ def test_what_cannot_be_delivered_is_told_and_put_off(fleet: Fleet, spool: Spool
     assert len(spool.dump_ids()) == 1
 
 
-def test_what_is_not_due_is_left_to_the_timer(fleet: Fleet, receiver: Receiver, spool: Spool, lines: list[Line]) -> None:
-    """A receiver that asked for patience gets it, however many crashes there are."""
+def test_a_receiver_that_asked_for_patience_has_it(fleet: Fleet, receiver: Receiver, spool: Spool, lines: list[Line]) -> None:
+    """However many crashes there are."""
     papers = papers_of(fleet.host)
     send_bytes(CORE, papers, [NOWHERE], spool=spool)
-    write_schedule(spool.fd, Schedule(1, int(time.time()) + 600))
+    write_schedule(spool.fd, Schedule().after_request(time.time(), 600))
 
     deliver_backlog(spool, receiver.addresses, papers)
 
     assert lines == []
     assert len(spool.dump_ids()) == 1
+
+
+def test_our_own_back_off_keeps_nothing_from_a_receiver_that_is_there(
+    fleet: Fleet, receiver: Receiver, spool: Spool, lines: list[Line]
+) -> None:
+    """Nobody was there for hours, and the timer waits for an hour: but the handler's own dump has just arrived."""
+    papers = papers_of(fleet.host)
+    send_bytes(CORE, papers, [NOWHERE], spool=spool)
+    write_schedule(spool.fd, Schedule(7, int(time.time()) + 3600))
+
+    deliver_backlog(spool, receiver.addresses, papers)
+
+    assert [event for event, _ in lines] == ["flushed"]
+    assert spool.dump_ids() == []
 
 
 def test_another_flush_is_left_alone(fleet: Fleet, receiver: Receiver, spool: Spool, lines: list[Line]) -> None:

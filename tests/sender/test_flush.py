@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -196,6 +197,21 @@ def test_when_to_come_again_is_not_obeyed_by_a_person(fleet: Fleet, spool: Spool
     assert (taken.dump, taken.failure) == (dump, None)
 
 
+def silent_about(identity: Path, unwanted: Sequence[DumpId]) -> Script:
+    """Return the script of a receiver that takes every dump but those *unwanted*, of which it says nothing."""
+
+    def script(peer: Peer) -> None:
+        peer.say(Ready(STORE, 1 << 24))
+        opened = peer.hear()
+        assert isinstance(opened, Open)
+        if opened.dump in unwanted:
+            peer.stay()
+        peer.say(Accept(0, EMPTY_ROOT))
+        peer.say(forge_receipt(identity, peer.hear_end()))
+
+    return script
+
+
 def silent_after_ready(peer: Peer) -> None:
     """Greet, and then say nothing until the sender has gone."""
     peer.say(Ready(STORE, 1 << 24))
@@ -214,6 +230,35 @@ def test_a_receiver_that_greets_and_hangs_costs_two_deadlines(
 
     assert [(result.dump, type(result.failure)) for result in results] == [(dump, UnreachableError) for dump in waiting[:2]]
     assert spool.dump_ids() == waiting
+
+
+@pytest.mark.slow
+def test_dumps_that_meet_silence_keep_no_newer_one_back_for_ever(
+    fleet: Fleet, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next flush begins behind those with which the last one gave up, and comes back to them at its end."""
+    waiting = [wait_in(spool, fleet) for _ in range(4)]
+    monkeypatch.setattr(limits, "RECEIPT_DEADLINE_S", 0.5)
+    with scripted_receiver(fleet.receiver, silent_about(fleet.receiver, waiting[:2])) as scripted:
+        first, second = ([flushed.dump for flushed in flush(spool, [scripted.address], papers_of(fleet.host))] for _ in range(2))
+
+    assert (first, second) == (waiting[:2], [*waiting[2:], *waiting[:2]])
+    assert spool.dump_ids() == waiting[:2]
+
+
+@pytest.mark.slow
+def test_a_silence_that_costs_the_whole_budget_keeps_no_newer_dump_back(
+    fleet: Fleet, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler's short flush comes to what is behind, the next time."""
+    waiting = [wait_in(spool, fleet) for _ in range(2)]
+    with scripted_receiver(fleet.receiver, silent_about(fleet.receiver, waiting[:1])) as scripted:
+        (silent,) = flush(spool, [scripted.address], papers_of(fleet.host), budget_s=2)
+        monkeypatch.setattr(limits, "RECEIPT_DEADLINE_S", 0.5)
+        delivered, again = flush(spool, [scripted.address], papers_of(fleet.host))
+
+    assert [result.dump for result in (silent, delivered, again)] == [waiting[0], waiting[1], waiting[0]]
+    assert read_schedule(spool.fd) == Schedule()
 
 
 @pytest.mark.slow
@@ -325,6 +370,19 @@ def test_a_person_who_tries_again_makes_no_timer_wait_longer(fleet: Fleet, spool
     list(flush(spool, [NOWHERE], papers_of(fleet.host), lambda: now))
 
     assert read_schedule(spool.fd) == put_off
+
+
+def test_what_a_receiver_asks_for_counts_before_it_was_due_too(fleet: Fleet, spool: Spool) -> None:
+    """The back-off stays as it was; but the receiver has asked for patience, and has it from the timer."""
+    wait_in(spool, fleet)
+    now = 1_795_338_860.0
+    write_schedule(spool.fd, Schedule(5, int(now) + 900))
+    with scripted_receiver(fleet.receiver, lambda peer: peer.say(Refuse(Refusal.BUSY, "later", 7200))) as scripted:
+        list(flush(spool, [scripted.address], papers_of(fleet.host), lambda: now))
+
+    schedule = read_schedule(spool.fd)
+    assert (schedule.failures, schedule.not_before) == (5, int(now) + 900)
+    assert [schedule.is_due(now + later) for later in (0, 7199, 7200)] == [False, False, True]
 
 
 def taking_all_then(say: Message | None) -> Script:

@@ -13,10 +13,11 @@ from securecore.errors import BrokenError
 from securecore.names import StoreId
 from securecore.sender.schedule import Missed, Schedule, claim, parse_schedule, read_schedule, write_schedule
 from securecore.sender.spool import Spool
+from tests.support.dumps import dump_id
 
 NOW: Final = 1_795_338_860.0
 STORES: Final = [StoreId.make(bytes([number]) * 16) for number in range(100)]
-GOOD: Final = Schedule(3, 1_795_338_900, ((STORES[0], Missed(5, 50)), (STORES[1], Missed(7, 70))))
+GOOD: Final = Schedule(3, 1_795_338_900, ((STORES[0], Missed(5, 50)), (STORES[1], Missed(7, 70))), 1_795_338_870, dump_id(9))
 FIELDS: Final[dict[str, Any]] = json.loads(GOOD.encode())
 
 
@@ -52,9 +53,21 @@ def test_a_receiver_is_obeyed_up_to_a_day() -> None:
     assert waits(1, 1.0, retry_after_s=(1 << 32) - 1) == limits.MAX_RETRY_AFTER_S
 
 
+def test_what_a_receiver_asks_for_stands_beside_the_back_off() -> None:
+    """A day at most; a clock that was set back makes no more of it."""
+    schedule = Schedule(2, int(NOW) + 5).after_request(NOW, (1 << 32) - 1)
+
+    assert (schedule.failures, schedule.not_before) == (2, int(NOW) + 5)
+    asked = [schedule.is_asked_to_wait(NOW + later) for later in (-60, 0, limits.MAX_RETRY_AFTER_S - 1, limits.MAX_RETRY_AFTER_S)]
+    assert asked == [False, True, True, False]
+    assert not schedule.is_due(NOW + 5)
+    assert schedule.after_request(NOW + 60, 0) == schedule
+    assert Schedule(2, int(NOW) + 5).is_asked_to_wait(NOW) is False
+
+
 def test_success_makes_everything_due() -> None:
     """The next failure is the first again."""
-    schedule = Schedule().after_failure(NOW, 600, 1.0).after_success()
+    schedule = Schedule().after_failure(NOW, 600, 1.0).after_request(NOW, 600).after_success()
 
     assert schedule == Schedule()
     assert schedule.is_due(NOW)
@@ -106,10 +119,12 @@ def test_the_stores_that_are_remembered_are_bounded() -> None:
 
 numbers = st.integers(0, (1 << 62) - 1)
 schedules = st.builds(
-    lambda failures, not_before, missed: Schedule(failures, not_before, tuple(sorted(missed.items(), key=str))),
+    lambda failures, not_before, missed, *more: Schedule(failures, not_before, tuple(sorted(missed.items(), key=str)), *more),
     numbers,
     numbers,
     st.dictionaries(st.sampled_from(STORES), st.builds(Missed, numbers, numbers), max_size=64),
+    numbers,
+    st.none() | st.builds(dump_id, st.integers(0, 255)),
 )
 
 
@@ -119,6 +134,8 @@ def test_a_schedule_survives_whatever_comes(schedule: Schedule, now: float, retr
     assert parse_schedule(schedule.encode()) == schedule
     after = schedule.after_failure(now, retry_after_s, chance)
     assert parse_schedule(after.encode()) == after
+    asked = schedule.after_request(now, retry_after_s)
+    assert parse_schedule(asked.encode()) == asked
     assert now - 1 <= after.not_before <= now + limits.MAX_RETRY_AFTER_S
     assert parse_schedule(schedule.missing(STORES[0], now).encode()).missing_s(STORES[0], now) >= 0
 
@@ -131,7 +148,9 @@ WRONG: Final[list[bytes]] = [
     GOOD.encode() + b"\n",
     json.dumps(FIELDS).encode(),
     *(canonical({key: value for key, value in FIELDS.items() if key != left_out}) for left_out in FIELDS),
-    *(canonical(FIELDS | {key: value}) for key in FIELDS for value in (None, -1, True, 1.0, "", [], 1 << 62)),
+    *(canonical(FIELDS | {key: value}) for key in FIELDS for value in (-1, True, 1.0, "", [], 1 << 62)),
+    *(canonical(FIELDS | {key: None}) for key in FIELDS if key != "left_off_at"),
+    *(canonical(FIELDS | {"left_off_at": text}) for text in ("x", str(STORES[0]), str(dump_id(9)).upper())),
     *(canonical(FIELDS | {"missed": missed}) for missed in ({"x": [1, 2]}, *({str(STORES[0]): times} for times in TIMES))),
     canonical(FIELDS | {"missed": {str(store): [1, 2] for store in STORES[:65]}}),
     canonical(FIELDS | {"more": 1}),

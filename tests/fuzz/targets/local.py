@@ -182,11 +182,11 @@ def _check_schedule(content: bytes) -> None:
     except BrokenError:
         return
     assert schedule.encode() == content
-    now = float(schedule.not_before)
+    now = max(schedule.not_before, schedule.asked_until)
     assert schedule.is_due(now)
     assert parse_schedule(schedule.after_failure(now, 5, 0.5).encode()).not_before <= now + limits.MAX_RETRY_AFTER_S
     for store, missed in schedule.missed:
-        assert 0 <= schedule.missing_s(store, missed.looked_at + 7.0) - missed.seconds <= 7
+        assert 0 <= schedule.missing_s(store, missed.looked_at + 7) - missed.seconds <= 7
 
 
 def _check_storms(content: bytes) -> None:
@@ -216,7 +216,7 @@ def spool_seeds() -> Iterator[bytes]:
     yield b"\1" + json.dumps(EntryEnd(1 << 40, 1 << 41, "source-truncated", 2)._asdict()).encode()
     yield b'\2{"dump": "a"}\n{"gone": true}\n{"torn'
     yield b"\3" + (directory.parents[1] / "FORMAT").read_bytes()
-    yield b"\4" + Schedule(3, 1_795_338_900, ((STORE, Missed(5, 7)),)).encode()
+    yield b"\4" + Schedule(3, 1_795_338_900, ((STORE, Missed(5, 7)),), 1_795_338_800, _DUMP).encode()
     state = State()
     state.programs, state.users = {"8:1": Bucket(1_795_338_900_000, 3_000_000, 7, 1_795_338_900)}, {"33": Bucket(1, 2, 0, 0)}
     state.boot, state.record, state.declined, state.since = "0f8d", 852, 3, 5
