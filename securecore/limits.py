@@ -63,7 +63,8 @@ CRL_GRACE_S: Final = 7 * 24 * 3600
 
 # --- connections ----------------------------------------------------------------------------------------------------------------
 CONNECT_DEADLINE_S: Final = 5.0
-"""TCP, TLS and READY together: three round trips on a 600 ms satellite link take 1.8 s. A handler shares it among its receivers."""
+"""TCP, TLS and READY together: three round trips on a 600 ms satellite link take 1.8 s. A handler shares it among its receivers,
+and the answer to OPEN, a fourth round trip, has to come within it too."""
 
 HANDSHAKE_DEADLINE_S: Final = 10.0
 """The receiver's patience with a peer that has not yet shown a certificate."""

@@ -31,7 +31,7 @@ class Patience(NamedTuple):
     """The deadlines of sender.toml, in seconds."""
 
     connect_s: float
-    """For TCP, TLS and READY together."""
+    """For TCP, TLS and READY together; at a crash, for the answer to OPEN too."""
     progress_s: float
     """For which what was sent may stand still."""
     hold_s: float

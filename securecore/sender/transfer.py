@@ -28,6 +28,8 @@ from securecore.sender.spool import Spool
 from securecore.sender.spool_entry import EntryEnd
 from securecore.wire.messages import Accept, Open
 
+_LEAST_SHARE_S: Final = 0.1
+"""Of the time for a connection, for a step that comes late: a round trip in one country."""
 _TOO_SLOW: Final = "the receiver is slower than the core: the rest waits in the spool"
 
 _UNKNOWN_BYTES: Final = 16 * limits.MIB
@@ -96,6 +98,8 @@ class Transfer:
         self._hold_budget_s = hold_budget_s
         self._custody = Custody(*parcel, spool)
         self._keeps_copy = keeps_copy
+        self._connect_ends = math.inf
+        """When the time is over that all receivers together have for a connection and the answer to OPEN."""
         self._hold_ends = math.inf
         """When the budget would be used up, if the source stood still from the last look at it on."""
         self._delivery: Delivery | None = None
@@ -192,12 +196,12 @@ class Transfer:
             self._fall_back(papers)
             return
         failure: SecurecoreError = UnreachableError("no receiver is named")
-        deadline = time.monotonic() + self._patience.connect_s
+        self._connect_ends = time.monotonic() + self._patience.connect_s
         for number, address in enumerate(self._receivers):
             try:
                 # What an earlier one did not use of its share is the later ones'.
-                share_s = max(0.1, deadline - time.monotonic()) / (len(self._receivers) - number)
-                self._open_at(address, papers.context, self._patience_s(share_s))
+                left_s = max(_LEAST_SHARE_S, self._connect_ends - time.monotonic())
+                self._open_at(address, papers.context, left_s / (len(self._receivers) - number))
                 return
             except SecurecoreError as error:
                 # A refusal tells more than an address where nobody answers.
@@ -205,12 +209,19 @@ class Transfer:
                     failure = error
         self._fall_back(failure)
 
-    def _open_at(self, address: Address, context: ssl.SSLContext, deadline_s: float) -> None:
-        delivery = connect([address], context, deadline_s=deadline_s, patience=self._patience)
+    def _open_at(self, address: Address, context: ssl.SSLContext, share_s: float) -> None:
+        """Open the dump at *address*, which has *share_s* for the connection and for its answer."""
+        ends = time.monotonic() + share_s
+        delivery = connect([address], context, deadline_s=self._patience_s(share_s), patience=self._patience)
         try:
+            # The time that the source takes is no receiver's fault: none has less for it.
+            began = time.monotonic()
             self._pump.first_piece_read.wait()
+            waited_s = time.monotonic() - began
+            self._connect_ends += waited_s
+            left_s = max(_LEAST_SHARE_S, ends + waited_s - time.monotonic())
             opening = Open(self._parcel.dump, self._parcel.report, self._pump.predicted_size)
-            answer = delivery.open(opening, self._custody.acknowledge, self._patience_s(self._patience.connect_s))
+            answer = delivery.open(opening, self._custody.acknowledge, self._patience_s(left_s))
             if not isinstance(answer, Accept) or answer.held != 0:
                 raise PeerError(f"{address} says that it has this new dump already")
             if answer.root != EMPTY_ROOT:

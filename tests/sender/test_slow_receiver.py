@@ -6,6 +6,7 @@ could say before the sender had enough, so that a slow machine makes no test fai
 
 import random
 import select
+import ssl
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -19,17 +20,17 @@ from securecore.merkle import EMPTY_ROOT
 from securecore.names import Address
 from securecore.receiver.server import Receiver
 from securecore.sender import transfer
-from securecore.sender.delivery import connect
+from securecore.sender.delivery import Delivery, connect
 from securecore.sender.patience import Patience
 from securecore.sender.spool import Spool, create_spool, open_spool
 from securecore.sender.spool_entry import SpoolEntry
-from securecore.wire.messages import Accept, Ack, Open, Ready, Receipt, encode
+from securecore.wire.messages import Accept, Ack, Open, Ready, Receipt, Refusal, Refuse, encode
 from securecore.wire.states import State
 from tests.support.certificates import Fleet
 from tests.support.custody import send_to
 from tests.support.elf import Segment, write_core
 from tests.support.local_files import small_disk
-from tests.support.receivers import new_dump_id, papers_of, send_bytes
+from tests.support.receivers import Hold, new_dump_id, papers_of, send_bytes
 from tests.support.scripted import STORE, Peer, Script, forge_receipt, scripted_receiver
 
 pytestmark = pytest.mark.slow
@@ -39,6 +40,9 @@ EVERY_S: Final = DEADLINE_S / 6
 """Between two drops: six or seven fit into the deadline."""
 ENOUGH: Final = 30
 """Drops that would take five deadlines: who lets a receiver say so many has none."""
+
+SHARED_S: Final = 2.0
+"""A deadline that is waited for in vain, where a real receiver must be reached in a part of it."""
 
 NOISE: Final = random.Random(12).randbytes(24 * limits.MIB)
 """More than a ring, and more than the sockets' buffers between two ends."""
@@ -347,3 +351,52 @@ def test_receivers_share_one_deadline(fleet: Fleet, spool: Spool, monkeypatch: p
 
     assert len(given) == 3
     assert all(0 < share <= limits.CONNECT_DEADLINE_S / left for share, left in zip(given, (3, 2, 1), strict=True))
+
+
+def test_the_answer_to_the_opening_has_the_same_share(fleet: Fleet, spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A receiver that greets and then says nothing does not use up what the next one needs."""
+    given: list[float] = []
+
+    def open_nothing(self: Delivery, message: Open, on_ack: object, most_s: float) -> NoReturn:
+        given.append(most_s)
+        raise UnreachableError("no answer")
+
+    monkeypatch.setattr(limits, "CONNECT_DEADLINE_S", PATIENT_S)
+    monkeypatch.setattr(Delivery, "open", open_nothing)
+    with (
+        scripted_receiver(fleet.receiver, silent_in(State.OPENING)) as one,
+        scripted_receiver(fleet.receiver, silent_in(State.OPENING)) as other,
+    ):
+        send_bytes(b"core", papers_of(fleet.host), [one.address, other.address], spool=spool)
+
+    assert len(given) == 2
+    assert all(0 < share < PATIENT_S / left for share, left in zip(given, (2, 1), strict=True))
+
+
+def test_the_time_that_a_source_takes_is_no_receivers(
+    fleet: Fleet, receiver: Receiver, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first byte comes later than all receivers may take together; the first one then refuses, and the next has its share."""
+    given: list[float] = []
+    has_begun = threading.Event()
+
+    def watched(receivers: list[Address], context: ssl.SSLContext, deadline_s: float, patience: Patience) -> Delivery:
+        given.append(deadline_s)
+        return connect(receivers, context, deadline_s=deadline_s, patience=patience)
+
+    def script(peer: Peer) -> None:
+        peer.reach(State.IDLE)
+        peer.drip([b""], 1.5 * SHARED_S)
+        has_begun.set()
+        peer.hear()
+        peer.say(Refuse(Refusal.BUSY, "not now"))
+
+    monkeypatch.setattr(limits, "CONNECT_DEADLINE_S", SHARED_S)
+    monkeypatch.setattr(transfer, "connect", watched)
+    with scripted_receiver(fleet.receiver, script) as scripted:
+        receivers = [scripted.address, *receiver.addresses]
+        outcome = send_bytes(b"core", papers_of(fleet.host), receivers, spool=spool, hold=Hold(0, has_begun))
+
+    assert outcome.failure is None
+    assert len(given) == 2
+    assert given[1] > SHARED_S / 4
