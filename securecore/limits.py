@@ -130,6 +130,10 @@ BACK_OFF_MAX_S: Final = 3600
 """The longest wait after any flush: a receiver that was down for a night has its fleet's dumps within the hour, and a host that is
 refused for good costs it a handshake an hour."""
 
+ADDRESS_REST_S: Final = 60.0
+"""For how long a flush leaves an address alone where nobody answered: each time costs it CONNECT_DEADLINE_S. As long as the first
+BACK_OFF_S, within which a receiver has restarted."""
+
 CRASH_FLUSH_S: Final = 60.0
 """For how long a crash's handler, once its own dump is delivered, goes on with what waits in the spool: a handler that lingers
 keeps its memory; the timer does the rest."""

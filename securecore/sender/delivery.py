@@ -222,22 +222,31 @@ def connect(
     store: StoreId | None = None,
     deadline_s: float | None = None,
     patience: Patience | None = None,
+    most_s: float = math.inf,
+    on_silence: Callable[[Address], None] = lambda address: None,
 ) -> Delivery:
     """Return a Delivery to the first of *receivers*, tried in order, that says READY, with *store* if that is given.
 
-    Each has *deadline_s*, or else what *patience* says, which is usual_patience where it is not given.
+    Each has *deadline_s*, or else what *patience* says, which is usual_patience where it is not given; all of them together take no
+    longer than *most_s*. *on_silence* is told of each where nobody answered.
 
     Raises OtherStoreError when one of them said READY with another store, else the error of the last one that could be reached at
     all, else of the last: a refusal tells more than a dead address.
     """
     patience = patience or usual_patience()
-    most_s = patience.connect_s if deadline_s is None else deadline_s
+    each_s = patience.connect_s if deadline_s is None else deadline_s
+    ends = time.monotonic() + most_s
     failures: list[SecurecoreError] = []
     for address in receivers:
+        left_s = max(0.0, ends - time.monotonic())
+        if failures and not left_s:
+            break
         try:
-            delivery = _connect_one(address, context, most_s, patience.progress_s)
+            delivery = _connect_one(address, context, min(each_s, left_s), patience.progress_s)
         except SecurecoreError as error:
             failures.append(error)
+            if isinstance(error, UnreachableError):
+                on_silence(address)
             continue
         if store is None or delivery.store == store:
             return delivery

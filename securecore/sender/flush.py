@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from securecore import limits
 from securecore.errors import BrokenError, BusyError, ClockError, SecurecoreError, StorageError, UnreachableError, UntrustedError
 from securecore.merkle import Frontier, leaf_hash
-from securecore.names import Address, DumpId
+from securecore.names import Address, DumpId, StoreId
 from securecore.sender.consignment import Consignment, Consignments, consign
 from securecore.sender.delivery import Delivery, OtherStoreError, connect
 from securecore.sender.patience import Patience
@@ -78,6 +78,8 @@ class _Round:
         self._deadline, self._patience = deadline, patience
         self._before = read_schedule(spool.fd)
         self._schedule = self._before
+        self._resting: dict[Address, float] = {}
+        """Addresses where nobody answered, and until when they are left alone, by the monotonic clock."""
         self._silent = 0
         """Dumps in a row that a receiver has greeted for and then left alone."""
         self._has_got_further = self._has_failed = False
@@ -95,7 +97,7 @@ class _Round:
                 continue
             if entry is None:
                 continue
-            attempt = _Attempt(entry, self._papers, self._clock, self._deadline, self._patience)
+            attempt = _Attempt(entry, self._papers, self._clock, self._deadline, self._patience, self._let_rest)
             flushed = self._try(attempt, entry)
             self._has_got_further |= flushed.failure is None or attempt.has_got_further(flushed.failure)
             yield flushed
@@ -108,7 +110,7 @@ class _Round:
     def _try(self, attempt: "_Attempt", entry: SpoolEntry) -> Flushed:
         dump = entry.start.dump
         try:
-            receipt = keep_receipt(self._spool, attempt.deliver(self._receivers, self._schedule))
+            receipt = keep_receipt(self._spool, attempt.deliver(self._awake(), self._schedule))
             self._spool.remove(entry)
         except SecurecoreError as error:
             entry.close()
@@ -116,6 +118,14 @@ class _Round:
         finally:
             self._schedule = attempt.learn(self._schedule)
         return Flushed(dump, receipt, None, attempt.sent_frames, attempt.lost_frames, attempt.delivered_as)
+
+    def _awake(self) -> list[Address]:
+        """Return the receivers to try now: where nobody has just answered, the next dump would wait in vain too."""
+        now = time.monotonic()
+        return [address for address in self._receivers if self._resting.get(address, now) <= now] or self._receivers
+
+    def _let_rest(self, address: Address) -> None:
+        self._resting[address] = time.monotonic() + limits.ADDRESS_REST_S
 
     def _is_over(self, attempt: "_Attempt", failure: SecurecoreError) -> bool:
         """Return whether the other dumps would fare no better."""
@@ -156,11 +166,17 @@ class _Attempt:
     """One try at one dump."""
 
     def __init__(
-        self, entry: SpoolEntry, papers: Papers, clock: Callable[[], float], deadline: float, patience: Patience | None
+        self,
+        entry: SpoolEntry,
+        papers: Papers,
+        clock: Callable[[], float],
+        deadline: float,
+        patience: Patience | None,
+        on_silence: Callable[[Address], None],
     ) -> None:
         self._entry, self._papers, self._clock = entry, papers, clock
         self.dump = entry.start.dump
-        self._deadline, self._patience = deadline, patience
+        self._deadline, self._patience, self._on_silence = deadline, patience, on_silence
         self._is_store_missed: bool | None = None
         """Whether others answered while the store that has the beginning did not; None when nothing is known of it."""
         self.address: Address | None = None
@@ -211,7 +227,7 @@ class _Attempt:
             delivery.close()
         if facts is not None:
             return facts
-        delivery = connect([delivery.address], self._papers.context, delivery.store, patience=self._patience)
+        delivery = self._reach([delivery.address], delivery.store)
         try:
             return self._deliver_apart(delivery)
         finally:
@@ -233,14 +249,18 @@ class _Attempt:
         """
         store = self._entry.start.store
         try:
-            delivery = connect(receivers, self._papers.context, store, patience=self._patience)
+            delivery = self._reach(receivers, store)
             self._is_store_missed = False
             return delivery
         except OtherStoreError:
             self._is_store_missed = True
             if store is None or schedule.missing_s(store, self._clock()) < limits.STORE_LOST_AFTER_S:
                 raise
-        return connect(receivers, self._papers.context, patience=self._patience)
+        return self._reach(receivers, None)
+
+    def _reach(self, receivers: Sequence[Address], store: StoreId | None) -> Delivery:
+        context, patience = self._papers.context, self._patience
+        return connect(receivers, context, store, patience=patience, most_s=self._left_s(), on_silence=self._on_silence)
 
     def _deliver(self, delivery: Delivery) -> dict[str, Any] | None:
         """Return the receipt's facts; None when what this receiver holds under the dump's id is no beginning of what is here."""

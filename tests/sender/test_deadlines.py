@@ -64,9 +64,9 @@ def test_a_flush_waits_by_the_same_settings(
     """`securecore spool flush`, as the timer calls it."""
     asked: list[Patience | None] = []
 
-    def connect(*arguments: Any, patience: Patience | None) -> delivery.Delivery:
+    def connect(*arguments: Any, patience: Patience | None, **options: Any) -> delivery.Delivery:
         asked.append(patience)
-        return delivery.connect(*arguments, patience=patience)
+        return delivery.connect(*arguments, patience=patience, **options)
 
     send_bytes(b"core", papers_of(fleet.host), [NOWHERE], spool=spool)
     monkeypatch.setattr(flush, "connect", connect)

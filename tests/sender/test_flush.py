@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import pytest
 
@@ -16,8 +16,10 @@ from securecore.errors import BusyError, RefusedError, SecurecoreError, Unreacha
 from securecore.merkle import EMPTY_ROOT, Frontier
 from securecore.names import Address, DumpId, StoreId
 from securecore.receiver.server import Receiver
+from securecore.sender import delivery
 from securecore.sender.delivery import Delivery
 from securecore.sender.flush import flush
+from securecore.sender.patience import Patience
 from securecore.sender.schedule import Schedule, read_schedule, write_schedule
 from securecore.sender.spool import Spool
 from securecore.sender.spool_entry import EntryEnd, EntryStart, SpoolEntry
@@ -323,6 +325,52 @@ def test_a_flush_with_a_budget_ends_with_it(fleet: Fleet, receiver: Receiver, sp
 
     assert list(flush(spool, receiver.addresses, papers_of(fleet.host), budget_s=0)) == []
     assert spool.dump_ids() == waiting
+
+
+def test_an_address_where_nobody_answers_is_dialled_once(fleet: Fleet, receiver: Receiver, spool: Spool) -> None:
+    """Not for each dump that waits, those that belong to another store among them; the others go where somebody answers."""
+    begin_elsewhere(spool)
+    waiting = [wait_in(spool, fleet) for _ in range(2)]
+    begin_elsewhere(spool)
+    with scripted_receiver(fleet.receiver, lambda peer: None) as scripted:
+        results = list(flush(spool, [scripted.address, *receiver.addresses], papers_of(fleet.host)))
+        connections = scripted.connections
+
+    assert [type(result.failure).__name__ for result in results] == ["OtherStoreError", "NoneType", "NoneType", "OtherStoreError"]
+    assert [result.dump for result in results[1:3]] == waiting
+    assert connections == 1
+
+
+def test_an_address_where_nobody_answered_has_its_turn_again(
+    fleet: Fleet, receiver: Receiver, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long flush does not take a store for missed that it has not looked for in a while."""
+    begin_elsewhere(spool)
+    begin_elsewhere(spool)
+    monkeypatch.setattr(limits, "ADDRESS_REST_S", 0.0)
+    with scripted_receiver(fleet.receiver, lambda peer: None) as scripted:
+        list(flush(spool, [scripted.address, *receiver.addresses], papers_of(fleet.host)))
+        connections = scripted.connections
+
+    assert connections == 2
+
+
+def test_a_connection_has_no_more_than_is_left_of_the_budget(
+    fleet: Fleet, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of several receivers, however patient the settings are."""
+    given: list[float] = []
+
+    def record(address: Address, context: object, deadline_s: float, progress_s: float) -> NoReturn:
+        given.append(deadline_s)
+        raise UnreachableError("nobody")
+
+    wait_in(spool, fleet)
+    monkeypatch.setattr(delivery, "_connect_one", record)
+    list(flush(spool, [NOWHERE, NOWHERE], papers_of(fleet.host), patience=Patience(600, 600, 600), budget_s=60))
+
+    assert len(given) == 2
+    assert max(given) <= 60
 
 
 def test_failures_put_the_next_time_off_and_success_brings_it_back(fleet: Fleet, receiver: Receiver, spool: Spool) -> None:
