@@ -11,6 +11,7 @@ from securecore import limits
 from securecore.errors import BrokenError, BusyError, ClockError, SecurecoreError, StorageError, UnreachableError, UntrustedError
 from securecore.merkle import Frontier, leaf_hash
 from securecore.names import Address, DumpId, StoreId
+from securecore.sender import receipt_log
 from securecore.sender.consignment import Consignment, Consignments, consign
 from securecore.sender.delivery import Delivery, OtherStoreError, connect
 from securecore.sender.patience import Patience
@@ -110,7 +111,10 @@ class _Round:
     def _try(self, attempt: "_Attempt", entry: SpoolEntry) -> Flushed:
         dump = entry.start.dump
         try:
-            receipt = keep_receipt(self._spool, attempt.deliver(self._awake(), self._schedule))
+            receipt = attempt.deliver(self._awake(), self._schedule)
+            # A dump that was delivered before, and could not be removed, has its receipt here; nothing was sent of it now.
+            if attempt.sent_frames or not receipt_log.holds(self._spool.fd, receipt):
+                receipt = keep_receipt(self._spool, receipt)
             self._spool.remove(entry)
         except SecurecoreError as error:
             entry.close()

@@ -12,7 +12,7 @@ from securecore import limits
 from securecore.certs import jws
 from securecore.dump.manifest import parse_manifest
 from securecore.dump.reader import scan_frames
-from securecore.errors import BusyError, RefusedError, SecurecoreError, UnreachableError
+from securecore.errors import BusyError, RefusedError, SecurecoreError, StorageError, UnreachableError
 from securecore.merkle import EMPTY_ROOT, Frontier
 from securecore.names import Address, DumpId, StoreId
 from securecore.receiver.server import Receiver
@@ -371,6 +371,22 @@ def test_a_connection_has_no_more_than_is_left_of_the_budget(
 
     assert len(given) == 2
     assert max(given) <= 60
+
+
+def test_a_dump_that_cannot_be_removed_has_one_receipt(
+    fleet: Fleet, receiver: Receiver, spool: Spool, tmp_path: Path
+) -> None:
+    """However often it is asked for: what stands in the log already is not appended again."""
+    dump, other = wait_in(spool, fleet), wait_in(spool, fleet)
+    (tmp_path / "spool/dumps" / f".{dump}.new").mkdir()
+    (tmp_path / "spool/dumps" / f".{dump}.new/in the way").touch()
+
+    results = [flushed for _ in range(3) for flushed in flush(spool, receiver.addresses, papers_of(fleet.host))]
+
+    assert [(result.dump, type(result.failure)) for result in results] == [
+        (dump, StorageError), (other, type(None)), (dump, StorageError), (dump, StorageError),
+    ]  # fmt: skip
+    assert [receipt["dump"] for receipt in spool.receipts()] == [str(dump), str(other)]
 
 
 def test_failures_put_the_next_time_off_and_success_brings_it_back(fleet: Fleet, receiver: Receiver, spool: Spool) -> None:
