@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from securecore import tls
 from securecore.cli import terminal
 from securecore.cli.options import address, json_option
 from securecore.errors import ConfigError, SecurecoreError
-from securecore.names import Address
+from securecore.names import Address, DumpId
 from securecore.report import parse_report
 from securecore.sender.settings import Settings, load_settings
 
@@ -50,23 +51,8 @@ def list_(settings_path: str, spool_path: str | None, as_json: bool) -> None:
     """List what waits in the spool, oldest first."""
     from securecore.sender.spool import open_spool
 
-    spool = open_spool(spool_path or load_settings(settings_path).spool)
-    rows = []
-    for dump in spool.dump_ids():
-        row: dict[str, Any] = {"id": str(dump), "met_at": _rfc3339(dump.time_ms), "program": None, "signal": None}
-        try:
-            entry = spool.entry(dump)
-            if entry is None:
-                row["state"] = "in use"
-            else:
-                report, end = parse_report(entry.report), entry.end()
-                row |= {"program": report.program, "signal": report.signal, "stored_bytes": entry.stored_bytes}
-                row["state"] = "waiting" if end is not None else "waiting, source cut"
-                row["stored_bytes"] = sum(frame.stored for frame in entry.reader().entries)
-                entry.close()
-        except SecurecoreError as error:
-            row["state"] = f"broken: {error.message}"
-        rows.append(row)
+    spool = _at_hand(open_spool(spool_path or load_settings(settings_path).spool))
+    rows = [row for dump in spool.dump_ids() if (row := _row(spool, dump)) is not None]
     if as_json:
         click.echo(json.dumps(rows))
     elif not rows:
@@ -78,11 +64,40 @@ def list_(settings_path: str, spool_path: str | None, as_json: bool) -> None:
                 (
                     terminal.short_id(row["id"]), terminal.when(datetime.fromisoformat(row["met_at"])),
                     terminal.printable(row["program"], 24), terminal.signal_name(row["signal"]),
-                    terminal.size(row.get("stored_bytes")), terminal.printable(row["state"]),
+                    terminal.size(row["stored_bytes"]), terminal.printable(row["state"]),
                 )
                 for row in rows
             ],
         )  # fmt: skip
+
+
+def _at_hand(spool: "Spool") -> "Spool":
+    """Return the spool, which is closed when the command ends."""
+    return click.get_current_context().with_resource(closing(spool))
+
+
+def _row(spool: "Spool", dump: DumpId) -> dict[str, Any] | None:
+    """Return what is told of one dump; None when it was delivered since it was found.
+
+    The entry is locked while its small files are read and no longer, for a flush leaves out what is locked. So its length is told
+    and not its frames', among which a torn last one would not count.
+    """
+    row: dict[str, Any] = {"id": str(dump), "met_at": _rfc3339(dump.time_ms), "program": None, "signal": None}
+    try:
+        row["stored_bytes"] = os.stat(f"dumps/{dump}/core.zst", dir_fd=spool.fd, follow_symlinks=False).st_size
+    except OSError:
+        row["stored_bytes"] = None
+    try:
+        entry = spool.entry(dump)
+        if entry is None:
+            return row | {"state": "in use"} if row["stored_bytes"] is not None else None
+        with closing(entry):
+            end = entry.end()
+        report = parse_report(entry.report)
+    except SecurecoreError as error:
+        return row | {"state": f"broken: {error.message}"}
+    state = "waiting" if end is not None else "waiting, source cut"
+    return row | {"program": report.program, "signal": report.signal, "state": state}
 
 
 @command.command("flush")
@@ -118,7 +133,7 @@ def flush_(
     targets = receivers or (settings.receivers if settings else ())
     if not (where and who and targets):
         raise ConfigError("spool, receiver and identity are needed")
-    spool = open_spool(where)
+    spool = _at_hand(open_spool(where))
     if when_due and not _is_work_due(spool):
         # Every two minutes on every host: nothing of what signs and sends is loaded for it, and nothing is said.
         return 0
