@@ -88,6 +88,7 @@ class _Round:
 
     def run(self) -> Iterator[Flushed]:
         """Try each dump in turn."""
+        sought: set[StoreId | None] = set()
         for dump in self._before.in_turn(self._spool.dump_ids()):
             if time.monotonic() >= self._deadline:
                 return
@@ -104,9 +105,11 @@ class _Round:
             yield flushed
             if flushed.failure is None:
                 self._silent = 0
-            elif self._is_over(attempt, flushed.failure):
+                continue
+            sought.add(entry.start.store)
+            if self._is_over(attempt, flushed.failure):
                 return
-        self._schedule = self._schedule._replace(left_off_at=None)
+        self._schedule = self._schedule.after_all(sought)
 
     def _try(self, attempt: "_Attempt", entry: SpoolEntry) -> Flushed:
         dump = entry.start.dump
@@ -221,9 +224,9 @@ class _Attempt:
         """Return the receipt's facts; raises SecurecoreError."""
         if self._entry.core_bytes() > limits.READ_MEANWHILE_BYTES:
             # A receiver drops who is silent for a minute, and to read all that is here may take longer.
-            self._reach(receivers, schedule).close()
+            self._meet(receivers, schedule).close()
             self._ways = consign(self._entry)
-        delivery = self._reach(receivers, schedule)
+        delivery = self._meet(receivers, schedule)
         self.address = delivery.address
         try:
             facts = self._deliver(delivery)
@@ -237,7 +240,7 @@ class _Attempt:
         finally:
             delivery.close()
 
-    def _reach(self, receivers: Sequence[Address], schedule: Schedule) -> Delivery:
+    def _meet(self, receivers: Sequence[Address], schedule: Schedule) -> Delivery:
         """Do as _connect does, and note whether nobody is there; so nothing large is read for receivers that are not."""
         try:
             return self._connect(receivers, schedule)

@@ -7,7 +7,7 @@ due and nothing is missed, and the next flush writes it anew.
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
@@ -106,6 +106,13 @@ class Schedule(NamedTuple):
     def met(self, store: StoreId) -> "Schedule":
         """Return the schedule once *store* has answered."""
         return self._replace(missed=tuple(pair for pair in self.missed if pair[0] != store))
+
+    def after_all(self, sought: Collection[StoreId | None]) -> "Schedule":
+        """Return the schedule once each dump was tried, and those that are still here seek these stores.
+
+        Others are missed no more, though they were not met: one that was given up may come back, and be away for a moment later.
+        """
+        return self._replace(missed=tuple(pair for pair in self.missed if pair[0] in sought), left_off_at=None)
 
     def encode(self) -> bytes:
         """Return the file."""

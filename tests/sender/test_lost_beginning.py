@@ -21,6 +21,7 @@ from securecore.merkle import Frontier, leaf_hash, root_of
 from securecore.names import DumpId, StoreId
 from securecore.receiver.server import Receiver
 from securecore.sender.consignment import consign, derived_id
+from securecore.sender.delivery import OtherStoreError
 from securecore.sender.flush import Flushed, flush
 from securecore.sender.schedule import Missed, Schedule, read_schedule, write_schedule
 from securecore.sender.spool import Spool
@@ -310,6 +311,21 @@ def test_a_store_that_was_met_again_is_missed_anew(store: StoreId, fleet: Fleet,
     list(flush(spool, receiver.addresses, papers, clock))
 
     assert read_schedule(spool.fd).missed == ()
+
+
+def test_a_store_that_was_given_up_is_missed_anew(store: StoreId, fleet: Fleet, receiver: Receiver, spool: Spool) -> None:
+    """It came back, has the beginning of another dump, and is away for a moment: that it was away before says nothing."""
+    clock, papers = Clock(), papers_of(fleet.host)
+    write_schedule(spool.fd, Schedule(missed=((ELSEWHERE, Missed(limits.STORE_LOST_AFTER_S, int(clock.now))),)))
+    keep_tail(spool, ELSEWHERE)
+
+    (given_up,) = flush(spool, receiver.addresses, papers, clock)
+    keep_tail(spool, ELSEWHERE)
+    (waits,) = flush(spool, receiver.addresses, papers, clock)
+
+    assert (given_up.failure, given_up.lost_frames) == (None, FIRST)
+    assert isinstance(waits.failure, OtherStoreError)
+    assert read_schedule(spool.fd).missed == ((ELSEWHERE, Missed(0, int(clock.now))),)
 
 
 @pytest.mark.parametrize("first", [0, 1, FIRST, len(FRAMES)])
