@@ -13,7 +13,8 @@ from securecore.cli.main import run
 from securecore.merkle import Frontier
 from securecore.names import DumpId
 from securecore.report import CrashReport, parse_report
-from securecore.sender.spool import EntryEnd, EntryStart, Spool, SpoolEntry
+from securecore.sender.spool import Spool
+from securecore.sender.spool_entry import EntryEnd, EntryStart, SpoolEntry
 from tests.support.dumps import dump_id
 from tests.support.tails import FRAMES
 
