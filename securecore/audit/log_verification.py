@@ -18,6 +18,7 @@ from securecore.dump import directory
 from securecore.errors import BrokenError
 from securecore.merkle import Frontier, leaf_hash
 from securecore.names import DumpId
+from securecore.units import count
 
 _NAMED: Final = 3
 """Dumps that a check names; the outcome has all of them."""
@@ -178,7 +179,7 @@ class _LogReading:
     def check_order(self) -> str:
         if self._disorder is not None:
             raise BrokenError(self._disorder)
-        return f"{len(self._standings)} dumps"
+        return count(len(self._standings), "dump")
 
     def check_earlier(self) -> str:
         # A receipt is given for what is under the checkpoint on the disk, so entries behind that do not count.
@@ -226,6 +227,7 @@ class _Comparison:
         self._logged: set[DumpId] = set()
         self._unlogged = set(holdings.published)
         self._absent: dict[DumpId, Entered] = {}
+        self._deleted: set[DumpId] = set()
         self.gone: list[DumpId] = []
 
     @property
@@ -238,6 +240,7 @@ class _Comparison:
         dump = statement.dump
         self._logged.add(dump)
         self._unlogged.discard(dump)
+        (self._deleted.add if statement.event == DELETED else self._deleted.discard)(dump)
         if statement.event == DELETED or self._holdings.published.get(dump) == index:
             self._absent.pop(dump, None)
         else:
@@ -249,18 +252,19 @@ class _Comparison:
             first, problem = unproved[0]
             others = f"; the receipts of {_name([dump for dump, _ in unproved[1:]])} neither" if unproved[1:] else ""
             raise BrokenError(f"dump {first}: {problem}{others}")
-        return f"{len(self._holdings.published)} receipts"
+        return count(len(self._holdings.published), "receipt")
 
     def check_gone(self) -> str:
         self.gone = sorted((dump for dump, entered in self._absent.items() if not self._holdings.is_held(entered)), key=str)
         if self.gone:
-            raise BrokenError(f"{len(self.gone)} of {len(self._logged)} dumps are gone: {_name(self.gone)}")
-        return f"{len(self._logged)} dumps"
+            raise BrokenError(f"{len(self.gone)} of {count(len(self._logged), 'dump')} are gone: {_name(self.gone)}")
+        deleted = f", and {len(self._deleted)} more that were deleted" if self._deleted else ""
+        return count(len(self._logged) - len(self._deleted), "dump") + deleted
 
     def check_unlogged(self) -> str:
         if self.unlogged:
             raise BrokenError(f"{len(self.unlogged)} dumps have no entry: {_name(self.unlogged)}")
-        return f"{len(self._holdings.published)} dumps"
+        return count(len(self._holdings.published), "dump")
 
 
 def _name(dumps: Sequence[DumpId]) -> str:

@@ -13,7 +13,7 @@ from securecore.audit.entry import RECEIVED, parse_entry, parse_incomplete
 from securecore.audit.proof import parse_proof
 from securecore.certs import jws
 from securecore.cli import options, terminal
-from securecore.cli.listing import GIVEN_UP
+from securecore.cli.listing import GIVEN_UP, UNCOMMITTED
 from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, host_option, store_option
 from securecore.cli.sources import check_stream
 from securecore.dump import directory as files
@@ -108,7 +108,8 @@ def _read_promise(found: DumpFiles, store: Store) -> _Promise:
         token = found.read_manifest()
         if token is not None:
             manifest = parse_manifest(jws.parse(token, limits.MAX_MANIFEST_BYTES).payload)
-            return _Promise(manifest.outcome, manifest.size, manifest.frames, manifest.root, manifest.lost_frames)
+            label = manifest.outcome if found.is_published else UNCOMMITTED
+            return _Promise(label, manifest.size, manifest.frames, manifest.root, manifest.lost_frames)
         if not found.is_published:
             return _Promise("still coming in, or cut")
         entry = parse_entry(parse_proof(found.read_receipt() or b"").extra or b"")
@@ -146,7 +147,8 @@ def _describe_losses(reader: DumpReader, promise: _Promise, damaged: list[int], 
             words.append(f"{lost}, plaintext {terminal.size(reader.size)} to {terminal.size(promise.size)}")
     if damaged:
         holes = ", ".join(map(str, damaged[:_HOLES_SHOWN]))
-        words.append(f"{len(damaged)} frames are damaged and became holes: {holes}")
+        became = "frame is damaged and became a hole" if len(damaged) == 1 else "frames are damaged and became holes"
+        words.append(f"{len(damaged)} {became}: {holes}")
     return "; ".join(words)
 
 

@@ -75,8 +75,8 @@ def find_absent(store: Store, host: HostName) -> list[Entered]:
 def is_held(store: Store, host: HostName, entered: Entered) -> bool:
     """Return whether a dump is in the store as the log says.
 
-    One that was received is published with a manifest, or under incoming with the entry's manifest and length: the entry is written
-    before the dump is published, so a crash leaves it there until the receiver starts. One that was given up has the entry's frames
+    One that was received has the entry's manifest and length, published or under incoming: the entry is written before the dump is
+    published, so a crash leaves it there until the receiver starts. One that was given up has the entry's frames
     first, wherever it stands, and may have got more since.
     """
     for _ in range(2):  # It may be moved between our looking for it in the one place and in the other.
@@ -85,9 +85,8 @@ def is_held(store: Store, host: HostName, entered: Entered) -> bool:
                 if entered.event == INCOMPLETE:
                     return _begins_with(files, entered)
                 manifest = files.read_manifest()
-                if files.is_published or manifest is None:
-                    return manifest is not None
-                return files.core_bytes() == entered.stored_bytes and sha256(manifest).digest() == entered.digest
+                is_the_one = manifest is not None and sha256(manifest).digest() == entered.digest
+                return is_the_one and files.core_bytes() == entered.stored_bytes
         except NotFoundError:
             continue
     return False

@@ -12,6 +12,9 @@ from securecore.cli.options import host_option, json_option, store_option
 GIVEN_UP: Final = "link lost"
 """What is said of a dump that its sender has left: the host, its link, or its disk is gone."""
 
+UNCOMMITTED: Final = "all of it came, and nothing proves it yet"
+"""What is said of a dump whose commit is under way, or was interrupted: the receiver finishes it."""
+
 EPILOG = """\b
 Examples:
   securecore list

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import click
 
 from securecore.cli import evidence, options, terminal
-from securecore.cli.listing import GIVEN_UP
+from securecore.cli.listing import GIVEN_UP, UNCOMMITTED
 from securecore.cli.options import host_option, json_option, root_option, store_option
 from securecore.elf.analysis import CoreKind, analyse
 from securecore.elf.summary import CoreSummary
@@ -49,15 +49,15 @@ def command(text: str, store_path: str, host_text: str | None, root_path: Path |
         host, dump = store.find(text, options.find_host(host_text, store))
         with store.open_dump(host, dump) as files:
             report = parse_report(files.read_report() or b"{}")
-            stored = files.core_bytes()
+            stored, is_published = files.core_bytes(), files.is_published
             papers = evidence.check_papers(store, files, root_path)
             analysis = _Analysis() if no_analysis else _analyse(files)
     if as_json:
-        document = _document(report, papers, str(host), str(dump), stored)
+        document = _document(report, papers, str(host), str(dump), stored, is_published=is_published)
         click.echo(json.dumps(document | {"analysis": _analysis_document(analysis)}, indent=1))
         return
     _print_crash(report, analysis, str(host))
-    _print_core(papers, stored, str(dump))
+    _print_core(papers, stored, str(dump), is_published=is_published)
     _print_evidence(papers, str(host))
 
 
@@ -139,7 +139,7 @@ def _reason(core: CoreSummary) -> str:
     return words if core.fault_address is None else f"{words}, {core.fault_address:#x}"
 
 
-def _print_core(papers: "evidence.Papers", stored: int, dump: str) -> None:
+def _print_core(papers: "evidence.Papers", stored: int, dump: str, *, is_published: bool) -> None:
     manifest = papers.manifest
     if papers.given_up is not None and papers.receipt is not None:
         held, last_at = papers.given_up, terminal.printable(str(papers.receipt.fields.get("last_at")), 24)
@@ -159,6 +159,8 @@ def _print_core(papers: "evidence.Papers", stored: int, dump: str) -> None:
             whole += " (no ELF core, so its length proves nothing)"
         root, frames = manifest.root.hex(), terminal.count(manifest.frames, "frame")
         _field("core", f"{whole} in {frames}, {terminal.size(stored)} stored, root {root[:4]}…{root[-4:]}")
+        if not is_published:
+            _field("incomplete", UNCOMMITTED)
     _field("id", dump)
 
 
@@ -180,12 +182,14 @@ def _mark(name: str, problem: str | None) -> str:
     return terminal.good(f"{name} ok") if problem is None else terminal.bad(f"{name}: {problem}")
 
 
-def _document(report: CrashReport, papers: "evidence.Papers", host: str, dump: str, stored: int) -> dict[str, Any]:
+def _document(
+    report: CrashReport, papers: "evidence.Papers", host: str, dump: str, stored: int, *, is_published: bool
+) -> dict[str, Any]:
     manifest, stated = papers.manifest, papers.manifest or papers.given_up
     return {
         "id": dump,
         "host": host,
-        "state": "complete" if manifest is not None and manifest.outcome == "complete" else "incomplete",
+        "state": "complete" if is_published and manifest is not None and manifest.outcome == "complete" else "incomplete",
         "received_at": papers.receipt.fields["time"] if papers.receipt else None,
         "size_bytes": stated.size if stated else None,
         "predicted_bytes": manifest.predicted_size if manifest else None,

@@ -9,11 +9,13 @@ import click
 
 from securecore import limits
 from securecore.audit.checks import Check
+from securecore.audit.statement import LogKey
 from securecore.audit.verification import DumpVerification, Expected, verify_dump
+from securecore.certs.chain import Anchors
 from securecore.cli import evidence, holdings, options, terminal
-from securecore.cli.listing import GIVEN_UP
+from securecore.cli.listing import GIVEN_UP, UNCOMMITTED
 from securecore.cli.options import host_option, json_option, root_option, store_option
-from securecore.errors import BrokenError, NotFoundError
+from securecore.errors import BrokenError, IncompleteError, NotFoundError
 from securecore.names import DumpId, HostName
 from securecore.store.layout import Store, open_store
 
@@ -21,8 +23,9 @@ EPILOG = """\b
 Examples:
   securecore verify 9c41d07e --root ca.pem
   securecore verify --all --root ca.pem
-Exit code 6: something does not hold, or with --all a dump is gone that the audit log says was received. An incomplete dump
-whose evidence holds is not broken. The logs themselves, and dumps that no log knows, are for `securecore audit verify`.
+Exit code 6: something does not hold, or with --all a dump is gone that the audit log says was received. 7: the dump is
+still coming in. An incomplete dump whose evidence holds is not broken. The logs themselves, and dumps that no log knows, are
+for `securecore audit verify`.
 """
 
 _GONE: Final = "the audit log says that it was received, or given up with more frames, and it is not in the store as it says"
@@ -57,16 +60,12 @@ def command(
             log_key = None
         code, documents = 0, []
         for owner, dump in _chosen(store, text, host):
-            with store.open_dump(owner, dump) as files, terminal.Progress(f"verifying {dump.short}", None) as progress:
-                expected = Expected(owner, dump, store.store_id)
-                result = verify_dump(
-                    files.fd,
-                    expected,
-                    anchors,
-                    log_key,
-                    decode=not quick,
-                    progress=lambda done, total: progress.update(done * limits.PIECE_BYTES),
-                )
+            try:
+                result = _verify(store, owner, dump, anchors, log_key, decode=not quick, is_one_of_all=everything)
+            except NotFoundError:
+                if not everything:
+                    raise
+                continue  # It was deleted, or taken back by its sender, since it was listed.
             code = code if result.ok else BrokenError.exit_code
             documents.append(_document(owner, dump, result))
             if not as_json:
@@ -81,6 +80,36 @@ def command(
     elif is_own:
         click.echo(evidence.OWN_ROOT, err=True)
     return code
+
+
+def _verify(
+    store: Store,
+    host: HostName,
+    dump: DumpId,
+    anchors: Anchors,
+    log_key: LogKey | None,
+    *,
+    decode: bool,
+    is_one_of_all: bool,
+) -> DumpVerification:
+    """Return what holds of a dump; raises NotFoundError when it is not there, IncompleteError when nothing can hold of it yet.
+
+    One of all is left out when it is not there any more, and so is one that is coming in again.
+    """
+    with store.open_dump(host, dump) as files, terminal.Progress(f"verifying {dump.short}", None) as progress:
+        if not files.is_published and files.read_receipt() is None:
+            if is_one_of_all:
+                raise NotFoundError(f"{dump.short} is coming in again")
+            why = "still coming in, or cut" if files.read_manifest() is None else UNCOMMITTED
+            raise IncompleteError(f"{dump.short} has no receipt: {why}", hint="`securecore show` tells how much is there")
+        return verify_dump(
+            files.fd,
+            Expected(host, dump, store.store_id),
+            anchors,
+            log_key,
+            decode=decode,
+            progress=lambda done, total: progress.update(done * limits.PIECE_BYTES),
+        )
 
 
 def _chosen(store: Store, text: str | None, host: HostName | None) -> Iterator[tuple[HostName, DumpId]]:
@@ -105,9 +134,11 @@ def _has_receipt(store: Store, host: HostName, dump: DumpId) -> bool:
 def _gone(store: Store, host: HostName | None) -> Iterator[tuple[HostName, DumpId]]:
     """Yield the dumps that are not in the store as a log says that they were received or given up."""
     for owner in [host] if host is not None else holdings.known_hosts(store):
-        for entered in holdings.find_absent(store, owner):
-            if not holdings.is_held(store, owner, entered):
-                yield owner, entered.dump
+        missing = {entered.dump for entered in holdings.find_absent(store, owner) if not holdings.is_held(store, owner, entered)}
+        if missing:
+            # It may have been deleted, or received once more, between our look at the log and our look at the store.
+            again = [entered for entered in holdings.find_absent(store, owner) if entered.dump in missing]
+            yield from ((owner, entered.dump) for entered in again if not holdings.is_held(store, owner, entered))
 
 
 def _print(host: HostName, dump: DumpId, result: DumpVerification, *, is_detailed: bool) -> None:

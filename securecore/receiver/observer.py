@@ -122,7 +122,8 @@ class Narrator(Observer):
     def ended(self, held: Held) -> None:
         """Say how much there is in all."""
         self._now = (held.plain_bytes, held.stored_bytes)
-        self._say(f"{units.size(held.plain_bytes)} in {held.frames} frames, {units.size(held.stored_bytes)} stored; END")
+        frames = units.count(held.frames, "frame")
+        self._say(f"{units.size(held.plain_bytes)} in {frames}, {units.size(held.stored_bytes)} stored; END")
 
     def receipted(self, dump: DumpId) -> None:
         """Say that it is in safety."""

@@ -276,7 +276,7 @@ def test_a_damaged_frame_becomes_a_hole_when_it_is_asked_for(sample: Sample, tmp
     ran = sample.extract(sample.whole, tmp_path / "core", "--partial")
 
     assert (ran.code, ran.out) == (6, "")
-    assert ran.err == f"securecore: {sample.whole.short}: 1 frames are damaged and became holes: 1\n"
+    assert ran.err == f"securecore: {sample.whole.short}: 1 frame is damaged and became a hole: 1\n"
     assert (tmp_path / "core").read_bytes() == CORE[:MIB] + bytes(MIB) + CORE[2 * MIB :]
 
 

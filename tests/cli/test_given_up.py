@@ -294,7 +294,7 @@ def test_a_damaged_frame_becomes_a_hole(sample: Sample, tmp_path: Path) -> None:
     flip(sample.core, 100)
     ran = sample.extract(sample.given_up, tmp_path / "core", "--partial")
     assert ran.code == 6
-    assert "1 frames are damaged and became holes: 0" in ran.err
+    assert "1 frame is damaged and became a hole: 0" in ran.err
     assert (tmp_path / "core").read_bytes() == bytes(MIB) + SENT[MIB:]
 
 

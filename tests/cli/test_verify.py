@@ -12,11 +12,16 @@ import pytest
 from securecore.audit.checkpoint import LogSigner
 from securecore.audit.entry import extracted_entry
 from securecore.audit.log import HostLog
+from securecore.audit.log_verification import Entered
 from securecore.audit.proof import TlogProof, parse_proof
 from securecore.certs.identity_directory import load_log_key
+from securecore.cli import holdings, verify
+from securecore.errors import BrokenError, IncompleteError
 from securecore.merkle import leaf_hash
 from securecore.names import DumpId, HostName
+from securecore.receiver import standalone
 from securecore.receiver.server import utc_now
+from securecore.store.layout import Store, open_store
 from tests.support.certificates import DOMAIN, Fleet
 from tests.support.receivers import running_receiver
 from tests.support.stores import CORE, CUT_CORE, DB, WEB, Commands, fill_store, flip
@@ -278,6 +283,73 @@ def test_a_receipt_that_does_not_hold_is_named(sample: Sample, how: str) -> None
     assert f"dump {sample.dumps[0]}: " in ran.out
     unproved = sample.audit("--json").document[1]["unproved"]
     assert [found["dump"] for found in unproved] == [str(sample.dumps[0])]
+
+
+def test_another_dump_in_the_place_of_one_is_not_that_one(sample: Sample) -> None:
+    """Published with a manifest, but not the one that was received: the dump that the log knows is gone."""
+    shutil.rmtree(sample.first)
+    shutil.copytree(sample.dump(sample.dumps[2]), sample.first)
+
+    assert GONE in sample.failed()
+    assert sample.verify("--all").code == BrokenError.exit_code
+
+
+def test_a_dump_that_is_deleted_meanwhile_is_no_damage(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One before it was looked at, one between the look at the log and the look at the store: the others are verified."""
+    real_verify, real_held, deleted = verify.verify_dump, holdings.is_held, []
+
+    def delete_once(dump: DumpId) -> None:
+        if dump not in deleted:
+            deleted.append(dump)
+            delete(sample, dump)
+
+    def verify_dump(*arguments: Any, **words: Any) -> Any:
+        delete_once(sample.dumps[1])
+        return real_verify(*arguments, **words)
+
+    def is_held(store: Store, host: HostName, entered: Entered) -> bool:
+        delete_once(sample.dumps[2])
+        return real_held(store, host, entered)
+
+    shutil.move(sample.dump(sample.dumps[2]), sample.store / "incoming" / WEB / str(sample.dumps[2]))
+    (sample.store / "incoming" / WEB / str(sample.dumps[2]) / "receipt").unlink()
+    monkeypatch.setattr(verify, "verify_dump", verify_dump)
+    monkeypatch.setattr(holdings, "is_held", is_held)
+
+    ran = sample.verify("--all", "--host", "web-1", "--json")
+
+    assert [found["id"] for found in ran.document] == [str(sample.dumps[0])]
+    assert (ran.code, deleted) == (0, [sample.dumps[1], sample.dumps[2]])
+
+
+@pytest.mark.parametrize(("names", "why"), [(("receipt",), "proves it yet"), (("receipt", "manifest.jws"), "still coming in")])
+def test_a_dump_that_is_still_coming_in_is_not_broken(sample: Sample, names: tuple[str, ...], why: str) -> None:
+    """There is nothing yet that could hold: it is incomplete, in words, also to show and extract."""
+    dump = sample.dumps[0]
+    for name in names:
+        (sample.first / name).unlink()
+    shutil.move(sample.first, sample.store / "incoming" / WEB / str(dump))
+
+    ran, extracted = sample.verify(dump), sample.extract(dump, sample.store.parent / "core")
+
+    assert (ran.code, extracted.code) == (IncompleteError.exit_code, IncompleteError.exit_code)
+    assert why in ran.err
+    assert "is incomplete (" in extracted.err
+    assert sample("show", dump, "--json", "--no-analysis").document["state"] == "incomplete"
+
+
+def test_deleted_dumps_are_counted_by_themselves(sample: Sample) -> None:
+    """They are not in the store, and the log says so."""
+    delete(sample, sample.dumps[2])
+
+    (document,) = [found for found in sample.audit("--json").document if found["host"] == WEB]
+    assert [check["detail"] for check in document["checks"] if check["what"] == GONE] == ["2 dumps, and 1 more that were deleted"]
+
+
+def delete(sample: Sample, dump: DumpId) -> None:
+    """Delete a dump of web-1, as its operator does where no receiver runs."""
+    with open_store(str(sample.store)) as store:
+        standalone.delete_alone(store, HostName(WEB), dump, None, sample.fleet.receiver, utc_now())
 
 
 def test_a_dump_that_no_log_knows_is_found(sample: Sample) -> None:
