@@ -134,7 +134,9 @@ class Doorkeeper:
         """Send the oldest stranger of the network away that has most of them; return whether there was one."""
         if not strangers:
             return False
-        most, _ = Counter(visitor.network for visitor in strangers).most_common(1)[0]
+        numbers = Counter(visitor.network for visitor in strangers)
+        # Not by most_common, which loads a module, and there may be no descriptor left.
+        most = max(numbers, key=lambda network: numbers[network])
         _send_away(next(visitor for visitor in strangers if visitor.network == most))
         return True
 

@@ -66,7 +66,7 @@ def test_receiver_that_runs_out_in_a_commit_gives_a_receipt_or_none(fleet: Fleet
 
 
 def test_receiver_whose_clients_hold_every_descriptor_serves_again_when_they_go(fleet: Fleet, tmp_path: Path) -> None:
-    """Thirty connections that say nothing have them all: a crash waits in the spool, a dump under way ends with its receipt."""
+    """Thirty connections that say nothing have them all: some make room, and a crash finds so much of it, or waits in the spool."""
     root, store = (fleet.host / "ca.pem").read_bytes(), tmp_path / "store"
     within = ("prlimit", "--nofile=48:48")
     with (
@@ -84,8 +84,9 @@ def test_receiver_whose_clients_hold_every_descriptor_serves_again_when_they_go(
         flushed = wait_until(lambda: found if (found := web.flush(*receiver.addresses)).returncode == 0 else None)
         later = web.crash(noise(MIB, 2)).end()
         assert check(store, root, spools=[web.spool], truths=web.truths(store), is_settled=True) == []
-    assert (waits, spooled, later) == (UnreachableError.exit_code, 1, 0)
-    assert "receipt verified" in flushed.stdout
+    assert waits in (0, UnreachableError.exit_code, BusyError.exit_code)
+    assert (spooled, later) == (int(waits != 0), 0)
+    assert ("receipt verified" in flushed.stdout) == (waits != 0)
 
 
 @pytest.mark.parametrize("has_receiver", [True, False], ids=["delivering", "spooling"])
@@ -109,7 +110,7 @@ def test_flush_that_runs_out_at_any_step_keeps_what_it_has_not_delivered(fleet: 
         for seed in range(2):
             web.crash(noise(MIB, seed)).end()
         codes = []
-        for most in range(5, 9):
+        for most in range(5, 10):
             flushed = web.flush(*receiver.addresses, limits=[(NOFILE, most)])
             codes.append(flushed.returncode)
             assert "Traceback" not in flushed.stderr
