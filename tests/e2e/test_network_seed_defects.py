@@ -272,7 +272,6 @@ ODD = {
     "send: nothing": ["send"],
     "send: a receiver only": ["send", "192.168.0.102"],
     "send: two cores": ["send", "core", "core", "--to", "127.0.0.1:4455", "--identity", "identity"],
-    "setup: nothing to listen on": ["setup", "receiver", "--dry-run"],
 }
 
 
@@ -329,7 +328,7 @@ import os, sys
 from securecore.audit import log, verification
 from securecore.cli import receive
 from securecore.cli.main import main
-from securecore.receiver import server
+from securecore.receiver import configuration, server
 os.setgroups([])
 os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
 os.setresuid({NOBODY}, {NOBODY}, {NOBODY})
