@@ -45,11 +45,15 @@ def delete(store: Store, logs: HostLogs, host: HostName, dump_id: DumpId, order:
     durable leaves the dump as it was. One afterwards leaves files that the next start removes.
     """
     removal.set_aside(store, host, dump_id)
+    is_open = False
     try:
         with logs.using(host) as log:
+            is_open = True
             log.append(deleted_entry(now, dump_id, host, uid=order.uid, user=order.user, reason=order.reason))
     except SecurecoreError:
-        if not settle(store, logs, host, dump_id):
+        if not is_open:  # A damaged log says nothing any more, but nothing was written to it either.
+            removal.put_back(store, host, dump_id)
+        if not is_open or not settle(store, logs, host, dump_id):
             raise
         return
     removal.purge(store, host, dump_id)

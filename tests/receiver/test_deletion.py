@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from securecore.errors import BusyError, NotFoundError, SecurecoreError, StorageError
+from securecore.errors import BrokenError, BusyError, NotFoundError, SecurecoreError, StorageError
 from securecore.names import Address, DumpId, HostName
 from securecore.receiver import control
 from securecore.receiver.commit import Committer
@@ -191,6 +191,22 @@ def test_a_dump_stays_where_the_log_cannot_say_that_it_went(
                 delete(store, logs, WEB, ID, ALICE, NOW)
         assert files_of(tmp_path / "store") == before
         logs.close()
+
+
+def test_a_dump_stays_in_sight_where_the_log_is_damaged(hierarchy: Hierarchy, tmp_path: Path) -> None:
+    """Nobody could say whether it was deleted, so it is not even moved."""
+    path, log_signer = tmp_path / "store", make_log_signer()
+    with create_store(str(path)) as store:
+        logs = logs_of(store, log_signer)
+        store_dump(store, logs, make_signer(hierarchy), ID, CORE)
+        logs.close()
+        (path / "audit" / str(WEB) / "checkpoint").write_bytes(b"nonsense")
+        before, logs = files_of(path), logs_of(store, log_signer)
+        with pytest.raises(BrokenError):
+            delete(store, logs, WEB, ID, ALICE, NOW)
+        logs.close()
+
+    assert files_of(path) == before
 
 
 def refuse(fd: int, data: bytes) -> None:
