@@ -35,11 +35,13 @@ class Frontier:
 
     def append(self, leaf: bytes) -> None:
         """Add one leaf hash at the end."""
-        size = self.size
+        # Nothing is changed until all is there: where memory runs out the tree stays what it was.
+        size, kept = self.size, len(self._peaks)
         while size & 1:
-            leaf = node_hash(self._peaks.pop(), leaf)
+            kept -= 1
+            leaf = node_hash(self._peaks[kept], leaf)
             size >>= 1
-        self._peaks.append(leaf)
+        self._peaks[kept:] = [leaf]
         self.size += 1
 
     def extend(self, leaves: Iterable[bytes]) -> None:

@@ -68,10 +68,14 @@ class CrashReport(NamedTuple):
     """Crashes of this program, run by this user, that its storm limit kept from being taken, since the last dump that counts."""
     suppressed_of_user: int | None = None
     """The same of this user, by the user's storm limit: of any program."""
+    suppressed_of_host: int | None = None
+    """The same on this host, by the host's storm limit: of any program and user."""
     suppressed_of_others: int | None = None
-    """The same of programs and users that the sender has forgotten meanwhile."""
+    """The same of programs and users that the sender has forgotten meanwhile, or never told apart from others."""
     declined: int | None = None
-    """Crashes on this host that were declined by a rule or for their size."""
+    """Crashes on this host that were declined: by a rule, for their size, or because the process wanted no core."""
+    lost: int | None = None
+    """Cores on this host that were taken, but neither delivered nor spooled."""
     skipped_by_kernel: int | None = None
     """Crashes on this host for which the kernel started no handler, as far as its log tells."""
     untaken_since: int | None = None

@@ -57,14 +57,54 @@ def receiver_context(identity: str) -> ssl.SSLContext:
     return context
 
 
-def _harden(context: ssl.SSLContext, identity: str) -> None:
+def enroller_context(identity: str, alpn: str) -> ssl.SSLContext:
+    """Return a server context for *identity* that asks for a client certificate and goes on without; raises as sender_context does.
+
+    As receiver_context, whoever it lets in: for a protocol whose requests are judged one by one.
+    """
+    context = receiver_context(identity)
+    context.set_alpn_protocols([alpn])
+    context.verify_mode = ssl.CERT_OPTIONAL
+    return context
+
+
+def enrolment_context(alpn: str, roots_pem: str | None, identity: str | None = None) -> ssl.SSLContext:
+    """Return a client context for a server of *alpn*: pins *roots_pem*, and presents the certificate of *identity* where given.
+
+    Without roots nothing is verified: whatever comes is what anybody on the way may have written. Raises as sender_context does.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.hostname_checks_common_name = False
+    restrict(context, alpn)
+    if roots_pem is None:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    else:
+        context.load_verify_locations(cadata=roots_pem)
+    if identity is not None:
+        _load(context, identity, [])
+    return context
+
+
+def restrict(context: ssl.SSLContext, alpn: str = ALPN) -> None:
+    """Have a context speak TLS 1.3 and one protocol, and take no certificate that breaks RFC 5280."""
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.set_alpn_protocols([ALPN])
+    context.set_alpn_protocols([alpn])
     context.verify_flags |= ssl.VERIFY_X509_STRICT
+
+
+def _harden(context: ssl.SSLContext, identity: str) -> None:
+    restrict(context)
+    _load(context, identity, [os.path.join(identity, "ca.pem")])
+
+
+def _load(context: ssl.SSLContext, identity: str, cas: list[str]) -> None:
+    """Have a context present an identity's certificate, and believe the roots in some files."""
     key = os.path.join(identity, "key.pem")
     check_private(key)
     try:
-        context.load_verify_locations(cafile=os.path.join(identity, "ca.pem"))
+        for path in cas:
+            context.load_verify_locations(cafile=path)
         context.load_cert_chain(os.path.join(identity, "cert.pem"), key, password=_no_passphrase)
     except ssl.SSLError as error:
         hint = "issue the identity again, or restore its files"
@@ -91,11 +131,17 @@ def check_private(path: str) -> None:
 
 
 def secure(
-    context: ssl.SSLContext, plain: socket.socket, *, server_name: str | None = None, deadline_s: float, peer: str = "the other end"
+    context: ssl.SSLContext,
+    plain: socket.socket,
+    *,
+    server_name: str | None = None,
+    deadline_s: float,
+    peer: str = "the other end",
+    alpn: str = ALPN,
 ) -> ssl.SSLSocket:
     """Return *plain* wrapped in TLS, the handshake done within *deadline_s* in all; *server_name* is None at the receiver.
 
-    *peer* is what messages call the other end.
+    *peer* is what messages call the other end, *alpn* the protocol; of another one than ours no profile is looked at.
 
     Raises OSError or ssl.SSLError (see ``explain``); PeerError when the other end did not agree on our protocol: Python does not
     enforce ALPN by itself; UntrustedError when a receiver's certificate departs from the fixed parts of its profile.
@@ -105,10 +151,10 @@ def secure(
     # As bytes: for text, Python would load its IDNA tables first, at a crash handler's expense.
     sni = None if server_name is None else server_name.encode("ascii")
     secured = context.wrap_socket(plain, server_side=sni is None, server_hostname=sni, suppress_ragged_eofs=False)
-    if secured.selected_alpn_protocol() != ALPN:
+    if secured.selected_alpn_protocol() != alpn:
         secured.close()
-        raise PeerError(f"{peer} does not speak {ALPN}")
-    departure = None if sni is None else _find_departure(secured)
+        raise PeerError(f"{peer} does not speak {alpn}")
+    departure = None if sni is None or alpn != ALPN else _find_departure(secured)
     if departure is not None:
         secured.close()
         words = f"{peer} is not the receiver that we trust: its certificate is not as its profile wants it: {departure}"
@@ -182,8 +228,8 @@ _ALERT_WORDS: Final = {
 _NO_VERSION: Final = ("NO_PROTOCOLS_AVAILABLE", "UNSUPPORTED_PROTOCOL")
 
 
-def explain(error: OSError, peer: str) -> SecurecoreError:
-    """Return what a failed connection to *peer* means; the exception to raise from *error*."""
+def explain(error: OSError, peer: str, role: str = "receiver", alpn: str = ALPN) -> SecurecoreError:
+    """Return what a failed connection to *peer*, which should be a *role*, means; the exception to raise from *error*."""
     if isinstance(error, ssl.SSLCertVerificationError):
         if error.verify_code == _NOT_YET_VALID:
             hint = f"compare this machine's clock; {_WHICH}"
@@ -192,14 +238,14 @@ def explain(error: OSError, peer: str) -> SecurecoreError:
         hint = "check --to and the identity's ca.pem"
         if error.verify_code == _EXPIRED:
             hint = f"compare this machine's clock; if it is right, {_WHICH}"
-        return UntrustedError(f"{peer} is not the receiver that we trust: {words}", hint=hint)
+        return UntrustedError(f"{peer} is not the {role} that we trust: {words}", hint=hint)
     if isinstance(error, ssl.SSLError):
         reason = reason_of(error)
         if reason in _ALERT_WORDS:
-            hint = "the receiver's log says which rule; `securecore pki inspect` shows the certificate"
+            hint = f"the {role}'s log says which rule; `securecore pki inspect` shows the certificate"
             return RefusedError(f"refused by {peer}: {_ALERT_WORDS[reason]}", hint=hint)
         if "ALERT_NO_APPLICATION_PROTOCOL" in reason or "PROTOCOL_VERSION" in reason or reason in _NO_VERSION:
-            return PeerError(f"{peer} does not speak {ALPN} over TLS 1.3")
+            return PeerError(f"{peer} does not speak {alpn} over TLS 1.3")
         if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNEXPECTED_MESSAGE", "RECORD_LAYER_FAILURE"):
             return PeerError(f"{peer} does not speak TLS 1.3")
         # A receiver whose end of the connection was cut within a record says decode_error (ssl/record/rec_layer_s3.c).
@@ -209,7 +255,7 @@ def explain(error: OSError, peer: str) -> SecurecoreError:
     if isinstance(error, TimeoutError):
         return UnreachableError(f"{peer} did not answer in time")
     reason = str(error.strerror or error)
-    hint = "see that the receiver runs, and that the address is right"
+    hint = f"see that the {role} runs, and that the address is right"
     return UnreachableError(f"{peer}: {reason[:1].lower()}{reason[1:]}", hint=hint)
 
 

@@ -7,6 +7,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any, Final, Self
 
 from securecore.errors import ConfigError
@@ -17,6 +18,7 @@ _COUNT_MAX: Final = (1 << 63) - 1
 """What every reader of such numbers keeps, SQLite included."""
 _HEADER: Final = re.compile(r"\s*\[([^\[\]]+)\]\s*(#.*)?")
 _KEY: Final = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([A-Za-z0-9_-]+))\s*[=.]""")
+_SHARE: Final = re.compile(r"[0-9]{1,2}(?:\.[0-9]{1,3})?%", re.ASCII)
 _PART: Final = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([A-Za-z0-9_-]+))\s*(?:\.|$)""")
 
 
@@ -96,6 +98,15 @@ class TomlTable:
         if key in self._fields and (size is None or not 0 <= size <= _COUNT_MAX):
             raise self.refuse(key, "must be a size, as in 500MiB or 20GiB")
         return size
+
+    def share(self, key: str) -> float | None:
+        """Return a share below 1, written as ``"5%"`` or ``"0.5%"``, None when it is left out; raises ConfigError otherwise."""
+        text: str | None = self.find(key, str)
+        if text is None:
+            return None
+        if not _SHARE.fullmatch(text):
+            raise self.refuse(key, 'must be a share below 100%, as in "5%" or "0.5%"')
+        return float(Decimal(text.removesuffix("%")) / 100)
 
     def span(self, key: str) -> timedelta | None:
         """Return a length of time above 0, written as units.parse_span takes it, None when it is left out."""

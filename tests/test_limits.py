@@ -43,4 +43,5 @@ def test_a_receiver_is_not_given_up_on_while_it_does_what_it_may() -> None:
     """Each end's patience is longer than what the other end is allowed to take."""
     assert limits.CONNECT_DEADLINE_S <= limits.HANDSHAKE_DEADLINE_S < limits.IDLE_DEADLINE_S < limits.RECEIPT_DEADLINE_S
     assert limits.ACK_EVERY_S < limits.PROGRESS_DEADLINE_S
+    assert 4 * limits.KEEP_ALIVE_EVERY_S <= limits.PATH_DEADLINE_S < limits.RECEIPT_DEADLINE_S
     assert max(limits.CONNECT_DEADLINE_S, limits.PROGRESS_DEADLINE_S, limits.HOLD_BUDGET_S) <= limits.MAX_DEADLINE_S

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from securecore.errors import ConfigError
 from securecore.toml_table import TomlTable, parse_toml
 
-KNOWN = ("size", "span", "count", "seconds", "texts", "inner", "hosts", "on")
+KNOWN = ("size", "span", "share", "count", "seconds", "texts", "inner", "hosts", "on")
 
 
 def parse(text: str) -> TomlTable:
@@ -29,6 +29,9 @@ Read = Callable[[TomlTable], object]
         ("size = 7", lambda table: table.size("size"), 7),
         ('span = "90s"', lambda table: table.span("span"), timedelta(seconds=90)),
         ('span = "2w"', lambda table: table.span("span"), timedelta(weeks=2)),
+        ('share = "5%"', lambda table: table.share("share"), 0.05),
+        ('share = "0.125%"', lambda table: table.share("share"), 0.00125),
+        ("", lambda table: table.share("share"), None),
         ("count = 0", lambda table: table.count("count"), 0),
         ("seconds = 0.5", lambda table: table.seconds("seconds", 1), 0.5),
         ('texts = ["a", "b"]', lambda table: table.texts("texts"), ("a", "b")),
@@ -55,6 +58,10 @@ def test_a_value_is_read_as_it_is_meant(text: str, read: Read, value: object) ->
         ('span = "0s"', lambda table: table.span("span"), "x.toml:2: span must be a length of time"),
         ('span = "999999999w"', lambda table: table.span("span"), "x.toml:2: span must be a length of time"),
         ("span = 90", lambda table: table.span("span"), "x.toml:2: span must be a text"),
+        ("share = 0.05", lambda table: table.share("share"), "x.toml:2: share must be a text"),
+        ('share = "100%"', lambda table: table.share("share"), "x.toml:2: share must be a share below 100%"),
+        ('share = "-1%"', lambda table: table.share("share"), "x.toml:2: share must be a share below 100%"),
+        ('share = "1.%"', lambda table: table.share("share"), "x.toml:2: share must be a share below 100%"),
         ("count = -1", lambda table: table.count("count"), "x.toml:2: count must be 0 to "),
         ("count = 9", lambda table: table.count("count", 8), "x.toml:2: count must be 0 to 8"),
         ("texts = [1]", lambda table: table.texts("texts"), "x.toml:2: texts must be a list of texts"),

@@ -1,11 +1,13 @@
 """Certificates as files hold them: bounded parsing, trust anchors, fingerprints."""
 
+from hashlib import sha256
 from typing import Final, NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.utils import CryptographyDeprecationWarning
 
 from securecore import limits
@@ -94,6 +96,11 @@ def is_signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> boo
 def fingerprint(certificate: x509.Certificate) -> str:
     """Return the SHA-256 of the certificate's DER as 64 lower-case hexadecimal digits."""
     return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def key_fingerprint(key: CertificatePublicKeyTypes) -> str:
+    """Return the SHA-256 of a public key's SubjectPublicKeyInfo in DER, in hexadecimal, as ``public_key`` in the PKI's ledger."""
+    return sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
 def common_name(name: x509.Name) -> str:

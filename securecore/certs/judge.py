@@ -6,8 +6,8 @@ A chain is always leaf, issuing CA, root. The judgement, in order; the first ste
 2. An issuing CA with the leaf's issuer name signed it, and one of our roots signed that CA. (Where several paths exist, as during a
    rotation, one good one is enough.)
 3. The clock lies within the validity of leaf, issuing CA and root.
-4. Leaf and issuing CA are for this purpose and no other: clientAuth for hosts, serverAuth for receivers. So a stolen hosts CA
-   can't make a receiver.
+4. Leaf and issuing CA are for this purpose and no other: clientAuth for hosts, serverAuth for receivers, serverAuth and a use of
+   our own for enrollers. So a stolen hosts CA can't make a receiver, and a receiver can't pose as an enroller.
 5. The subject alternative names are of the permitted kinds, each is a HostName or an address, and the issuing CA may sign them.
    The common name is never read.
 6. Leaf, issuing CA and root hold exactly what their profiles say.
@@ -31,7 +31,16 @@ from securecore import identity, limits
 from securecore.certs import chain
 from securecore.certs.chain import Anchors
 from securecore.certs.conformance import find_departure, find_extension
-from securecore.certs.profiles import HOST, HOSTS_CA, RECEIVER, RECEIVERS_CA, ROOT_CA, Profile
+from securecore.certs.profiles import (
+    ENROLLER,
+    EXTENDED_USES,
+    HOST,
+    HOSTS_CA,
+    RECEIVER,
+    RECEIVERS_CA,
+    ROOT_CA,
+    Profile,
+)
 from securecore.errors import Bug, UntrustedError
 from securecore.names import HostName, NameRefused
 
@@ -41,6 +50,7 @@ class Purpose(Enum):
 
     HOST = "host"
     RECEIVER = "receiver"
+    ENROLLER = "enroller"
 
 
 class Reason(Enum):
@@ -69,8 +79,8 @@ class Refusal(UntrustedError):
 class Judgement(NamedTuple):
     """A believed certificate.
 
-    *name* is the only dNSName of a host, the first of a receiver; fingerprints are SHA-256 of the DER in lower-case hexadecimal;
-    times are aware, UTC; *chain* is leaf, issuing CA, root.
+    *name* is the only dNSName of a host, the first of a receiver or an enroller; fingerprints are SHA-256 of the DER in lower-case
+    hexadecimal; times are aware, UTC; *chain* is leaf, issuing CA, root.
     """
 
     name: HostName
@@ -89,16 +99,16 @@ class _Path(NamedTuple):
     root: x509.Certificate
 
 
-_LEAF_PROFILES = {Purpose.HOST: HOST, Purpose.RECEIVER: RECEIVER}
-_ISSUER_PROFILES = {Purpose.HOST: HOSTS_CA, Purpose.RECEIVER: RECEIVERS_CA}
+_LEAF_PROFILES = {Purpose.HOST: HOST, Purpose.RECEIVER: RECEIVER, Purpose.ENROLLER: ENROLLER}
+_ISSUER_PROFILES = {Purpose.HOST: HOSTS_CA, Purpose.RECEIVER: RECEIVERS_CA, Purpose.ENROLLER: RECEIVERS_CA}
 
 
 def judge(leaf_der: bytes, intermediates_der: Sequence[bytes], anchors: Anchors, purpose: Purpose, now: datetime) -> Judgement:
     """Return who the holder of a leaf certificate is; raises Refusal with the reason, never anything else for any bytes.
 
     *intermediates_der* is what the peer sent beside its leaf, in any order; the anchors' own intermediates are used as well,
-    because Python's ssl before 3.13 hands over the leaf only. *now* is aware. Not checked: revocation, and that a receiver's names
-    hold the one that was dialled.
+    because Python's ssl before 3.13 hands over the leaf only. *now* is aware. Not checked: revocation, and that a receiver's or
+    an enroller's names hold the one that was dialled.
     """
     if now.tzinfo is None:
         raise Bug("judge: the clock must know its time zone")
@@ -118,11 +128,23 @@ def judge(leaf_der: bytes, intermediates_der: Sequence[bytes], anchors: Anchors,
         raise Refusal(Reason.MALFORMED, f"this {purpose.value}'s certificate can't be read: {chain.one_line(error)}") from error
 
 
+def find_host(leaf_der: bytes, anchors: Anchors) -> HostName | None:
+    """Return whose certificate a host's leaf is, whatever the clock says; None for one that was believed at no time, for any bytes.
+
+    For whoever tells of a refusal, and for nobody who would let its holder in. Judged is the last second of the leaf's life.
+    """
+    try:
+        leaf, _ = _parse(leaf_der, ())
+        return judge(leaf_der, (), anchors, Purpose.HOST, leaf.not_valid_after_utc).name
+    except (Refusal, *chain.PARSE_ERRORS):
+        return None
+
+
 def alternative_names(certificate: x509.Certificate, purpose: Purpose) -> tuple[list[HostName], list[str]]:
     """Return the host names and the addresses, in order, that a leaf of one purpose stands for.
 
-    A host has exactly one dNSName and nothing else; a receiver at least one dNSName, and addresses. Raises Refusal(BAD_NAME) on
-    any other kind, number or spelling; chain.PARSE_ERRORS when the extension can't be read.
+    A host has exactly one dNSName and nothing else; a receiver or an enroller at least one dNSName, and addresses. Raises
+    Refusal(BAD_NAME) on any other kind, number or spelling; chain.PARSE_ERRORS when the extension can't be read.
     """
     profile = _LEAF_PROFILES[purpose]
     extension = find_extension(certificate, x509.SubjectAlternativeName)
@@ -184,7 +206,7 @@ def _unknown_issuer(leaf: x509.Certificate, candidates: Sequence[x509.Certificat
     issuer = chain.common_name(leaf.issuer)
     hint = "it must come from the same `securecore pki` as ca.pem; a chain file needs the leaf and its issuing CA"
     if any(chain.is_signed_by(leaf, root) for root in anchors.roots):
-        return Refusal(Reason.UNKNOWN_ISSUER, f"{what} was signed by the root itself, not by its {purpose.value}s CA", hint=hint)
+        return Refusal(Reason.UNKNOWN_ISSUER, f"{what} was signed by the root itself, not by its {_ca_of(purpose)}", hint=hint)
     signers = [candidate for candidate in candidates if chain.is_signed_by(leaf, candidate)]
     if signers and not any(_is_ca(signer) for signer in signers):
         return Refusal(Reason.UNKNOWN_ISSUER, f"{what} was signed by {issuer}, whose certificate is not a CA's", hint=hint)
@@ -200,7 +222,7 @@ def _judge_path(path: _Path, purpose: Purpose, now: datetime) -> Judgement:
     _check_clock(path, purpose, now)
     _check_purpose(path, purpose)
     hosts, _addresses = alternative_names(path.leaf, purpose)
-    _check_name_constraints(path.issuing, hosts)
+    check_name_constraints(path.issuing, hosts)
     _check_profiles(path, purpose)
     _check_with_library(path, purpose, now)
     return Judgement(
@@ -218,7 +240,7 @@ def _judge_path(path: _Path, purpose: Purpose, now: datetime) -> Judgement:
 def _check_clock(path: _Path, purpose: Purpose, now: datetime) -> None:
     """Step 3: notBefore and notAfter are both inside the validity (RFC 5280 section 4.1.2.5), whole seconds."""
     second = now.replace(microsecond=0)
-    owners = (f"this {purpose.value}'s certificate", f"the certificate of the {purpose.value}s CA", "the root's certificate")
+    owners = (f"this {purpose.value}'s certificate", f"the certificate of the {_ca_of(purpose)}", "the root's certificate")
     for certificate, owner in zip(path, owners, strict=True):
         if second < certificate.not_valid_before_utc:
             raise Refusal(
@@ -245,8 +267,11 @@ def _check_purpose(path: _Path, purpose: Purpose) -> None:
             raise Refusal(Reason.WRONG_PURPOSE, f"{owner} is for {found}: exactly {wanted} is expected")
 
 
-def _check_name_constraints(issuing: x509.Certificate, hosts: Sequence[HostName]) -> None:
-    """Step 5, second half: each name lies in a domain that a constrained CA may sign for (RFC 5280 section 4.2.1.10)."""
+def check_name_constraints(issuing: x509.Certificate, hosts: Sequence[HostName]) -> None:
+    """Step 5, second half: raise Refusal unless each name lies in a domain that a constrained CA may sign for.
+
+    Source: RFC 5280 section 4.2.1.10.
+    """
     constraints = find_extension(issuing, x509.NameConstraints)
     subtrees = [] if constraints is None else constraints.permitted_subtrees or []
     domains = [subtree.value.lower() for subtree in subtrees if isinstance(subtree, x509.DNSName)]
@@ -260,7 +285,7 @@ def _check_profiles(path: _Path, purpose: Purpose) -> None:
     """Step 6."""
     rows: tuple[tuple[x509.Certificate, Profile, x509.Certificate, str], ...] = (
         (path.leaf, _LEAF_PROFILES[purpose], path.issuing, f"this {purpose.value}'s certificate"),
-        (path.issuing, _ISSUER_PROFILES[purpose], path.root, f"the certificate of the {purpose.value}s CA"),
+        (path.issuing, _ISSUER_PROFILES[purpose], path.root, f"the certificate of the {_ca_of(purpose)}"),
         (path.root, ROOT_CA, path.root, "the root's certificate"),
     )
     for certificate, profile, issuer, owner in rows:
@@ -272,17 +297,18 @@ def _check_profiles(path: _Path, purpose: Purpose) -> None:
 def _check_with_library(path: _Path, purpose: Purpose, now: datetime) -> None:
     """Step 7: the same chain once more, judged by code that is not ours.
 
-    The client verifier serves both purposes: it has no server name to compare, and the extension callbacks decide the extended key
+    The client verifier serves all purposes: it has no server name to compare, and the extension callbacks decide the extended key
     usage, which with our own callback is no longer checked by the library itself.
     """
-    wanted = _LEAF_PROFILES[purpose].extended_oids
+    of_leaf, of_issuer = _LEAF_PROFILES[purpose].extended_oids, _ISSUER_PROFILES[purpose].extended_oids
 
     def check_use(_policy: verification.Policy, _certificate: x509.Certificate, use: x509.ExtendedKeyUsage | None) -> None:
-        if use is not None and list(use) != wanted:
+        if use is not None and list(use) != of_issuer:
             raise ValueError("extended key usage is not exactly this purpose's")
 
     def check_leaf_use(_policy: verification.Policy, _certificate: x509.Certificate, use: x509.ExtendedKeyUsage) -> None:
-        check_use(_policy, _certificate, use)
+        if list(use) != of_leaf:
+            raise ValueError("extended key usage is not exactly this purpose's")
 
     agnostic = verification.Criticality.AGNOSTIC
     ca_policy = verification.ExtensionPolicy.webpki_defaults_ca().may_be_present(x509.ExtendedKeyUsage, agnostic, check_use)
@@ -307,12 +333,14 @@ def _check_with_library(path: _Path, purpose: Purpose, now: datetime) -> None:
         raise Refusal(Reason.PROFILE, f"this {purpose.value}'s certificate verifies over another chain than the one judged")
 
 
+def _ca_of(purpose: Purpose) -> str:
+    """Return what the CA of one purpose is called: the hosts CA, the receivers CA."""
+    return f"{_ISSUER_PROFILES[purpose].name.removesuffix('-ca')} CA"
+
+
 def _use(oid: x509.ObjectIdentifier) -> str:
-    names = {
-        ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth",
-        ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth",
-        ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE: "anyExtendedKeyUsage",
-    }
+    names = {known: name for name, known in EXTENDED_USES.items()}
+    names[ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE] = "anyExtendedKeyUsage"
     return names.get(oid, oid.dotted_string)
 
 

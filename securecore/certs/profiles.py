@@ -1,4 +1,4 @@
-"""The five certificate profiles: what each certificate of the hierarchy holds, and nothing else.
+"""The six certificate profiles: what each certificate of the hierarchy holds, and nothing else.
 
 The issuer mints by them and the judge judges by them, so there is one statement of each fact in the code. The same facts stand in
 ``pki/profiles/*.toml`` for people and auditors, with their sources; a test compares the two field by field, both ways. Profiles are
@@ -28,7 +28,16 @@ MAX_COMMON_NAME: Final = 64
 MAX_ALTERNATIVE_NAMES: Final = 32
 """Names and addresses of one receiver: several networks, both address families, a few aliases."""
 
-EXTENDED_USES: Final = {"clientAuth": ExtendedKeyUsageOID.CLIENT_AUTH, "serverAuth": ExtendedKeyUsageOID.SERVER_AUTH}
+ENROLLER_OID: Final = x509.ObjectIdentifier("1.2.840.113556.1.8000.2554.30013.29614.50654.20344.47778.3258203.9674131")
+"""Our own extended key usage, that of a server which enrols hosts: UUID 753d73ae-c5de-4f78-baa2-31b75b939d93 in seven numbers below
+the arc that Microsoft keeps for such ("Obtaining an Object Identifier from Microsoft"). The one number of 128 bits below 2.25 that
+ITU-T X.667 makes of a UUID is more than GnuTLS reads (measured, 3.7.9: the whole extension is an error)."""
+
+EXTENDED_USES: Final = {
+    "clientAuth": ExtendedKeyUsageOID.CLIENT_AUTH,
+    "serverAuth": ExtendedKeyUsageOID.SERVER_AUTH,
+    "securecoreEnroller": ENROLLER_OID,
+}
 
 EXTENSION_OIDS: Final = {
     "basic_constraints": ExtensionOID.BASIC_CONSTRAINTS,
@@ -147,4 +156,16 @@ RECEIVER: Final = Profile(
     alternative_names={"dns": (1, MAX_ALTERNATIVE_NAMES), "ip": (0, MAX_ALTERNATIVE_NAMES)},
     extensions=_LEAF_EXTENSIONS,
 )
-PROFILES: Final = {profile.name: profile for profile in (ROOT_CA, HOSTS_CA, RECEIVERS_CA, HOST, RECEIVER)}
+ENROLLER: Final = Profile(
+    name="enroller",
+    signed_by="receivers-ca",
+    default_days=90,
+    max_days=397,
+    path_length=None,
+    key_usage=("digitalSignature",),
+    # Beside serverAuth, without which OpenSSL takes no server for one: a receiver has serverAuth alone, so neither is the other.
+    extended_key_usage=("serverAuth", "securecoreEnroller"),
+    alternative_names={"dns": (1, MAX_ALTERNATIVE_NAMES), "ip": (0, MAX_ALTERNATIVE_NAMES)},
+    extensions=_LEAF_EXTENSIONS,
+)
+PROFILES: Final = {profile.name: profile for profile in (ROOT_CA, HOSTS_CA, RECEIVERS_CA, HOST, RECEIVER, ENROLLER)}

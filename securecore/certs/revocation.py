@@ -6,7 +6,7 @@ CA counts, an expired list counts for a bounded grace, and what is amiss is told
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -30,6 +30,7 @@ _BEGIN: Final = b"-----BEGIN X509 CRL-----"
 _BLOCK: Final = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
 _EXTENSIONS: Final = {ExtensionOID.CRL_NUMBER, ExtensionOID.AUTHORITY_KEY_IDENTIFIER}
 _HINT: Final = "run `securecore pki crl` where the CA is, and copy the file that it names over the receiver's crl.pem"
+_TWO_COPIES: Final = "two copies of the PKI have signed: keep the one with all revocations; `securecore pki crl --now` there"
 
 
 class _List(NamedTuple):
@@ -52,6 +53,7 @@ class Age(NamedTuple):
     days_left: int
     """Below zero when it has expired."""
     problem: str | None
+    next_update: datetime
 
 
 class RevocationLists:
@@ -68,20 +70,39 @@ class RevocationLists:
         cut off, malformed, of a kind that we don't make (delta, indirect, partial), or not signed by a CA of *anchors*. Of several
         lists of one CA the highest CRLNumber wins, then the newest thisUpdate. Not checked: dates; check() does that.
         """
-        if len(crl_pem) > limits.MAX_CRL_BYTES:
-            raise ConfigError(f"crl.pem: {len(crl_pem)} bytes, at most {limits.MAX_CRL_BYTES} are read")
-        blocks = _BLOCK.findall(crl_pem)
-        if (begun := crl_pem.count(_BEGIN)) != len(blocks):
-            raise ConfigError(f"crl.pem: {begun} PEM revocation lists begin, {len(blocks)} are whole: it is cut off", hint=_HINT)
-        if not 1 <= len(blocks) <= MAX_LISTS:
-            raise ConfigError(f"crl.pem: expected 1 to {MAX_LISTS} PEM revocation lists, found {len(blocks)}", hint=_HINT)
+        return cls._best(_parse_list(block, anchors) for block in _find_blocks(crl_pem))
+
+    @classmethod
+    def parse_for(cls, crl_pem: bytes, judgement: Judgement) -> "RevocationLists":
+        """Return the lists of a PEM text that the issuing CA and the root of a judged chain have signed.
+
+        For whoever has no other CA's certificate; raises as parse_known does.
+        """
+        _, issuing, root = judgement.chain
+        return cls.parse_known(crl_pem, Anchors((root,), (issuing,)))
+
+    @classmethod
+    def parse_known(cls, crl_pem: bytes, anchors: Anchors) -> "RevocationLists":
+        """Return the lists of a PEM text that a CA among the anchors has signed; others are passed over.
+
+        Raises as parse does for all else.
+        """
+        found = (_find_list(block, anchors) for block in _find_blocks(crl_pem))
+        return cls._best(parsed for parsed in found if parsed is not None)
+
+    @classmethod
+    def _best(cls, lists: Iterable[_List]) -> "RevocationLists":
         best: dict[bytes, _List] = {}
-        for block in blocks:
-            found = _parse_list(block, anchors)
+        for found in lists:
             other = best.get(found.mark)
             if other is None or (other.number, other.this_update) < (found.number, found.this_update):
                 best[found.mark] = found
         return cls(list(best.values()))
+
+    @property
+    def count(self) -> int:
+        """How many CAs have a list here."""
+        return len(self._lists)
 
     def check(self, judgement: Judgement, now: datetime, grace_s: float = limits.CRL_GRACE_S) -> None:
         """Raise Refusal when the leaf or its issuing CA is revoked, or when a list that would say so is missing or too old.
@@ -107,16 +128,26 @@ class RevocationLists:
                 words = f"the receiver's revocation list of {owner} expired on {day}, longer ago than is tolerated"
                 raise Refusal(Reason.CRL_EXPIRED, words, hint=_HINT)
 
-    def check_not_older_than(self, previous: "RevocationLists") -> None:
-        """Raise ConfigError when a list of *previous* is gone or has a lower CRLNumber here: somebody put an old file back."""
+    def check_not_older_than(self, previous: "RevocationLists", anchors: Anchors) -> None:
+        """Raise ConfigError when a list of *previous* is gone or has a lower CRLNumber here: somebody put an old file back.
+
+        So too when it has the same CRLNumber and says anything else: a CA numbers each list anew (RFC 5280 section 5.2.3), so a
+        second copy of the PKI has signed one of them, and neither is the newer.
+        The list of a CA that is not among the *anchors* may be gone: nobody believes that CA any more.
+        """
+        believed = {_authority(one) for one in (*anchors.roots, *anchors.intermediates)}
         for old in previous._lists:
             owner = chain.common_name(old.issuer.subject)
             new = self._find(old.issuer)
-            if new is None:
+            if new is None and old.mark in believed:
                 raise ConfigError(f"crl.pem: the revocation list of {owner} is gone", hint=_HINT)
-            if (new.number, new.this_update) < (old.number, old.this_update):
+            if new is not None and new.number < old.number:
                 words = f"the revocation list of {owner} has number {new.number}, and number {old.number} is already in use"
                 raise ConfigError(f"crl.pem: {words}", hint=_HINT)
+            # What was signed, not the signature: ECDSA makes another one each time, and may be given a second form by anybody.
+            if new is not None and new.number == old.number and new.crl.tbs_certlist_bytes != old.crl.tbs_certlist_bytes:
+                words = f"has number {new.number}, and another list with that number is already in use"
+                raise ConfigError(f"crl.pem: the revocation list of {owner} {words}", hint=_TWO_COPIES)
 
     def warnings(self, now: datetime) -> list[str]:
         """Return a line for the operator on each list that is expired, in the last third of its life, or from the future."""
@@ -131,6 +162,7 @@ class RevocationLists:
                 (now - found.this_update).days,
                 (found.next_update - now).days,
                 _problem(found, now),
+                found.next_update,
             )
             for found in self._lists
         ]
@@ -159,10 +191,32 @@ def _authority(certificate: x509.Certificate) -> bytes:
     return certificate.subject.public_bytes() + key
 
 
+def _find_blocks(crl_pem: bytes) -> list[bytes]:
+    if len(crl_pem) > limits.MAX_CRL_BYTES:
+        raise ConfigError(f"crl.pem: {len(crl_pem)} bytes, at most {limits.MAX_CRL_BYTES} are read")
+    blocks = _BLOCK.findall(crl_pem)
+    if (begun := crl_pem.count(_BEGIN)) != len(blocks):
+        raise ConfigError(f"crl.pem: {begun} PEM revocation lists begin, {len(blocks)} are whole: it is cut off", hint=_HINT)
+    if not 1 <= len(blocks) <= MAX_LISTS:
+        raise ConfigError(f"crl.pem: expected 1 to {MAX_LISTS} PEM revocation lists, found {len(blocks)}", hint=_HINT)
+    return blocks
+
+
 def _parse_list(block: bytes, anchors: Anchors) -> _List:
+    found = _find_list(block, anchors)
+    if found is None:
+        owner = chain.common_name(x509.load_pem_x509_crl(block).issuer)
+        raise ConfigError(f"crl.pem: the revocation list of {owner} is not signed by a CA of ca.pem", hint=_HINT)
+    return found
+
+
+def _find_list(block: bytes, anchors: Anchors) -> _List | None:
+    """Return a list; None when no CA among the anchors has signed it."""
     try:
         crl = x509.load_pem_x509_crl(block)
         issuer = _find_issuer(crl, anchors)
+        if issuer is None:
+            return None
         number = _check_form(crl, issuer)
         this_update, next_update = crl.last_update_utc, crl.next_update_utc
         serials = frozenset(entry.serial_number for entry in crl)
@@ -173,7 +227,7 @@ def _parse_list(block: bytes, anchors: Anchors) -> _List:
     return _List(_authority(issuer), issuer, number, this_update, next_update, serials, crl)
 
 
-def _find_issuer(crl: x509.CertificateRevocationList, anchors: Anchors) -> x509.Certificate:
+def _find_issuer(crl: x509.CertificateRevocationList, anchors: Anchors) -> x509.Certificate | None:
     """Return the CA certificate whose key signed the list; CAs only, so that no leaf can revoke anything."""
     for certificate in (*anchors.roots, *anchors.intermediates):
         usage = find_extension(certificate, x509.KeyUsage)
@@ -184,8 +238,7 @@ def _find_issuer(crl: x509.CertificateRevocationList, anchors: Anchors) -> x509.
             continue
         if crl.is_signature_valid(key):
             return certificate
-    owner = chain.common_name(crl.issuer)
-    raise ConfigError(f"crl.pem: the revocation list of {owner} is not signed by a CA of ca.pem", hint=_HINT)
+    return None
 
 
 def _check_form(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> int:

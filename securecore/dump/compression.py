@@ -21,9 +21,12 @@ class Compressor:
         if is_zero(piece):
             return ZERO_PIECE_FRAME if len(piece) == limits.PIECE_BYTES else zero_frame(len(piece))
         try:
-            return self._zstd.compress(piece)
+            frame = self._zstd.compress(piece)
         except zstandard.ZstdError as error:
             raise StorageError(f"a piece could not be compressed: {error}") from error
+        # The library leaves a frame in the memory that an incompressible piece would need: a sender's ring of small ones would hold
+        # sixty times the bytes that it counts. One that is larger than half of it is not worth the copy.
+        return bytes(memoryview(frame)) if 2 * len(frame) <= len(piece) else frame
 
 
 class ContainerPacking:

@@ -49,6 +49,11 @@ class FrameLengths(Sequence[FrameEntry]):
         self._stored.append(stored)
         self._last_plain = plain
 
+    def drop_last(self) -> None:
+        """Forget the last frame, of at least one: another may take its place."""
+        self._stored.pop()
+        self._last_plain = limits.PIECE_BYTES
+
     @property
     def plain_bytes(self) -> int:
         """Plaintext bytes of all frames."""

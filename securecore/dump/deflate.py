@@ -8,6 +8,7 @@ deflate stream, as ``pigz -i`` makes them: gzip, zcat, 7z and every zlib read it
 
 import struct
 import zlib
+from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -59,7 +60,9 @@ class DeflatePacking:
     def __init__(self, envelope: _Envelope, level: int) -> None:
         self.header = envelope.header
         self._envelope, self._level = envelope, level
-        self._checksum, self._size = envelope.initial, 0
+        self._observed: deque[tuple[int, int]] = deque()
+        self._last_observed = self._last_added = (envelope.initial, 0)
+        """Checksum and length of the plaintext up to there."""
 
     def make_encoder(self) -> Deflater:
         """Return what turns pieces into parts of the stream."""
@@ -67,15 +70,17 @@ class DeflatePacking:
 
     def observe(self, piece: memoryview) -> None:
         """Take the next piece's plaintext into the checksum."""
-        self._checksum = self._envelope.checksum(piece, self._checksum)
-        self._size += len(piece)
+        checksum, size = self._last_observed
+        self._last_observed = self._envelope.checksum(piece, checksum), size + len(piece)
+        self._observed.append(self._last_observed)
 
     def add(self, stored: int, plain: int) -> None:
-        """Take note of a part's lengths: a stream needs none of them."""
+        """Take note that a part is written: only so far the checksum goes, and more may have been observed."""
+        self._last_added = self._observed.popleft()
 
     def trailer(self) -> bytes:
-        """Return the stream's end, once all pieces were observed."""
-        return _LAST_BLOCK + self._envelope.trailer(self._checksum, self._size)
+        """Return the end of a stream of what was added."""
+        return _LAST_BLOCK + self._envelope.trailer(*self._last_added)
 
 
 def gzip_packing(level: int) -> DeflatePacking:

@@ -6,6 +6,7 @@ links, FIFOs, devices, directories). Every failure of the disk becomes a Storage
 """
 
 import errno
+import fcntl
 import os
 import stat
 from typing import Final
@@ -40,20 +41,24 @@ def open_directory(name: str, parent: int) -> int | None:
         raise disk_refused(error, f"cannot open directory {name!r}") from error
 
 
-def make_directory(name: str, parent: int) -> bool:
-    """Make the directory *name* in *parent*, durably; return whether it is new. What already stands there is left as it is."""
+def make_directory(name: str, parent: int, *, is_durable: bool = True) -> bool:
+    """Make the directory *name* in *parent*; return whether it is new. What already stands there is left as it is.
+
+    Not made durable where it is to get another name, or the caller does that; nor is the name of what stands there.
+    """
     try:
         os.mkdir(name, 0o700, dir_fd=parent)
     except FileExistsError:
         return False
     except OSError as error:
         raise disk_refused(error, f"cannot make directory {name!r}") from error
-    sync(parent)
+    if is_durable:
+        sync(parent)
     return True
 
 
 def enter_directory(name: str, parent: int) -> int:
-    """Return a descriptor of the directory *name* in *parent*, making it, durably, when it is not there."""
+    """Return a descriptor of the directory *name* in *parent*, making it as make_directory does when it is not there."""
     make_directory(name, parent)
     fd = open_directory(name, parent)
     if fd is None:
@@ -139,6 +144,21 @@ def write_all_at(fd: int, data: bytes | bytearray | memoryview, offset: int) -> 
         raise disk_refused(error, "cannot write") from error
 
 
+def write_again(fd: int, data: bytes, offset: int) -> None:
+    """Write the *data* that was read at *offset* of a file once more, where they stand, so that the next sync covers them.
+
+    After a sync that failed Linux goes on to read back what the disk has lost, and no later sync writes it. The file may be open
+    for appending; no other thread may write to it meanwhile. Raises StorageError. Source: fsync(2), "Errors".
+    """
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    # pwrite(2), "Bugs": with O_APPEND Linux writes at the file's end, whatever the offset.
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_APPEND)
+    try:
+        write_all_at(fd, data, offset)
+    finally:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+
+
 def open_lines(name: str, directory: int) -> int:
     """Return a descriptor of the file of lines *name* for append_line; it is made, durably under its name, when it is not there."""
     fd = open_file(name, directory, append=True)
@@ -195,6 +215,18 @@ def sync(fd: int) -> None:
         os.fsync(fd)
     except OSError as error:
         raise disk_refused(error, "cannot make a write durable") from error
+
+
+def sync_parent(path: str) -> None:
+    """Make the name of what stands at *path* durable, where its parent may be read; raises StorageError as sync does."""
+    try:
+        fd = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return  # A parent that may be entered but not read is durable by its owner's doing: the store was mounted or made for us.
+    try:
+        sync(fd)
+    finally:
+        os.close(fd)
 
 
 def close(fd: int) -> None:

@@ -13,6 +13,10 @@ from securecore.merkle import leaf_hash
 
 MAGIC: Final = b"\x28\xb5\x2f\xfd"
 """Of every zstd frame (RFC 8878 section 3.1.1)."""
+CHECKSUM_BYTES: Final = 4
+"""At the end of a frame that has one: the low bytes of XXH64 over its content (RFC 8878 section 3.1.1)."""
+_CHECKSUM_FLAG: Final = 0x04
+"""Content_Checksum_flag of the frame header descriptor (RFC 8878 section 3.1.1.1.1.5)."""
 _BLOCK_MAX: Final = 128 * 1024
 """Block_Maximum_Size of RFC 8878 section 3.1.1.2.4."""
 _WINDOW_MAX: Final = 8 * 1024 * 1024
@@ -88,6 +92,20 @@ def is_torn_frame(data: bytes) -> bool:
     return False
 
 
+def find_frame(data: bytes) -> bytes | None:
+    """Return the whole frame that *data* begins with, None when it begins with none; not checked: what check_frame does not."""
+    try:
+        _, end = walk_frame(data, 0)
+    except FrameRefused:
+        return None
+    return data[:end]
+
+
+def has_checksum(frame: bytes) -> bool:
+    """Return whether a whole frame ends with a checksum of its content; all but the zero frames do."""
+    return bool(frame[4] & _CHECKSUM_FLAG)
+
+
 def walk_frame(data: bytes | bytearray | memoryview, start: int) -> tuple[int, int]:
     """Return the declared plaintext length and the end offset of the frame that begins at *start* of *data*.
 
@@ -98,7 +116,7 @@ def walk_frame(data: bytes | bytearray | memoryview, start: int) -> tuple[int, i
         raise FrameRefused("frame does not begin with the zstd magic number")
     if descriptor & 0b0001_1011:
         raise FrameRefused("frame uses a dictionary, a reserved bit or the unused bit")
-    single, checksum = bool(descriptor & 0x20), bool(descriptor & 0x04)
+    single, checksum = bool(descriptor & 0x20), bool(descriptor & _CHECKSUM_FLAG)
     at = start + 5
     if not single:
         window = _at(data, at)
@@ -115,8 +133,8 @@ def walk_frame(data: bytes | bytearray | memoryview, start: int) -> tuple[int, i
         raise FrameRefused(f"frame declares {length} bytes, a piece has 1 to {limits.PIECE_BYTES}")
     at = _walk_blocks(data, at, length)
     if checksum:
-        _at(data, at + 3)
-        at += 4
+        _at(data, at + CHECKSUM_BYTES - 1)
+        at += CHECKSUM_BYTES
     elif data[start:at] != zero_frame(length):
         raise FrameRefused("frame has no checksum and is not the canonical zero frame of its length")
     return length, at

@@ -35,7 +35,7 @@ class Packing(Protocol):
         """Take the lengths of the next piece, in order, as it is written."""
 
     def trailer(self) -> bytes:
-        """Return what stands behind the last piece, once all were observed and added."""
+        """Return what stands behind the last piece that was added; those that were only observed are not in the file."""
 
 
 class Levels(NamedTuple):

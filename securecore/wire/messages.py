@@ -88,6 +88,8 @@ class Refuse(NamedTuple):
     words: str
     retry_after_s: int = 0
     """Seconds after which to come again; 0 leaves it to the sender, who caps whatever stands here."""
+    kept: bool = False
+    """Report and frames of the dump that is under way stay with the receiver."""
 
 
 class Open(NamedTuple):
@@ -148,6 +150,8 @@ class Receipt(NamedTuple):
     """A tlog-proof."""
     log_key: bytes
     """The statement of the log's public key."""
+    successions: bytes = b""
+    """The notes by which the receiver's log keys took one another's place; empty where it has had but one."""
 
 
 class Gone(NamedTuple):
@@ -161,6 +165,8 @@ class Gone(NamedTuple):
     """The tlog-proof of the entry that says that the dump was received."""
     log_key: bytes
     """The statement of the log's public key."""
+    successions: bytes = b""
+    """As in Receipt."""
 
 
 Message = Ready | Refuse | Open | Accept | Data | Rest | Zero | Ack | End | Receipt | Gone
@@ -214,6 +220,13 @@ def _encode_words(words: str) -> bytes:
     return words[: limits.MAX_WORDS].encode("utf-8", "replace")
 
 
+def _decode_flag(value: bytes) -> bool:
+    if value != b"\x01":
+        raise PeerError("flag is not one byte 1")
+    return True
+
+
+_FLAG: Final = _Codec(lambda flag: b"\x01", _decode_flag, 1)
 _TEXT: Final = _Codec(_encode_words, _decode_text, 4 * limits.MAX_WORDS)
 _HASH: Final = _blob(32, exactly=32)
 _DUMP: Final = _Codec(bytes, DumpId, 16)
@@ -223,7 +236,12 @@ _FIELDS: Final[dict[Kind, tuple[type[Any], tuple[_Field, ...]]]] = {
     Kind.READY: (Ready, (_Field(1, "store", _STORE), _Field(2, "max_frames", _number(4)), _Field(128, "features", _TEXT, False))),
     Kind.REFUSE: (
         Refuse,
-        (_Field(1, "code", _number(2)), _Field(2, "words", _TEXT), _Field(128, "retry_after_s", _number(4), False)),
+        (
+            _Field(1, "code", _number(2)),
+            _Field(2, "words", _TEXT),
+            _Field(128, "retry_after_s", _number(4), False),
+            _Field(129, "kept", _FLAG, False),
+        ),
     ),
     Kind.OPEN: (
         Open,
@@ -247,7 +265,11 @@ _FIELDS: Final[dict[Kind, tuple[type[Any], tuple[_Field, ...]]]] = {
     Kind.END: (End, (_Field(1, "manifest", _blob(limits.MAX_MANIFEST_BYTES)),)),
     Kind.RECEIPT: (
         Receipt,
-        (_Field(1, "receipt", _blob(limits.MAX_RECEIPT_BYTES)), _Field(2, "log_key", _blob(limits.MAX_STATEMENT_BYTES))),
+        (
+            _Field(1, "receipt", _blob(limits.MAX_RECEIPT_BYTES)),
+            _Field(2, "log_key", _blob(limits.MAX_STATEMENT_BYTES)),
+            _Field(128, "successions", _blob(limits.MAX_SUCCESSIONS_BYTES), False),
+        ),
     ),
     Kind.GONE: (
         Gone,
@@ -255,6 +277,7 @@ _FIELDS: Final[dict[Kind, tuple[type[Any], tuple[_Field, ...]]]] = {
             _Field(1, "words", _TEXT),
             _Field(2, "receipt", _blob(limits.MAX_RECEIPT_BYTES)),
             _Field(3, "log_key", _blob(limits.MAX_STATEMENT_BYTES)),
+            _Field(128, "successions", _blob(limits.MAX_SUCCESSIONS_BYTES), False),
         ),
     ),
 }

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from securecore.certs.identity_directory import load_identity, load_receiver_parts
+from securecore.certs.identity_directory import load_identity, load_public_parts, load_receiver_parts
 from securecore.certs.profiles import HOST
 from securecore.errors import ConfigError, NotFoundError
 from tests.support.certificates import Fleet, make_key, mint
@@ -18,6 +18,14 @@ def test_both_kinds_are_loaded(fleet: Fleet) -> None:
     assert (len(receiver.certificates), len(receiver.anchors.roots), len(receiver.anchors.intermediates)) == (2, 1, 2)
     parts = load_receiver_parts(fleet.receiver)
     assert (parts.crl_pem.count(b"BEGIN X509 CRL"), parts.log_statement.count(b".")) == (3, 2)
+
+
+def test_what_is_public_is_shown_without_the_key(own_fleet: Fleet) -> None:
+    """Chain and anchors are those of the whole identity, and the private key is not looked at."""
+    whole = load_identity(own_fleet.receiver)
+    (own_fleet.receiver / "key.pem").unlink()
+
+    assert load_public_parts(own_fleet.receiver) == (whole.anchors, whole.chain_der)
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o610, 0o601, 0o644, 0o660])

@@ -13,12 +13,14 @@ from securecore import limits
 from securecore.certs import judge as judge_module
 from securecore.certs.chain import Anchors, fingerprint, load_anchors
 from securecore.certs.identity_directory import load_identity
-from securecore.certs.judge import Judgement, Purpose, Reason, Refusal, alternative_names, judge
-from securecore.certs.profiles import HOST, HOSTS_CA, RECEIVER, RECEIVERS_CA, ROOT_CA
+from securecore.certs.judge import Judgement, Purpose, Reason, Refusal, alternative_names, find_host, judge
+from securecore.certs.profiles import ENROLLER, HOST, HOSTS_CA, RECEIVER, RECEIVERS_CA, ROOT_CA
 from securecore.errors import Bug, UntrustedError
+from securecore.names import HostName
 from tests.support import hostile
 from tests.support.certificates import (
     DOMAIN,
+    ENROLLER_NAME,
     HOST_NAME,
     RECEIVER_NAME,
     Fleet,
@@ -91,9 +93,15 @@ def test_real_identities_are_believed_by_each_other(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("case", hostile.HOSTS)
 def test_hostile_host_certificate_is_refused(case: str, hierarchy: Hierarchy) -> None:
-    """A host certificate that our own CA signed, with one thing wrong, is refused in words that name it."""
+    """A host certificate that our own CA signed, with one thing wrong, is refused in words that name it.
+
+    Only where that is its dates is it still a certain host's.
+    """
     overrides, reason, words = hostile.HOSTS[case]
-    refusal = refusal_of(mint(HOST, issuer=hierarchy.hosts, **overrides).der, hierarchy.anchors)
+    leaf = mint(HOST, issuer=hierarchy.hosts, **overrides).der
+    refusal = refusal_of(leaf, hierarchy.anchors)
+    host = find_host(leaf, hierarchy.anchors)
+    assert host == (HostName(HOST_NAME) if reason in (Reason.EXPIRED, Reason.NOT_YET_VALID) else None)
     assert (reason, True) == (refusal.reason, words in refusal.message), refusal.message
     assert refusal.message.isprintable()
     assert isinstance(refusal, UntrustedError)
@@ -105,6 +113,28 @@ def test_hostile_receiver_certificate_is_refused(case: str, hierarchy: Hierarchy
     overrides, reason, words = hostile.RECEIVERS[case]
     refusal = refusal_of(mint(RECEIVER, issuer=hierarchy.receivers, **overrides).der, hierarchy.anchors, Purpose.RECEIVER)
     assert (reason, True) == (refusal.reason, words in refusal.message), refusal.message
+
+
+@pytest.mark.parametrize("case", hostile.ENROLLERS)
+def test_hostile_enroller_certificate_is_refused(case: str, hierarchy: Hierarchy) -> None:
+    """The same of an enroller's certificate: a receiver, which the same CA has signed, is none."""
+    overrides, reason, words = hostile.ENROLLERS[case]
+    refusal = refusal_of(mint(ENROLLER, issuer=hierarchy.receivers, **overrides).der, hierarchy.anchors, Purpose.ENROLLER)
+    assert (reason, True) == (refusal.reason, words in refusal.message), refusal.message
+
+
+def test_enroller_is_no_receiver_and_no_host(hierarchy: Hierarchy) -> None:
+    """What the receivers CA signs for an enroller is believed where an enroller is expected, and nowhere else."""
+    made = mint(ENROLLER, issuer=hierarchy.receivers)
+    assert judge(made.der, [], hierarchy.anchors, Purpose.ENROLLER, NOW).name == HostName(ENROLLER_NAME)
+    for purpose in (Purpose.HOST, Purpose.RECEIVER):
+        assert refusal_of(made.der, hierarchy.anchors, purpose).reason is Reason.WRONG_PURPOSE
+
+
+def test_hosts_ca_makes_no_enroller(hierarchy: Hierarchy) -> None:
+    """Whoever holds the hosts CA's key, as an enroller does, can't make another enroller."""
+    made = mint(ENROLLER, issuer=hierarchy.hosts)
+    assert refusal_of(made.der, hierarchy.anchors, Purpose.ENROLLER).reason is Reason.WRONG_PURPOSE
 
 
 def test_serial_of_twenty_one_octets_is_refused(hierarchy: Hierarchy) -> None:
@@ -273,6 +303,7 @@ def test_truncated_certificate_is_refused_at_every_length(hierarchy: Hierarchy) 
     """No prefix of a certificate is a certificate."""
     leaf = mint(HOST, issuer=hierarchy.hosts).der
     reasons = {refusal_of(leaf[:length], hierarchy.anchors).reason for length in range(len(leaf))}
+    assert {find_host(leaf[:length], hierarchy.anchors) for length in range(len(leaf))} == {None}
     assert reasons == {Reason.MALFORMED}
 
 

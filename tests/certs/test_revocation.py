@@ -169,12 +169,33 @@ def test_rollback_is_refused(hierarchy: Hierarchy) -> None:
     """On reload, lists with lower numbers or fewer CAs than those in use are refused."""
     second = lists(hierarchy, make_crl(hierarchy.hosts, number=2, now=NOW))
     first = lists(hierarchy, make_crl(hierarchy.hosts, number=1, now=NOW))
-    second.check_not_older_than(first)
-    second.check_not_older_than(second)
+    anchors = hierarchy.anchors
+    second.check_not_older_than(first, anchors)
+    second.check_not_older_than(second, anchors)
     with pytest.raises(ConfigError, match="number 1, and number 2 is already in use"):
-        first.check_not_older_than(second)
+        first.check_not_older_than(second, anchors)
     with pytest.raises(ConfigError, match="is gone"):
-        lists(hierarchy).check_not_older_than(first)
+        lists(hierarchy).check_not_older_than(first, anchors)
+
+
+@pytest.mark.parametrize("later_s", [0, 1, -1])
+def test_another_list_of_the_same_number_is_refused(later_s: int, hierarchy: Hierarchy) -> None:
+    """A second copy of the PKI has signed it, and it may lack a revocation that is in force; whatever its date."""
+    revoked = {judged(hierarchy).serial: (DATE, "keyCompromise")}
+    naming = lists(hierarchy, make_crl(hierarchy.hosts, number=2, now=NOW, revoked=revoked))
+    silent = lists(hierarchy, make_crl(hierarchy.hosts, number=2, now=NOW + timedelta(seconds=later_s)))
+    for new, old in ((silent, naming), (naming, silent)):
+        with pytest.raises(ConfigError, match="has number 2, and another list with that number is already in use"):
+            new.check_not_older_than(old, hierarchy.anchors)
+    higher = lists(hierarchy, make_crl(hierarchy.hosts, number=3, now=NOW - timedelta(days=1)))
+    higher.check_not_older_than(naming, hierarchy.anchors)
+
+
+def test_the_list_of_a_ca_that_nobody_believes_any_more_may_go(hierarchy: Hierarchy) -> None:
+    """As at the end of a rotation, when ca.pem has lost that CA."""
+    before = lists(hierarchy, make_crl(hierarchy.hosts, number=1, now=NOW))
+    without = Anchors((hierarchy.root.certificate,), (hierarchy.receivers.certificate,))
+    lists(hierarchy).check_not_older_than(before, without)
 
 
 def test_warnings_come_with_a_third_of_life_left_and_after_the_end(hierarchy: Hierarchy) -> None:
@@ -231,13 +252,17 @@ def test_text_that_is_no_list_is_refused(text: bytes, hierarchy: Hierarchy) -> N
 
 def test_lists_cut_at_every_offset_are_refused(hierarchy: Hierarchy) -> None:
     """A file of several lists that lost its end is refused as a whole: a list that is gone in silence would be a fleet shut out."""
-    pem = make_crl(hierarchy.root, now=NOW) + make_crl(hierarchy.hosts, now=NOW)
+    pem, judgement = make_crl(hierarchy.root, now=NOW) + make_crl(hierarchy.hosts, now=NOW), judged(hierarchy)
     first = pem.index(b"-----END X509 CRL-----\n") + len(b"-----END X509 CRL-----\n")
     for cut in range(len(pem) - 1):
         if first - 1 <= cut <= first + len(b"-----BEGIN X509 CRL----"):
             continue  # One whole list, and nothing yet that would be a second.
         with pytest.raises(ConfigError):
             RevocationLists.parse(pem[:cut], hierarchy.anchors)
+        with pytest.raises(ConfigError):
+            RevocationLists.parse_for(pem[:cut], judgement)
+        with pytest.raises(ConfigError):
+            RevocationLists.parse_known(pem[:cut], hierarchy.anchors)
     assert len(RevocationLists.parse(pem[:-1] + b"more text\n", hierarchy.anchors)._lists) == 2
 
 
@@ -285,3 +310,24 @@ def test_large_list_is_checked_in_constant_time(hierarchy: Hierarchy) -> None:
     found = lists(hierarchy, make_crl(hierarchy.hosts, now=NOW, revoked={**many, judgement.serial: (DATE, "superseded")}))
     assert "superseded" in refusal_of(found, judgement).message
     found.check(judged(hierarchy), NOW)
+
+
+def test_who_has_a_judged_chain_alone_finds_its_lists(hierarchy: Hierarchy) -> None:
+    """A verifier with the root and what a manifest holds needs no certificate of another CA; the lists count as they do here."""
+    judgement = judged(hierarchy)
+    others = make_hierarchy()
+    revoked = {judgement.serial: (DATE, "keyCompromise")}
+    whole = make_crl(hierarchy.root, now=NOW, days=365) + make_crl(hierarchy.receivers, now=NOW) + make_crl(others.hosts, now=NOW)
+    RevocationLists.parse_for(whole + make_crl(hierarchy.hosts, now=NOW), judgement).check(judgement, NOW)
+    bad = RevocationLists.parse_for(whole + make_crl(hierarchy.hosts, now=NOW, revoked=revoked), judgement)
+    assert refusal_of(bad, judgement).reason is Reason.REVOKED
+    without = RevocationLists.parse_for(whole, judgement)
+    assert refusal_of(without, judgement).reason is Reason.CRL_MISSING
+
+
+def test_a_list_that_another_key_has_signed_is_none_of_a_chains(hierarchy: Hierarchy) -> None:
+    """Whatever name it bears."""
+    judgement = judged(hierarchy)
+    forged = make_crl(hierarchy.hosts, now=NOW, key=make_key())
+    found = RevocationLists.parse_for(make_crl(hierarchy.root, now=NOW) + forged, judgement)
+    assert refusal_of(found, judgement).reason is Reason.CRL_MISSING

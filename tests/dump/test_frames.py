@@ -17,6 +17,8 @@ from securecore.dump.frames import (
     FrameCut,
     FrameRefused,
     check_frame,
+    find_frame,
+    has_checksum,
     is_torn_frame,
     is_zero,
     walk_frame,
@@ -145,6 +147,14 @@ def test_any_beginning_of_a_frame_is_known_for_one(stored: bytes) -> None:
     assert not is_torn_frame(stored + b"x")
 
 
+@pytest.mark.parametrize("stored", [Compressor().frame(PIECE), zero_frame(300_000), GOOD], ids=["compressed", "zero", "raw"])
+def test_only_a_whole_frame_is_known_for_one(stored: bytes) -> None:
+    """Whatever follows; no beginning of it, cut at any offset. All but the zero frames have a checksum."""
+    assert {find_frame(stored[:cut]) for cut in range(len(stored))} == {None}
+    assert find_frame(stored) == find_frame(stored + b"x") == stored
+    assert has_checksum(stored) is (stored != zero_frame(300_000))
+
+
 NO_BEGINNINGS: Final = [b"\0", b"\x28\xb5\x2f\xfe", bytes(100), MAGIC + b"\xff", GOOD[:9] + block(0, RESERVED)]
 
 
@@ -152,6 +162,7 @@ NO_BEGINNINGS: Final = [b"\0", b"\x28\xb5\x2f\xfe", bytes(100), MAGIC + b"\xff",
 def test_what_no_frame_begins_with_is_not_the_beginning_of_one(data: bytes) -> None:
     """From the first byte on that tells."""
     assert not is_torn_frame(data)
+    assert find_frame(data) is None
 
 
 @pytest.mark.parametrize("extra", [b"\0", GOOD, ZERO_PIECE_FRAME, b"\x5e\x2a\x4d\x18\0\0\0\0"])

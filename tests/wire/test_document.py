@@ -51,6 +51,7 @@ def blocks(kind: str) -> list[str]:
 def type_name(codec: Any) -> str:
     """Return what the document calls a field's type."""
     names = {id(messages._TEXT): "text", id(messages._HASH): "hash", id(messages._DUMP): "dump id", id(messages._STORE): "store id"}
+    names[id(messages._FLAG)] = "flag"
     if id(codec) in names:
         return names[id(codec)]
     return f"u{8 * codec.max_bytes}" if isinstance(codec.decode(bytes(codec.max_bytes)), int) else "bytes"
@@ -119,7 +120,7 @@ def parse_value(text: str, codec: Any) -> Any:
     """Return the value that the document writes for a field."""
     if text.startswith("x"):
         return bytes.fromhex(text[1:])
-    if text.startswith('"'):
+    if text.startswith('"') or text == "true":
         return json.loads(text)
     if codec is messages._DUMP:
         return DumpId.parse(text)

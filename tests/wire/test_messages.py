@@ -118,6 +118,8 @@ def at_bound(kind: Kind, field: Any) -> bytes:
         return bytes(DUMP)
     if field.codec is messages._STORE:
         return bytes(STORE)
+    if field.codec is messages._FLAG:
+        return b"\x01"
     return b"\xff" * int(field.codec.max_bytes)
 
 
@@ -260,8 +262,16 @@ def test_an_optional_field_is_never_present_with_its_default() -> None:
     assert encode(Refuse(Refusal.BUSY, "later")) == encode(Refuse(Refusal.BUSY, "later", 0))
     with pytest.raises(PeerError, match="retry_after_s is present but empty"):
         decode_body(Kind.REFUSE, body_with(Kind.REFUSE, 128, bytes(4)))
+    assert encode(Refuse(Refusal.BUSY, "later")) == encode(Refuse(Refusal.BUSY, "later", kept=False))
     with pytest.raises(PeerError, match="features is present but empty"):
         decode_body(Kind.READY, body_with(Kind.READY, 128, b""))
+
+
+@pytest.mark.parametrize("value", [b"", b"\x00", b"\x02", b"\x01\x01"])
+def test_a_flag_has_one_encoding(value: bytes) -> None:
+    """One byte 1; it is left out where it does not hold."""
+    with pytest.raises(PeerError, match="REFUSE: kept"):
+        decode_body(Kind.REFUSE, body_with(Kind.REFUSE, 129, value))
 
 
 def test_ids_of_other_versions_are_refused() -> None:
@@ -285,7 +295,7 @@ u32 = st.integers(0, (1 << 32) - 1)
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=400)
 any_message: st.SearchStrategy[Message] = st.one_of(
     st.builds(Ready, uuid4, u32, words),
-    st.builds(Refuse, st.integers(0, (1 << 16) - 1), words, u32),
+    st.builds(Refuse, st.integers(0, (1 << 16) - 1), words, u32, st.booleans()),
     st.builds(Open, uuid7, st.binary(max_size=500), st.none() | st.integers(1, (1 << 64) - 1)),
     st.builds(Accept, u32, digest, u32, st.just(b"") | digest),
     st.builds(Rest, st.binary(min_size=1, max_size=500)),
