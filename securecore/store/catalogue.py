@@ -10,22 +10,24 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from itertools import islice
 from types import TracebackType
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
+from securecore import units
 from securecore.dump import directory
-from securecore.errors import SecurecoreError, StorageError
+from securecore.errors import NotFoundError, StorageError
 from securecore.names import DumpId, HostName, NameRefused
 from securecore.store.layout import CATALOGUE, Place, Store
 from securecore.store.retention import Held
 from securecore.store.rows import DumpRow, format_time, row_of
 
-_VERSION: Final = 3
+_VERSION: Final = 7
 _BUSY_S: Final = 5.0
 _BATCH: Final = 1000
+_LOOKS: Final = 3
 _SETTLED_NS: Final = 2_000_000_000
 """A directory's change time says nothing of changes within one tick of its file system's clock (2 s on the coarsest), so a mark
 that was younger than this when it was taken is not kept."""
@@ -34,7 +36,11 @@ _SCHEMA: Final = (
     "CREATE TABLE dumps (id TEXT NOT NULL, host TEXT NOT NULL, state TEXT NOT NULL, outcome TEXT, received_at TEXT NOT NULL,"
     " size_bytes INTEGER, predicted_bytes INTEGER, stored_bytes INTEGER NOT NULL, frames INTEGER, signal INTEGER, program TEXT,"
     " pid INTEGER, build_id TEXT, executable TEXT, crashed_at INTEGER, given_up_at TEXT, lost_frames INTEGER NOT NULL,"
-    " sensitive INTEGER NOT NULL, PRIMARY KEY (host, id)) WITHOUT ROWID",
+    " sensitive INTEGER NOT NULL, published INTEGER NOT NULL, suppressed INTEGER NOT NULL, suppressed_of_user INTEGER NOT NULL,"
+    " suppressed_of_host INTEGER NOT NULL, suppressed_of_others INTEGER NOT NULL, declined INTEGER NOT NULL,"
+    " lost INTEGER NOT NULL, skipped_by_kernel INTEGER NOT NULL, untaken_since INTEGER, has_manifest INTEGER NOT NULL,"
+    " core_fits INTEGER NOT NULL, has_core INTEGER NOT NULL, has_sound_report INTEGER NOT NULL, has_sound_receipt INTEGER NOT NULL,"
+    " PRIMARY KEY (host, id)) WITHOUT ROWID",
     "CREATE INDEX by_time ON dumps (received_at, id)",
     "CREATE INDEX by_host_and_time ON dumps (host, received_at, id)",
     "CREATE TABLE marks (host TEXT PRIMARY KEY, inode INTEGER NOT NULL, changed_ns INTEGER NOT NULL) WITHOUT ROWID",
@@ -45,6 +51,11 @@ _FILES: Final = (CATALOGUE, f"{CATALOGUE}-wal", f"{CATALOGUE}-shm", f"{CATALOGUE
 _COLUMNS: Final = ", ".join(DumpRow._fields)
 _INSERT: Final = f"INSERT OR REPLACE INTO dumps ({_COLUMNS}) VALUES ({', '.join('?' for _ in DumpRow._fields)})"  # noqa: S608  # constants
 _SELECT: Final = f"SELECT {_COLUMNS} FROM dumps WHERE received_at >= ?"  # noqa: S608  # constants
+_SELECT_OF_HOST: Final = f"SELECT {_COLUMNS} FROM dumps WHERE host = ?"  # noqa: S608  # constants
+_DAMAGED: Final = (
+    "(NOT has_core OR NOT core_fits OR NOT has_sound_report OR NOT has_sound_receipt OR (outcome IS NULL AND given_up_at IS NULL))"
+)
+"""What a person may mend: nothing in the host's directory changes when a file is put back into a dump's."""
 _SELECT_HELD: Final = f"SELECT {', '.join(Held._fields)} FROM dumps"  # noqa: S608  # constants
 
 
@@ -66,6 +77,9 @@ class Catalogue:
         self._connection = connection
         self._lock = threading.RLock()
         self._coming_in: list[DumpRow] = []
+        self.problems: list[StorageError] = []
+        """Why hosts, or dumps of theirs, could not be looked at in the last reconcile; what was known of such hosts' dumps is not
+        listed then, and what was known of such a dump is."""
 
     def reconcile(self, host: HostName | None = None) -> None:
         """Make the catalogue agree with the directories, of one host or of all, and look up what is still coming in."""
@@ -89,6 +103,19 @@ class Catalogue:
         """Return the published dumps, of one host or of all, in no order."""
         query, arguments = (_SELECT_HELD, ()) if host is None else (f"{_SELECT_HELD} WHERE host = ?", (str(host),))
         return self._run(lambda: list(map(Held._make, self._connection.execute(query, arguments))))
+
+    def coming_in(self, host: HostName | None = None) -> list[Held]:
+        """Return those still coming in as of the last reconcile, of one host or of all, in no order; none that ``held`` returns."""
+        rows = [row for row in self._coming_in if host is None or row.host == str(host)]
+        # One that was taken back while the directories were read is in both, as in rows().
+        return self._run(lambda: [Held(row.received_at, row.id, row.host, row.stored_bytes) for row in rows if not self._has(row)])
+
+    def rows_of(self, host: HostName) -> Iterator[DumpRow]:
+        """Yield what the catalogue has of a host's published dumps, by id, in bounded memory; nothing is locked between batches."""
+        batch = self._page(host, None)
+        while batch:
+            yield from batch
+            batch = self._page(host, batch[-1].id)
 
     def close(self) -> None:
         """Close the catalogue."""
@@ -122,42 +149,109 @@ class Catalogue:
             raise StorageError(f"cannot use the catalogue: {error}") from error
 
     def _reconcile(self, host: HostName | None) -> None:
+        self.problems = []
         hosts = [host] if host is not None else self._store.host_names()
         for present in hosts:
-            self._reconcile_host(present)
+            try:
+                self._reconcile_host(present)
+            except StorageError as error:
+                self.problems.append(error)
+                self._forget_host(str(present))
         if host is None:
             here = {str(present) for present in hosts}
             for (name,) in self._connection.execute("SELECT DISTINCT host FROM dumps").fetchall():
                 if name not in here:
-                    self._connection.execute("DELETE FROM dumps WHERE host = ?", (name,))
-        self._coming_in = _rows_coming_in(self._store, host)
+                    self._forget_host(name)
+        self._coming_in = self._rows_coming_in(host)
 
     def _reconcile_host(self, host: HostName) -> None:
         name = str(host)
         taken_at = time.time_ns()
         mark = self._store.change_mark(Place.HOSTS, host)
-        if self._connection.execute("SELECT inode, changed_ns FROM marks WHERE host = ?", (name,)).fetchone() == mark:
-            return
+        unread = self._read_in(host, self._find_damaged(host))
+        is_new = self._connection.execute("SELECT inode, changed_ns FROM marks WHERE host = ?", (name,)).fetchone() != mark
+        if is_new:
+            unread |= self._read_changes(host)
+            # A dump that could not be read may be readable the next time, and nothing changes in the host's directory then.
+            if not unread and taken_at - mark[1] > _SETTLED_NS:
+                self._connection.execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?)", (name, *mark))
+            else:
+                self._connection.execute("DELETE FROM marks WHERE host = ?", (name,))
+        self._note_unread(host, unread)
+
+    def _read_changes(self, host: HostName) -> dict[str, str]:
+        """Make the rows of a host agree with the names in its directory; return as ``_read_in`` does."""
         here = set(self._store.dump_names(Place.HOSTS, host))
+        listed = self._connection.execute("SELECT id, outcome FROM dumps WHERE host = ?", (str(host),)).fetchall()
+        self._forget(host, {dump_id for dump_id, _ in listed} - here)
         # What has no manifest may have been taken back and received since; nothing else ever changes under its name.
-        self._connection.execute("DELETE FROM dumps WHERE host = ? AND outcome IS NULL", (name,))
-        known = {dump_id for (dump_id,) in self._connection.execute("SELECT id FROM dumps WHERE host = ?", (name,))}
-        self._forget(host, known - here)
-        new = (row for text in here - known if (row := _find_published(self._store, host, text)) is not None)
-        while batch := list(islice(new, _BATCH)):
-            self._add_all(batch)
-        if taken_at - mark[1] > _SETTLED_NS:
-            self._connection.execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?)", (name, *mark))
-        else:
-            self._connection.execute("DELETE FROM marks WHERE host = ?", (name,))
+        return self._read_in(host, here - {dump_id for dump_id, outcome in listed if outcome is not None})
+
+    def _find_damaged(self, host: HostName) -> list[str]:
+        """Return the names of the dumps that were damaged when they were read."""
+        query = f"SELECT id FROM dumps WHERE host = ? AND {_DAMAGED}"  # noqa: S608  # a constant
+        return [dump_id for (dump_id,) in self._connection.execute(query, (str(host),))]
+
+    def _read_in(self, host: HostName, names: Iterable[str]) -> dict[str, str]:
+        """Read published dumps and forget those that are gone; return why which could not be read: their rows stay as they were."""
+        unread: dict[str, str] = {}
+        found = self._find_rows(host, names, unread)
+        while batch := list(islice(found, _BATCH)):
+            self._add_all(row for _, row in batch if row is not None and row.published)
+            self._forget(host, (name for name, row in batch if row is None or not row.published))
+        return unread
+
+    def _find_rows(self, host: HostName, names: Iterable[str], unread: dict[str, str]) -> Iterator[tuple[str, DumpRow | None]]:
+        """Yield what ``find_row`` returns of each dump; what could not be read goes into *unread*, with why."""
+        for name in names:
+            try:
+                row = find_row(self._store, host, name)
+            except StorageError as error:
+                unread[name] = error.message
+            else:
+                yield name, row
+
+    def _note_unread(self, host: HostName, unread: dict[str, str]) -> None:
+        if unread:
+            first = min(unread)
+            self.problems.append(StorageError(f"{units.count(len(unread), 'dump')} of {host} cannot be read: {unread[first]}"))
 
     def _select(self, host: HostName | None, earliest: str) -> list[DumpRow]:
         query, arguments = (_SELECT, (earliest,)) if host is None else (f"{_SELECT} AND host = ?", (earliest, str(host)))
-        found = map(DumpRow._make, self._connection.execute(f"{query} ORDER BY received_at DESC, id DESC", arguments))
-        return [DumpRow(*row[:-1], bool(row.sensitive)) for row in found]
+        return list(map(_row_from, self._connection.execute(f"{query} ORDER BY received_at DESC, id DESC", arguments)))
+
+    def _page(self, host: HostName, after: str | None) -> list[DumpRow]:
+        """Return the next rows of a host behind an id; the first ones behind None."""
+        query, arguments = _SELECT_OF_HOST, [str(host)]
+        if after is not None:
+            query, arguments = f"{query} AND id > ?", [*arguments, after]
+        query = f"{query} ORDER BY id LIMIT {_BATCH}"
+        return self._run(lambda: list(map(_row_from, self._connection.execute(query, arguments))))
+
+    def _has(self, row: DumpRow) -> bool:
+        """Return whether a dump is among the published ones."""
+        found = self._connection.execute("SELECT 1 FROM dumps WHERE host = ? AND id = ?", (row.host, row.id)).fetchone()
+        return found is not None
 
     def _add_all(self, rows: Iterable[DumpRow]) -> None:
         self._connection.executemany(_INSERT, rows)
+
+    def _rows_coming_in(self, host: HostName | None) -> list[DumpRow]:
+        rows = []
+        for owner in [host] if host is not None else self._store.hosts_in(Place.INCOMING):
+            try:
+                names = self._store.dump_names(Place.INCOMING, owner)
+            except StorageError as error:
+                self.problems.append(error)
+                continue
+            unread: dict[str, str] = {}
+            rows += [row for _, row in self._find_rows(owner, names, unread) if row is not None]
+            self._note_unread(owner, unread)
+        return rows
+
+    def _forget_host(self, name: str) -> None:
+        for table in ("dumps", "marks"):
+            self._connection.execute(f"DELETE FROM {table} WHERE host = ?", (name,))  # noqa: S608  # constants
 
     def _forget(self, host: HostName, dump_ids: Iterable[str]) -> None:
         self._connection.executemany("DELETE FROM dumps WHERE host = ? AND id = ?", [(str(host), text) for text in dump_ids])
@@ -253,35 +347,38 @@ def _path(store: Store) -> str:
     return f"/proc/self/fd/{store.fd}/{CATALOGUE}"
 
 
+def _row_from(columns: Iterable[Any]) -> DumpRow:
+    row = DumpRow._make(columns)
+    return row._replace(
+        sensitive=bool(row.sensitive),
+        published=bool(row.published),
+        has_manifest=bool(row.has_manifest),
+        core_fits=bool(row.core_fits),
+        has_core=bool(row.has_core),
+        has_sound_report=bool(row.has_sound_report),
+        has_sound_receipt=bool(row.has_sound_receipt),
+    )
+
+
 def _is_damage(error: Exception) -> bool:
     """Whether SQLite found the file malformed, or tables other than ours in it."""
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
 
-def _rows_coming_in(store: Store, host: HostName | None) -> list[DumpRow]:
-    rows = []
-    for owner, dump_id in store.incoming():
-        if host is None or owner == host:
-            row = _find_row(store, owner, dump_id)
-            if row is not None:
-                rows.append(row)
-    return rows
+def find_row(store: Store, host: HostName, text: str) -> DumpRow | None:
+    """Return the row of a dump, published or coming in; None when it has just vanished, or *text* is no dump's id.
 
-
-def _find_published(store: Store, host: HostName, text: str) -> DumpRow | None:
-    """Return the row of a published dump; None when *text* is no dump id, or the dump has just vanished or was taken back."""
+    One that is moved while it is read is read again: its files may have been removed or changed then. Raises StorageError when it
+    cannot be read, now.
+    """
     try:
-        with store.open_dump(host, DumpId.parse(text)) as files:
-            return row_of(files) if files.is_published else None
-    except (NameRefused, SecurecoreError):
+        dump_id = DumpId.parse(text)
+        for _ in range(_LOOKS):
+            with store.open_dump(host, dump_id) as files:
+                row = row_of(files)
+                if store.is_at(Place.HOSTS if files.is_published else Place.INCOMING, host, dump_id, files.fd):
+                    return row
+    except (NameRefused, NotFoundError):
         return None
-
-
-def _find_row(store: Store, host: HostName, dump_id: DumpId) -> DumpRow | None:
-    """Return the row of a dump, published or coming in; None when it has just vanished, or is no directory of ours."""
-    try:
-        with store.open_dump(host, dump_id) as files:
-            return row_of(files)
-    except SecurecoreError:
-        return None
+    raise StorageError(f"dump {dump_id} does not stay in its place while it is looked at")

@@ -11,14 +11,15 @@ from securecore.errors import NotFoundError, SecurecoreError
 from securecore.names import DumpId, HostName
 from securecore.store.layout import Place, Store
 from securecore.store.relocation import rename_dump
-from securecore.store.removal import kept_from_writers, remove_directory
+from securecore.store.removal import check_files, kept_from_writers, remove_directory
 
 
 def set_aside_all(store: Store, host: HostName, dump_ids: Iterable[DumpId]) -> dict[DumpId, SecurecoreError]:
     """Move published dumps out of every reader's sight, durably; return those that stay, each with why.
 
     NotFoundError for what is not published, or no more: one that was given up and is coming in again is not touched. BusyError for
-    what a session is about to write. Raises StorageError when nobody knows what is durable; store.deleting() has what was moved.
+    what a session is about to write, StorageError where somebody has put a directory among its files. Raises StorageError when
+    nobody knows what is durable; store.deleting() has what was moved.
     """
     staying: dict[DumpId, SecurecoreError] = {}
     source_fd = store.host_directory(Place.HOSTS, host)
@@ -62,6 +63,7 @@ def _set_aside(dump_id: DumpId, source_fd: int, target_fd: int) -> None:
         raise NotFoundError(f"dump {dump_id} is not published any more")
     try:
         with kept_from_writers(dump_id, fd):
+            check_files(dump_id, fd)
             rename_dump(dump_id, source_fd, target_fd, f"cannot move dump {dump_id} to {Place.DELETING.value}")
     finally:
         os.close(fd)

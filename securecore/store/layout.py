@@ -3,10 +3,12 @@
     STORE/FORMAT            ``securecore-store 1`` and the store's id, written last when a store is made
     STORE/lock              flock(2)ed by the one process that appends
     STORE/log-key.jws       who signs the audit logs; ca.pem beside it is the receiver's root, for convenience only
+    STORE/log-keys.jsonl    who has signed them before
     STORE/incoming/<host>/<dump id>/    dumps that are still coming in
     STORE/hosts/<host>/<dump id>/       dumps that have a receipt
     STORE/deleting/<host>/<dump id>/    dumps that are on their way out
     STORE/audit/<host>/                 a host's audit log
+    STORE/audit/receiver/               the receiver-wide log; no host has a name of one label
     STORE/catalogue.sqlite              an index, never the truth
 
 Places are made of HostName and DumpId only; everything goes through directory descriptors that follow no links (R9, R10, R12).
@@ -31,13 +33,14 @@ from securecore.store.reading import DumpFiles
 FORMAT: Final = "FORMAT"
 LOCK: Final = "lock"
 LOG_KEY: Final = "log-key.jws"
+LOG_KEYS: Final = "log-keys.jsonl"
 ANCHORS: Final = "ca.pem"
 CATALOGUE: Final = "catalogue.sqlite"
 AUDIT: Final = "audit"
+WIDE_LOG: Final = "receiver"
 
 _FORMAT_LINE: Final = "securecore-store 1"
 _FORMAT_MAX_BYTES: Final = 256
-_CANDIDATES_SHOWN: Final = 3
 
 
 class Place(Enum):
@@ -64,7 +67,7 @@ Changing = Callable[[HostName, DumpId, Place | None, Place | None], AbstractCont
 
 
 class Store:
-    """An open store; a context manager. Safe for use by several threads: it keeps nothing but the root's descriptor."""
+    """An open store; a context manager. Safe for use by several threads."""
 
     def __init__(self, path: str, fd: int, store_id: StoreId) -> None:
         self.path = path
@@ -72,6 +75,9 @@ class Store:
         self.store_id = store_id
         self.changing: Changing = lambda host, dump_id, source, target: nullcontext()
         """For who makes, moves or removes a dump; usage.py follows what is in the store by it."""
+        self.least_free: Callable[[int], int] = lambda total_bytes: 0
+        """How many of all bytes of its file system are to stay free; a receiver's policy says it."""
+        self._durable: set[str] = set()  # Directories, by path under the root, whose names this process has made durable.
 
     def close(self) -> None:
         """Close the root directory."""
@@ -93,17 +99,15 @@ class Store:
         """
         if os.fstat(self.fd).st_uid != os.geteuid():
             raise ConfigError(f"cannot append to {self.path}: it belongs to another user", hint="run this as the store's owner")
-        fd = directory.open_file(LOCK, self.fd, append=True)
-        if fd is None:
+        if (fd := directory.open_file(LOCK, self.fd, append=True)) is None:
             fd = directory.create_file(LOCK, self.fd)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(fd)
             if isinstance(error, BlockingIOError):
-                raise StorageError(
-                    f"cannot append to {self.path}: another receiver or command is appending to it", hint="stop it, or ask it"
-                ) from error
+                words = f"cannot append to {self.path}: another receiver or command is appending to it"
+                raise StorageError(words, hint="stop it, or ask it") from error
             raise directory.disk_refused(error, f"cannot lock {self.path}") from error
         lock = StoreLock(fd)
         try:
@@ -116,11 +120,25 @@ class Store:
 
     def host_names(self) -> list[HostName]:
         """Return the hosts that have a published dump or had one, sorted."""
-        return self._hosts_of(Place.HOSTS.value)
+        return self.hosts_in(Place.HOSTS)
+
+    def hosts_in(self, place: Place) -> list[HostName]:
+        """Return the hosts that have a directory at a place, sorted."""
+        return self._hosts_of(place.value)
 
     def audited_hosts(self) -> list[HostName]:
         """Return the hosts that have an audit log, sorted."""
         return self._hosts_of(AUDIT)
+
+    def knows(self, host: HostName) -> bool:
+        """Return whether anything of a host is here, or was: a directory for its dumps, or an audit log."""
+        for place in (Place.HOSTS.value, Place.INCOMING.value, AUDIT):
+            try:
+                os.stat(f"{place}/{host}", dir_fd=self.fd, follow_symlinks=False)
+            except OSError:
+                continue
+            return True
+        return False
 
     def dump_ids(self, host: HostName) -> list[DumpId]:
         """Return the published dumps of *host*, in no order; names that are no dump id are skipped."""
@@ -179,42 +197,21 @@ class Store:
     def open_dump(self, host: HostName, dump_id: DumpId) -> DumpFiles:
         """Return the files of a dump, published or still coming in; raises NotFoundError when it is nowhere."""
         for place in (Place.HOSTS, Place.INCOMING):
-            host_fd = self._open_place(place.value, host)
-            if host_fd is None:
-                continue
-            try:
-                fd = directory.open_directory(str(dump_id), host_fd)
-            finally:
-                os.close(host_fd)
-            if fd is not None:
-                return DumpFiles(fd, host, dump_id, is_published=place is Place.HOSTS)
+            files = self.find_files(place, host, dump_id)
+            if files is not None:
+                return files
         raise NotFoundError(f"no dump {dump_id} of {host} in {self.path}")
 
-    def find(self, text: str, host: HostName | None = None) -> tuple[HostName, DumpId]:
-        """Return the one dump, of *host* or of any, whose id begins or ends with *text*; hyphens do not count.
-
-        Published dumps and those still coming in are looked at. Raises NotFoundError, with the candidates as its hint, unless it is
-        exactly one.
-        """
-        wanted = text.strip().lower().replace("-", "")
-        found: list[tuple[HostName, DumpId]] = []
-        if wanted and set(wanted) <= set("0123456789abcdef"):
-            for place in (Place.HOSTS, Place.INCOMING):
-                for owner in [host] if host else self._hosts_of(place.value):
-                    for name in self.dump_names(place, owner):
-                        digits = name.replace("-", "")
-                        if digits.startswith(wanted) or digits.endswith(wanted):
-                            dump_id = _find_dump_id(name)
-                            if dump_id is not None and (owner, dump_id) not in found:
-                                found.append((owner, dump_id))
-        where = f"of {host} " if host else ""
-        if not found:
-            raise NotFoundError(f"no dump {where}has an id that begins or ends with {text[:100]!a}", hint="see `securecore list`")
-        if len(found) > 1:
-            shown = ", ".join(f"{dump_id} ({owner})" for owner, dump_id in found[:_CANDIDATES_SHOWN])
-            more = f" and {len(found) - _CANDIDATES_SHOWN} more" if len(found) > _CANDIDATES_SHOWN else ""
-            raise NotFoundError(f"{text[:100]!a} means {len(found)} dumps", hint=f"one of {shown}{more}")
-        return found[0]
+    def find_files(self, place: Place, host: HostName, dump_id: DumpId) -> DumpFiles | None:
+        """Return the files of a dump at one place; None when it is not there."""
+        host_fd = self._open_place(place.value, host)
+        if host_fd is None:
+            return None
+        try:
+            fd = directory.open_directory(str(dump_id), host_fd)
+        finally:
+            os.close(host_fd)
+        return DumpFiles(fd, host, dump_id, is_published=place is Place.HOSTS) if fd is not None else None
 
     def host_directory(self, place: Place, host: HostName) -> int:
         """Return a descriptor of a host's directory, which is made if need be; the caller closes it."""
@@ -234,15 +231,29 @@ class Store:
             raise NotFoundError(f"no audit log of {host} in {self.path}")
         return fd
 
-    def put_log_key(self, statement: bytes, anchors_pem: bytes) -> None:
-        """Keep the log key's statement, and the root beside it, for whoever verifies this store; replaces older ones."""
-        for name, data in ((LOG_KEY, statement), (ANCHORS, anchors_pem)):
-            if directory.read_file(name, self.fd, limits.MAX_STATEMENT_BYTES) != data:
+    def wide_log_directory(self, *, create: bool) -> int:
+        """Return a descriptor of the receiver-wide log's directory; the caller closes it.
+
+        Raises NotFoundError when it is not there and *create* is false, StorageError when something else stands there.
+        """
+        fd = self._enter_place(AUDIT, WIDE_LOG) if create else self._open_place(AUDIT, WIDE_LOG)
+        if fd is None:
+            raise NotFoundError(f"no receiver-wide log in {self.path}")
+        return fd
+
+    def put_log_key(self, statement: bytes, anchors_pem: bytes, history: bytes = b"") -> None:
+        """Keep the log key's statement, the root, and before them the *history* of log keys if there is one, for who verifies."""
+        for name, data in ((LOG_KEYS, history), (LOG_KEY, statement), (ANCHORS, anchors_pem)):
+            if data and directory.read_file(name, self.fd, limits.MAX_LOG_KEYS_BYTES) != data:
                 directory.replace_file(name, self.fd, data)
 
     def read_log_key(self) -> bytes | None:
         """Return the log key's statement, unverified; None when it is missing."""
         return directory.read_file(LOG_KEY, self.fd, limits.MAX_STATEMENT_BYTES)
+
+    def read_log_keys(self) -> bytes | None:
+        """Return the history of log keys, unverified; None where there was never but one."""
+        return directory.read_file(LOG_KEYS, self.fd, limits.MAX_LOG_KEYS_BYTES)
 
     def read_anchors(self) -> bytes | None:
         """Return the copy of the receiver's root as PEM; None when it is missing. Proves nothing: bring your own root."""
@@ -250,7 +261,7 @@ class Store:
 
     def _dumps_in(self, place: Place) -> list[tuple[HostName, DumpId]]:
         found = []
-        for host in self._hosts_of(place.value):
+        for host in self.hosts_in(place):
             for name in self.dump_names(place, host):
                 if (dump_id := _find_dump_id(name)) is not None:
                     found.append((host, dump_id))
@@ -265,21 +276,29 @@ class Store:
         finally:
             os.close(fd)
 
-    def _open_place(self, place: str, host: HostName) -> int | None:
+    def _open_place(self, place: str, name: HostName | str) -> int | None:
         fd = directory.open_directory(place, self.fd)
         if fd is None:
             return None
         try:
-            return directory.open_directory(str(host), fd)
+            return directory.open_directory(str(name), fd)
         finally:
             os.close(fd)
 
-    def _enter_place(self, place: str, host: HostName) -> int:
-        fd = directory.enter_directory(place, self.fd)
+    def _enter_place(self, place: str, name: HostName | str) -> int:
+        path = f"{place}/{name}"
+        if path in self._durable and (fd := self._open_place(place, name)) is not None:
+            return fd
+        place_fd = directory.enter_directory(place, self.fd)
         try:
-            return directory.enter_directory(str(host), fd)
+            directory.make_directory(str(name), place_fd, is_durable=False)
+            # Also of one that was there: who made it may have been killed before its sync, had it refused, or not come to it yet.
+            directory.sync(place_fd)
+            directory.sync(self.fd)
+            self._durable.add(path)
+            return directory.enter_directory(str(name), place_fd)
         finally:
-            os.close(fd)
+            os.close(place_fd)
 
 
 def create_store(path: str, randomness: bytes | None = None) -> Store:
@@ -306,7 +325,7 @@ def create_store(path: str, randomness: bytes | None = None) -> Store:
             os.close(directory.create_file(LOCK, fd))
         store_id = StoreId.make(os.urandom(16) if randomness is None else randomness)
         directory.write_new_file(FORMAT, fd, f"{_FORMAT_LINE}\n{store_id}\n".encode("ascii"))
-        _sync_parent(path)
+        directory.sync_parent(path)
     except BaseException:
         os.close(fd)
         raise
@@ -362,17 +381,6 @@ def _open_root(path: str) -> int:
         hint = f"chmod 0700 {path}" if is_store else "name an empty directory of your own, mode 0700"
         raise ConfigError(f"cannot use the store {path}: others may enter it (mode {mode:04o})", hint=hint)
     return fd
-
-
-def _sync_parent(path: str) -> None:
-    try:
-        fd = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return  # A parent that may be entered but not read is durable by its owner's doing: the store was mounted or made for us.
-    try:
-        directory.sync(fd)
-    finally:
-        os.close(fd)
 
 
 def _find_host(name: str) -> HostName | None:

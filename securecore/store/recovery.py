@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 from securecore.dump import directory
@@ -14,14 +15,17 @@ from securecore.store.removal import remove_incoming
 from securecore.store.writer import IncomingDump
 
 
-def open_incoming(store: Store, host: HostName, dump_id: DumpId, report: bytes) -> IncomingDump:
+def open_incoming(
+    store: Store, host: HostName, dump_id: DumpId, report: bytes, between: Callable[[], None] = lambda: None
+) -> IncomingDump:
     """Return the dump that a sender opens: resumed where something of it is there, else begun.
 
-    Raises AlreadyStored, PeerError and BusyError as resume does. What is there but was never acknowledged is thrown away first.
+    Calls *between*, and raises AlreadyStored, PeerError, BusyError and NoRoomForRemains, as resume does. What is there but was
+    never acknowledged is thrown away first.
     """
     if store.find_place(host, dump_id) is not None:
         try:
-            return IncomingDump.resume(store, host, dump_id, report)
+            return IncomingDump.resume(store, host, dump_id, report, between=between)
         except NotFoundError:
             discard_unacknowledged(store, host, dump_id)
     return IncomingDump.begin(store, host, dump_id, report)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from securecore.dump import directory
-from securecore.errors import BusyError, NotFoundError
+from securecore.errors import BusyError, NotFoundError, StorageError
 from securecore.names import DumpId, HostName
 from securecore.store.layout import Place, Store
 from securecore.store.reading import CORE, RECEIPT, REPORT
@@ -27,18 +27,39 @@ def remove_incoming(store: Store, host: HostName, dump_id: DumpId) -> None:
 def set_aside(store: Store, host: HostName, dump_id: DumpId) -> None:
     """Move a dump, published or coming in, out of every reader's sight, durably.
 
-    Raises NotFoundError when there is none, BusyError while a session writes it, StorageError when the disk refuses.
+    Raises NotFoundError when there is none, BusyError while a session writes it, StorageError when the disk refuses, and where
+    somebody has put a directory among its files.
     """
     place = store.find_place(host, dump_id)
     if place is None:
         raise NotFoundError(f"no dump {dump_id} of {host} in {store.path}")
     with store.open_dump(host, dump_id) as files, kept_from_writers(dump_id, files.fd):
+        check_files(dump_id, files.fd)
         move_dump(store, host, dump_id, place, Place.DELETING)
+
+
+def check_files(dump_id: DumpId, dump_fd: int) -> None:
+    """Check that nothing among a dump's files will stop their removal; raises StorageError.
+
+    We make no directory there, and remove none that is not ours. That is said while the dump can be seen: once the log says that it
+    is deleted, what could not be removed takes room out of everybody's sight.
+    """
+    try:
+        with os.scandir(dump_fd) as entries:
+            stranger = next((entry.name for entry in entries if entry.is_dir(follow_symlinks=False)), None)
+    except OSError as error:
+        raise directory.disk_refused(error, f"cannot look at dump {dump_id}") from error
+    if stranger is not None:
+        hint = "it is not securecore's: look what it is, and take it out of the dump's directory"
+        raise StorageError(f"dump {dump_id} cannot be removed: {stranger[:100]!a} in it is a directory", hint=hint)
 
 
 @contextmanager
 def kept_from_writers(dump_id: DumpId, dump_fd: int) -> Iterator[None]:
-    """Keep sessions from a dump, open through its directory, while the block runs; raises BusyError while one writes it."""
+    """Keep sessions from a dump, open through its directory, while the block runs; raises BusyError while one writes it.
+
+    Raises StorageError where the file system cannot say (no locks left, a device that fails).
+    """
     core = directory.open_file(CORE, dump_fd)
     try:
         if core is not None:
@@ -48,6 +69,8 @@ def kept_from_writers(dump_id: DumpId, dump_fd: int) -> Iterator[None]:
             except BlockingIOError as error:
                 hint = "wait until its sender has finished, or has gone"
                 raise BusyError(f"dump {dump_id} is being written", hint=hint) from error
+            except OSError as error:
+                raise directory.disk_refused(error, f"cannot lock dump {dump_id}") from error
         yield
     finally:
         if core is not None:

@@ -8,6 +8,12 @@ In this order, each time the oldest first by received_at, and no more than the b
 
 So what one host has too much of is taken from that host, before the store's bounds take from all. What is younger than the youngest
 age is counted like the rest and never taken: a bound that only such dumps break stays broken.
+
+What a host has coming in is never taken. Of its own bounds it is counted for that of its bytes: its quota counts it too, and a host
+whose parts fill that would otherwise wait for ever. But whoever has stolen a host need not end what he begins, and is not to delete
+what was received before. So parts displace published dumps down to half of the bound and no further, and none by their number.
+There is no size from which on they displace fewer: a host would wait behind that for ever, and a thief would stop short of it. For
+the store's bounds they don't count: what one host never ends must not cost others their dumps.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -26,8 +32,9 @@ class Retention(NamedTuple):
     """Stored, of all hosts together."""
     max_dumps: int | None = None
     host_bytes: int | None = None
-    """The same of one host."""
+    """The same of one host; what it has coming in takes up to half of it."""
     host_dumps: int | None = None
+    """Published, of one host."""
     min_age: timedelta = timedelta()
     """Younger dumps are left by whatever else is said."""
 
@@ -58,13 +65,13 @@ class Due(NamedTuple):
 class _Sum:
     """What is left of some dumps, and what of that is too much."""
 
-    def __init__(self, whose: str, max_dumps: int | None, max_bytes: int | None) -> None:
+    def __init__(self, whose: str, max_dumps: int | None, max_bytes: int | None, coming_bytes: int = 0) -> None:
         self._bounds = (max_dumps, max_bytes)
         self._words = (
             f"{whose} has more than {units.count(max_dumps, 'dump')}" if max_dumps is not None else "",
             f"{whose} has more than {units.exact_size(max_bytes)}" if max_bytes is not None else "",
         )
-        self._dumps = self._bytes = 0
+        self._dumps, self._bytes = 0, _displaced(coming_bytes, max_bytes)
 
     def add(self, held: Held) -> None:
         """Count a dump."""
@@ -85,10 +92,11 @@ class _Sum:
         return reason
 
 
-def select(dumps: Iterable[Held], retention: Retention, now: datetime) -> list[Due]:
+def select(dumps: Iterable[Held], retention: Retention, now: datetime, coming: Iterable[Held] = ()) -> list[Due]:
     """Return the dumps that are to go, the oldest first.
 
-    *dumps* are all that are published, in any order; *now* is aware. A bound of one host may be above that of the store.
+    *dumps* are all that are published, in any order, and *coming* those that are coming in; *now* is aware. A bound of one host may
+    be above that of the store.
     """
     ordered = sorted(dumps)
     # A dump from the future, as after a clock that was wrong, is young to those who spare the young, and to nobody else.
@@ -98,12 +106,20 @@ def select(dumps: Iterable[Held], retention: Retention, now: datetime) -> list[D
     if retention.max_age is not None:
         earliest, reason = _before(now, retention.max_age), f"older than {units.exact_span(retention.max_age)}"
         reasons.update((held, reason) for held in may_go if held.received_at < earliest)
-    hosts: dict[str, _Sum] = {}
+    parts: dict[str, int] = {}
+    for part in coming:
+        parts[part.host] = parts.get(part.host, 0) + part.stored_bytes
     bounds = retention.host_dumps, retention.host_bytes
-    _take(ordered, may_go, reasons, lambda held: hosts.get(held.host) or hosts.setdefault(held.host, _Sum("host", *bounds)))
+    hosts = {host: _Sum("host", *bounds, parts.get(host, 0)) for host in {held.host for held in ordered}}
+    _take(ordered, may_go, reasons, lambda held: hosts[held.host])
     store = _Sum("store", retention.max_dumps, retention.max_bytes)
     _take(ordered, may_go, reasons, lambda held: store)
     return [Due(held, reasons[held]) for held in may_go if held in reasons]
+
+
+def _displaced(coming_bytes: int, max_bytes: int | None) -> int:
+    """Return for how many bytes what is coming in counts beside what is published."""
+    return min(coming_bytes, max_bytes // 2) if max_bytes is not None else 0
 
 
 def _take(ordered: Sequence[Held], may_go: Sequence[Held], reasons: dict[Held, str], sum_of: Callable[[Held], _Sum]) -> None:

@@ -4,6 +4,7 @@ import base64
 import binascii
 import json
 import os
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
@@ -29,9 +30,9 @@ class DumpRow(NamedTuple):
     id: str
     host: str
     state: str
-    """``complete`` or ``incomplete``: still coming in, given up, or labelled so by its manifest."""
+    """``complete`` or ``incomplete``: still coming in, given up, labelled so by its manifest, or damaged."""
     outcome: str | None
-    """The manifest's; None while there is none."""
+    """The manifest's; None where there is none of this dump."""
     received_at: str
     """RFC 3339 in UTC with milliseconds: the audit entry's time; of a dump that was given up, when its last frame came; of one that
     is coming in, its directory's modification time."""
@@ -40,6 +41,7 @@ class DumpRow(NamedTuple):
     predicted_bytes: int | None
     """Plaintext that the whole core has by its ELF header: the manifest's word, else read from the first frames."""
     stored_bytes: int
+    """Of core.zst, where there is one, and of what was cut off it where it was damaged."""
     frames: int | None
     signal: int | None
     program: str | None
@@ -54,6 +56,28 @@ class DumpRow(NamedTuple):
     """The manifest's: so many at the beginning are placeholders."""
     sensitive: bool = False
     """Whether the process had changed its privileges, as the host says: its core may hold what its user may not see."""
+    published: bool = True
+    """Whether it stands among the dumps that have a receipt; without a core (``has_core``) it is damaged then."""
+    suppressed: int = 0
+    """What the report counts of crashes without a dump, as the host says: this and the next seven, by the report's own names."""
+    suppressed_of_user: int = 0
+    suppressed_of_host: int = 0
+    suppressed_of_others: int = 0
+    declined: int = 0
+    lost: int = 0
+    skipped_by_kernel: int = 0
+    untaken_since: int | None = None
+    """Unix seconds by the host's clock."""
+    has_manifest: bool = True
+    """Whether anything stands in the manifest's place; without an ``outcome`` it is damaged."""
+    core_fits: bool = True
+    """Whether core.zst has the length that the receipt's entry says, where there is one."""
+    has_core: bool = True
+    """Whether core.zst is there with anything in it; what was cut off it may be all that is left."""
+    has_sound_report: bool = True
+    """Whether a report can be read; of a dump that was published there must be one."""
+    has_sound_receipt: bool = True
+    """The same of a receipt with an entry of this dump. Without it received_at is the directory's modification time."""
 
 
 def row_of(files: DumpFiles) -> DumpRow:
@@ -62,20 +86,23 @@ def row_of(files: DumpFiles) -> DumpRow:
     A file that is missing or malformed leaves its fields unknown and the dump ``incomplete``: listing must go on beside a damaged
     dump. Raises StorageError when the core itself cannot be looked at.
     """
-    report = _find_report(files)
-    manifest = _find_manifest(files)
-    entry = _find_entry(files)
-    given_up = entry if manifest is None and files.is_published and entry.get("event") == _GIVEN_UP else {}
-    is_complete = files.is_published and manifest is not None and manifest.outcome == COMPLETE
+    report, has_sound_report = _look_at_report(files)
+    # Read once: a dump that is coming in may get its manifest while we look.
+    manifest, has_manifest = _look_at_manifest(files)
+    entry, has_sound_receipt = _look_at_receipt(files)
+    given_up = _given_up(files, manifest, entry)
+    stored = files.core_bytes()
+    core_fits = entry.get("stored_bytes", stored) == stored
+    is_complete = files.is_published and manifest is not None and manifest.outcome == COMPLETE and stored > 0 and core_fits
     return DumpRow(
         id=str(files.dump_id),
         host=str(files.host),
         state=STATE_COMPLETE if is_complete else STATE_INCOMPLETE,
         outcome=manifest.outcome if manifest else None,
-        received_at=_find_moment(given_up.get("last_at")) or _find_moment(entry.get("time")) or _modified_at(files),
+        received_at=_received_at(files, given_up, entry),
         size_bytes=manifest.size if manifest else _find_number(given_up.get("size")),
         predicted_bytes=manifest.predicted_size if manifest else _find_predicted(files),
-        stored_bytes=files.core_bytes(),
+        stored_bytes=files.taken_bytes(),
         frames=manifest.frames if manifest else _find_number(given_up.get("frames")),
         signal=_small(report.signal),
         program=report.program,
@@ -86,7 +113,53 @@ def row_of(files: DumpFiles) -> DumpRow:
         given_up_at=_find_moment(given_up.get("time")),
         lost_frames=manifest.lost_frames if manifest else 0,
         sensitive=report.is_sensitive,
+        published=files.is_published,
+        suppressed=_small(report.suppressed) or 0,
+        suppressed_of_user=_small(report.suppressed_of_user) or 0,
+        suppressed_of_host=_small(report.suppressed_of_host) or 0,
+        suppressed_of_others=_small(report.suppressed_of_others) or 0,
+        declined=_small(report.declined) or 0,
+        lost=_small(report.lost) or 0,
+        skipped_by_kernel=_small(report.skipped_by_kernel) or 0,
+        untaken_since=_small(report.untaken_since),
+        has_manifest=has_manifest,
+        core_fits=core_fits,
+        has_core=stored > 0,
+        has_sound_report=has_sound_report,
+        has_sound_receipt=has_sound_receipt,
     )
+
+
+def read_entry(files: DumpFiles) -> dict[str, object]:
+    """Return the audit entry that a dump's receipt carries, unverified; empty where it has none of this dump."""
+    return _look_at_receipt(files)[0]
+
+
+def read_received_at(files: DumpFiles, entry: Mapping[str, object]) -> str:
+    """Return what the row of a dump with this *entry* says of when it was received.
+
+    Without a look at its core, of which the row may need a piece.
+    """
+    manifest, _ = _look_at_manifest(files)
+    return _received_at(files, _given_up(files, manifest, entry), entry)
+
+
+def _look_at_manifest(files: DumpFiles) -> tuple[Manifest | None, bool]:
+    """Return what a dump's manifest says, None where none of this dump and host can be read; and whether anything is in its place.
+
+    Not checked: its signature, `verify` does that.
+    """
+    try:
+        token = files.read_manifest()
+        if token is None:
+            return None, False
+        parts = token.split(b".")
+        if len(parts) != 3:
+            return None, True
+        manifest = parse_manifest(base64.urlsafe_b64decode(parts[1] + b"=" * (-len(parts[1]) % 4)))
+    except (SecurecoreError, binascii.Error):
+        return None, True
+    return (manifest if (manifest.dump, manifest.host) == (files.dump_id, files.host) else None), True
 
 
 def format_time(moment: datetime) -> str:
@@ -95,34 +168,38 @@ def format_time(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
-def _find_report(files: DumpFiles) -> CrashReport:
+def _look_at_report(files: DumpFiles) -> tuple[CrashReport, bool]:
+    """Return a dump's report, an empty one where none can be read; and whether that is as it should be."""
     try:
-        return parse_report(files.read_report() or b"{}")
+        text = files.read_report()
+        return (parse_report(text), True) if text is not None else (CrashReport(), not files.is_published)
     except SecurecoreError:
-        return CrashReport()
+        return CrashReport(), False
 
 
-def _find_manifest(files: DumpFiles) -> Manifest | None:
-    """Return what the manifest says; its signature is the business of `verify`."""
+def _look_at_receipt(files: DumpFiles) -> tuple[dict[str, object], bool]:
+    """Return the audit entry that the receipt carries in its ``extra`` line, empty when it has none of this dump; and as above."""
     try:
-        parts = (files.read_manifest() or b"").split(b".")
-        if len(parts) != 3:
-            return None
-        return parse_manifest(base64.urlsafe_b64decode(parts[1] + b"=" * (-len(parts[1]) % 4)))
-    except (SecurecoreError, binascii.Error):
-        return None
-
-
-def _find_entry(files: DumpFiles) -> dict[str, object]:
-    """Return the audit entry that the receipt carries in its ``extra`` line; empty when it has none."""
-    try:
-        for line in (files.read_receipt() or b"").split(b"\n")[:2]:
+        receipt = files.read_receipt()
+        if receipt is None:
+            return {}, not files.is_published
+        for line in receipt.split(b"\n")[:2]:
             if line.startswith(b"extra "):
                 entry = json.loads(base64.b64decode(line[6:]))
-                return entry if isinstance(entry, dict) else {}
+                is_ours = isinstance(entry, dict) and entry.get("dump") == str(files.dump_id)
+                return (entry, True) if is_ours else ({}, False)
     except (SecurecoreError, ValueError, RecursionError):
         pass
-    return {}
+    return {}, False
+
+
+def _given_up(files: DumpFiles, manifest: Manifest | None, entry: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the entry of a dump that was given up; empty for any other dump."""
+    return entry if manifest is None and files.is_published and entry.get("event") == _GIVEN_UP else {}
+
+
+def _received_at(files: DumpFiles, given_up: Mapping[str, object], entry: Mapping[str, object]) -> str:
+    return _find_moment(given_up.get("last_at")) or _find_moment(entry.get("time")) or format_time(files.changed_at())
 
 
 def _find_moment(text: object) -> str | None:
@@ -153,10 +230,6 @@ def _find_predicted(files: DumpFiles) -> int | None:
     except SecurecoreError:
         return None
     return _small(size.expected)
-
-
-def _modified_at(files: DumpFiles) -> str:
-    return format_time(datetime.fromtimestamp(os.fstat(files.fd).st_mtime, UTC))
 
 
 def _small(number: int | None) -> int | None:

@@ -12,6 +12,7 @@ What is where when, so that a crash at any instant leaves a state that the next 
 import fcntl
 import os
 from collections.abc import Callable
+from functools import partial
 
 from securecore import limits
 from securecore.dump import directory
@@ -21,8 +22,9 @@ from securecore.merkle import Frontier
 from securecore.names import DumpId, HostName
 from securecore.store.growing_core import GrowingCore
 from securecore.store.layout import Place, Store
-from securecore.store.reading import CORE, MANIFEST, RECEIPT, REPORT
+from securecore.store.reading import CORE, MANIFEST, RECEIPT, REPORT, remains_bytes
 from securecore.store.relocation import move_dump
+from securecore.store.remains import check_room_for_remains, keep_remains
 from securecore.store.removal import remove_incoming
 
 
@@ -49,6 +51,12 @@ class IncomingDump:
         """The receipt is durable too: only publish is missing."""
         self.is_given_up = False
         """The sender did not come back; the core is whole with its seek table, and there will be no manifest."""
+        self.damaged_bytes = 0
+        """Found behind the last whole frame by resume, and no beginning of one: cut off and kept beside the core (remains.py)."""
+        self.remains_bytes = 0
+        """All that is kept beside the core in this way."""
+        self.durable_frames = 0
+        """So many of the frames are on the disk for certain."""
         self._store = store
         self._fd = fd
         self._core = GrowingCore(core, f"dump {dump_id}")
@@ -108,10 +116,12 @@ class IncomingDump:
         """Return the dump as far as it is whole; everything that it then says it holds is durable.
 
         The frames are walked and hashed again. What follows the last whole one is kept as far as it may be the beginning of a
-        frame (``torn``), else cut off, unless the manifest or a receipt is there: then the core must be whole with its seek table
-        (BrokenError if not). *between* is called before each frame; what it raises ends the walk. Raises AlreadyStored when it is
-        published; NotFoundError when it is not coming in, or holds nothing that was ever acknowledged (then begin it); PeerError
-        when *report*, if given, differs from the one that it began with; BusyError while another session writes it.
+        frame (``torn``), else cut off; what no crash leaves there may hide frames, and is kept beside the core before
+        (``damaged_bytes``). Where the manifest or a receipt is there, the core must be whole with its seek table (BrokenError if
+        not). *between* is called before each frame; what it raises ends the walk. Raises AlreadyStored when it is published;
+        NoRoomForRemains when what is to be kept would take the file system below ``Store.least_free``;
+        NotFoundError when it is not coming in, or holds nothing that was ever acknowledged (then begin it); PeerError when
+        *report*, if given, differs from the one that it began with; BusyError while another session writes it.
         """
         _check_not_stored(store, host, dump_id)
         fd = store.open_dump(host, dump_id).fd
@@ -136,6 +146,11 @@ class IncomingDump:
             dump.close()
             raise
         return dump
+
+    @property
+    def has_report(self) -> bool:
+        """Whether the report has its name: only then may anything of the dump have been acknowledged, and is it ever resumed."""
+        return self._is_named
 
     @property
     def frames(self) -> int:
@@ -167,6 +182,11 @@ class IncomingDump:
         """Plaintext bytes that the frames appended stand for."""
         return self._core.lengths.plain_bytes
 
+    @property
+    def taken_bytes(self) -> int:
+        """What the dump takes: all frames appended, and what is kept beside them."""
+        return self._core.stored_bytes + self.remains_bytes
+
     def torn(self) -> bytes:
         """Return the bytes behind the last frame that may be the beginning of the next one; they were never vouched for.
 
@@ -177,7 +197,7 @@ class IncomingDump:
     def keep_torn(self, beginning: bytes) -> None:
         """Put the beginning of the next frame behind the frames, in the place of what stands there; a sync makes it durable.
 
-        For a frame whose end does not come. Not checked: that it is one; resume does that.
+        For a frame whose end does not come; what cannot be the beginning of one is not kept.
         """
         self._check_open_for_frames()
         self._core.keep_torn(beginning)
@@ -201,6 +221,7 @@ class IncomingDump:
         self._check_open_for_frames()
         self._core.sync()
         self._name_report()
+        self.durable_frames = self.frames
 
     def give_up(self) -> None:
         """Append the seek table, durably: the frames are all that there is. The core keeps the time of its last frame."""
@@ -273,13 +294,22 @@ class IncomingDump:
         self.is_given_up = self.has_receipt and not self.has_manifest
         tail = self._core.walk(between)
         if not (self.has_manifest or self.is_given_up):
+            tail = self._core.without_unwritten_frame(tail)
+            if not self._core.explains(tail):
+                check_room = partial(check_room_for_remains, self._store, self.dump_id)
+                keep_remains(self._core.fd, self._core.stored_bytes, self._fd, between, check_room)
+                self.damaged_bytes = tail
             self._core.keep_or_cut(tail)
         elif not self._core.ends_with_seek_table(tail):
             witness = "manifest" if self.has_manifest else "receipt"
             raise BrokenError(f"dump {self.dump_id}: {CORE} is damaged though its {witness} was durable")
-        # Bytes that a killed process has written may still be on their way to the disk, and the caller is about to vouch for them.
-        directory.sync(self._core.fd)
+        self.remains_bytes = remains_bytes(self._fd)
+        # Bytes that a killed process has written, and names that it has given, may still be on their way to the disk, and the
+        # caller is about to vouch for them.
+        self._core.sync()
         directory.sync(self._fd)
+        self._sync_host()
+        self.durable_frames = self.frames
 
     def _check_usable(self) -> None:
         if not (self._usable and self._core.is_usable):
@@ -305,12 +335,16 @@ class IncomingDump:
             os.close(report)
         directory.link_into_place(aside, REPORT, self._fd)
         directory.sync(self._fd)
+        self._sync_host()
+        self._is_named = self._usable = True
+
+    def _sync_host(self) -> None:
+        """Make the dump's entry in the host's directory durable."""
         host_fd = self._store.host_directory(Place.INCOMING, self.host)
         try:
             directory.sync(host_fd)
         finally:
             os.close(host_fd)
-        self._is_named = self._usable = True
 
     def _put(self, name: str, data: bytes) -> None:
         self._usable = False

@@ -13,12 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from securecore import limits
 from securecore.audit.log import HostLogs
 from securecore.dump.manifest import CUT, SOURCE_TRUNCATED
 from securecore.errors import StorageError
 from securecore.names import HostName
 from securecore.store.catalogue import Catalogue, open_catalogue
 from securecore.store.layout import Place, Store, create_store
+from securecore.store.reading import DumpFiles
+from securecore.store.recovery import take_back
 from securecore.store.rows import DumpRow, format_time, row_of
 from securecore.store.writer import IncomingDump
 from tests.support.certificates import Hierarchy
@@ -97,6 +100,7 @@ def test_a_row_says_what_the_files_say(store: Store, logs: HostLogs, signer: Sig
             given_up_at=None,
             lost_frames=0,
             sensitive=False,
+            published=True,
         )
 
 
@@ -113,7 +117,7 @@ def test_other_outcomes_are_incomplete(outcome: str, store: Store, logs: HostLog
 def test_damaged_files_are_listed(
     name: str, content: bytes | None, store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue
 ) -> None:
-    """A dump with a missing or malformed file is listed beside the others, incomplete when it is the manifest."""
+    """A dump with a missing or malformed file is listed beside the others, incomplete when it is the manifest or the core."""
     store_dump(store, logs, signer, dump_id(1), CORE)
     path = dump_path(store, dump_id(1)) / name
     if content is None:
@@ -121,9 +125,8 @@ def test_damaged_files_are_listed(
     else:
         path.write_bytes(content)
     catalogue.reconcile()
-    assert [(row.id, row.state) for row in catalogue.rows()] == [
-        (str(dump_id(1)), "incomplete" if name == "manifest.jws" else "complete")
-    ]
+    is_less = name in ("manifest.jws", "core.zst")
+    assert [(row.id, row.state) for row in catalogue.rows()] == [(str(dump_id(1)), "incomplete" if is_less else "complete")]
 
 
 @pytest.mark.slow
@@ -133,7 +136,8 @@ def test_a_file_cut_at_every_offset_costs_its_own_fields(name: str, store: Store
     store_dump(store, logs, signer, dump_id(1), CORE)
     path = dump_path(store, dump_id(1)) / name
     whole = path.read_bytes()
-    fields = {"report.json": {"signal", "program", "pid", "build_id", "executable", "crashed_at"}, "receipt": {"received_at"}}
+    of_report = {"signal", "program", "pid", "build_id", "executable", "crashed_at", "has_sound_report"}
+    fields = {"report.json": of_report, "receipt": {"received_at", "has_sound_receipt"}}
     with store.open_dump(WEB, dump_id(1)) as files:
         good = row_of(files)
         for cut in range(len(whole)):
@@ -179,6 +183,30 @@ def test_dumps_that_are_coming_in_are_listed_as_incomplete(store: Store, catalog
     assert (first.received_at, first.size_bytes, first.frames, first.outcome) == ("2026-01-02T00:00:00.000Z", None, None, None)
     assert (first.program, second.program) == ("nginx", None)
     assert first.stored_bytes > 0
+
+
+def test_a_dump_that_is_finished_while_it_is_listed(
+    store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manifest that comes behind our look at it is not one that cannot be read."""
+    store_dump(store, logs, signer, dump_id(1), CORE)
+    path = dump_path(store, dump_id(1), "incoming")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dump_path(store, dump_id(1)).rename(path)
+    manifest = (path / "manifest.jws").read_bytes()
+    for name in ("manifest.jws", "receipt"):
+        (path / name).unlink()
+    real = DumpFiles.core_bytes
+
+    def core_bytes(files: DumpFiles) -> int:
+        (path / "manifest.jws").write_bytes(manifest)
+        return real(files)
+
+    monkeypatch.setattr(DumpFiles, "core_bytes", core_bytes)
+
+    catalogue.reconcile()
+
+    assert [(row.outcome, row.has_manifest) for row in catalogue.rows()] == [(None, False)]
 
 
 def test_a_published_dump_is_listed_once(store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue) -> None:
@@ -227,6 +255,48 @@ def test_a_dump_that_is_taken_back_while_it_is_listed(
     assert [(row.state, row.outcome) for row in catalogue.rows()] == [("complete", "complete")]
 
 
+def test_a_dump_that_is_deleted_while_it_is_listed(
+    store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not listed as damaged: it was moved before the first of its files was removed."""
+    store_dump(store, logs, signer, dump_id(1), CORE)
+    real = DumpFiles.read_manifest
+
+    def read_manifest(files: DumpFiles) -> bytes | None:
+        dump_path(store, dump_id(1)).rename(Path(store.path) / "elsewhere")
+        (Path(store.path) / "elsewhere" / "manifest.jws").unlink()
+        return real(files)
+
+    monkeypatch.setattr(DumpFiles, "read_manifest", read_manifest)
+
+    assert listed(catalogue) == []
+
+
+def test_a_dump_that_is_taken_back_while_the_directories_are_read_counts_once(
+    store: Store, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was published when these were read, and is coming in when those are: vacuum must not count its bytes twice."""
+    dump = begin(store, dump_id(1), CORE)
+    dump.give_up()
+    dump.put_receipt(b"receipt")
+    dump.publish()
+    hosts_in = store.hosts_in
+
+    def take_it_back(place: Place) -> list[HostName]:
+        if place is Place.INCOMING:
+            take_back(store, WEB, dump_id(1))
+        return hosts_in(place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "hosts_in", take_it_back)
+        catalogue.reconcile()
+    assert [held.id for held in catalogue.held()] == [str(dump_id(1))]
+    assert catalogue.coming_in() == catalogue.coming_in(WEB) == []
+    catalogue.reconcile()
+    assert catalogue.held() == []
+    assert [held.id for held in catalogue.coming_in()] == [str(dump_id(1))]
+
+
 def test_a_dump_that_was_damaged_and_received_again(store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue) -> None:
     """A row without what a manifest says is read again once something in the host's directory has changed."""
     store_dump(store, logs, signer, dump_id(1), CORE)
@@ -241,6 +311,127 @@ def test_a_dump_that_was_damaged_and_received_again(store: Store, logs: HostLogs
     store_dump(store, logs, signer, dump_id(2), CORE)
     catalogue.reconcile()
     assert [row.state for row in catalogue.rows()] == ["complete", "complete"]
+
+
+@pytest.mark.parametrize("name", ["core.zst", "manifest.jws"])
+@pytest.mark.parametrize("how", ["missing", "cut"])
+def test_a_damaged_dump_is_looked_at_again_each_time(
+    name: str, how: str, store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was put back into its directory changes nothing in the host's; the mark of that does not stand for it."""
+    store_dump(store, logs, signer, dump_id(1), CORE)
+    later = time.time_ns() + 10_000_000_000
+    monkeypatch.setattr(time, "time_ns", lambda: later)
+    path = dump_path(store, dump_id(1)) / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[:10])
+    if how == "missing":
+        path.unlink()
+    catalogue.reconcile()
+    assert [row.state for row in catalogue.rows()] == ["incomplete"]
+
+    path.write_bytes(whole)
+    catalogue.reconcile()
+
+    assert [row.state for row in catalogue.rows()] == ["complete"]
+
+
+@pytest.mark.parametrize("name", ["report.json", "receipt"])
+@pytest.mark.parametrize("how", ["missing", "cut", "unreadable"])
+def test_a_paper_that_does_not_read_is_said_and_looked_at_again_each_time(
+    name: str, how: str, store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its host has signed is all there, and more is not known: the row says so, until the paper can be read."""
+    store_dump(store, logs, signer, dump_id(1), CORE)
+    with store.open_dump(WEB, dump_id(1)) as files:
+        good = row_of(files)
+    later = time.time_ns() + 10_000_000_000
+    monkeypatch.setattr(time, "time_ns", lambda: later)
+    path = dump_path(store, dump_id(1)) / name
+    whole = path.read_bytes()
+    if how == "unreadable":
+        path.write_bytes(bytes(limits.MAX_REPORT_BYTES + limits.MAX_RECEIPT_BYTES))
+    else:
+        path.write_bytes(whole[:10])
+    if how == "missing":
+        path.unlink()
+    catalogue.reconcile()
+    (row,) = catalogue.rows()
+    assert (row.state, row.has_sound_report, row.has_sound_receipt) == ("complete", name == "receipt", name == "report.json")
+
+    path.write_bytes(whole)
+    catalogue.reconcile()
+
+    assert catalogue.rows() == [good]
+
+
+@pytest.mark.parametrize("state", ["new", "damaged", "given up"])
+def test_a_dump_that_cannot_be_read_once_is_listed_when_it_can(
+    state: str, store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing changes in its host's directory when the disk has its good day again; meanwhile what was known of it stays."""
+    for number in (1, 2):
+        store_dump(store, logs, signer, dump_id(number), CORE)
+    path = dump_path(store, dump_id(1)) / "core.zst"
+    whole = path.read_bytes()
+    if state == "damaged":
+        path.write_bytes(whole[:10])
+    elif state == "given up":
+        (dump_path(store, dump_id(1)) / "manifest.jws").unlink()
+    later = time.time_ns() + 10_000_000_000
+    monkeypatch.setattr(time, "time_ns", lambda: later)
+    both = {str(dump_id(1)), str(dump_id(2))}
+    if state != "new":
+        assert set(listed(catalogue)) == both
+        path.write_bytes(whole)
+    if state == "given up":
+        (Path(store.path) / "hosts" / str(WEB) / "notes").touch()  # Its directory changes, so all its names are read.
+    real = DumpFiles.core_bytes
+
+    def core_bytes(files: DumpFiles) -> int:
+        if files.dump_id == dump_id(1):
+            raise StorageError("input/output error")
+        return real(files)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DumpFiles, "core_bytes", core_bytes)
+        assert set(listed(catalogue)) == (both if state != "new" else {str(dump_id(2))})
+        assert [problem.message for problem in catalogue.problems] == [f"1 dump of {WEB} cannot be read: input/output error"]
+        catalogue.reconcile()
+        assert len(catalogue.problems) == 1
+
+    assert set(listed(catalogue)) == both
+    assert catalogue.problems == []
+    assert {row.core_fits for row in catalogue.rows()} == {True}
+
+
+def test_a_dump_that_is_coming_in_and_cannot_be_read_is_said(
+    store: Store, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not listed then, and not passed over in silence."""
+    begin(store, dump_id(1), CORE).close()
+
+    def core_bytes(files: DumpFiles) -> int:
+        raise StorageError("input/output error")
+
+    monkeypatch.setattr(DumpFiles, "core_bytes", core_bytes)
+    assert listed(catalogue) == []
+    assert [problem.message for problem in catalogue.problems] == [f"1 dump of {WEB} cannot be read: input/output error"]
+
+
+@pytest.mark.parametrize("names", [("manifest.jws",), ("manifest.jws", "receipt")])
+def test_another_dumps_papers_are_none(
+    names: tuple[str, ...], store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue
+) -> None:
+    """What vouches for a dump that is complete vouches for no other."""
+    store_dump(store, logs, signer, dump_id(1), CORE)
+    store_dump(store, logs, signer, dump_id(2), CORE)
+    for name in names:
+        shutil.copy(dump_path(store, dump_id(1)) / name, dump_path(store, dump_id(2)) / name)
+
+    catalogue.reconcile()
+
+    assert [(row.state, row.outcome) for row in catalogue.rows() if row.id == str(dump_id(2))] == [("incomplete", None)]
 
 
 def test_a_settled_directory_is_not_read_again(
@@ -384,11 +575,24 @@ def test_its_files_are_private(store: Store) -> None:
     assert "catalogue.sqlite" in modes
 
 
+@pytest.mark.parametrize("place", ["hosts", "incoming"])
+def test_what_stands_in_a_hosts_place_is_that_hosts_trouble(
+    place: str, store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue
+) -> None:
+    """The others are listed; who lists says what is not."""
+    store_dump(store, logs, signer, dump_id(1), CORE)
+    (Path(store.path) / place / str(DB)).touch()
+
+    assert listed(catalogue) == [str(dump_id(1))]
+    assert [problem.message for problem in catalogue.problems] == [f"cannot open '{DB}': not a directory"]
+
+
 def test_strangers_among_dumps_do_not_stop_the_list(store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue) -> None:
-    """A file or a link among the dump directories is passed over."""
+    """A file or a link among the dump directories is passed over; where a dump should be there it is said."""
     store_dump(store, logs, signer, dump_id(1), CORE)
     host = Path(store.path) / "hosts" / str(WEB)
     (host / "notes").touch()
     (host / str(dump_id(2))).touch()
     (host / str(dump_id(3))).symlink_to(host / str(dump_id(1)))
     assert listed(catalogue) == [str(dump_id(1))]
+    assert [problem.message.split(": ")[0] for problem in catalogue.problems] == [f"2 dumps of {WEB} cannot be read"]

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
@@ -12,9 +13,13 @@ import zstandard
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from securecore import limits
+from securecore.audit import entry, introductions
+from securecore.audit.bundle import Bundle
 from securecore.audit.checkpoint import LogSigner, origin_of, verifier_key, verify_checkpoint
 from securecore.audit.entry import (
     Held,
+    WideHead,
+    certificate_entry,
     check_received,
     deleted_entry,
     extracted_entry,
@@ -22,9 +27,13 @@ from securecore.audit.entry import (
     parse_entry,
     received_entry,
     refused_entry,
+    resumed_entry,
+    verified_entry,
 )
 from securecore.audit.proof import verify_receipt
 from securecore.audit.statement import encode_payload
+from securecore.audit.succession import Line, encode_history, sign_succession, verify_succession
+from securecore.audit.wide_log import Tree, parse_said, said_entry
 from securecore.dump import frames
 from securecore.dump.compression import Decompressor
 from securecore.dump.container import seek_table
@@ -32,13 +41,14 @@ from securecore.dump.frames import zero_frame
 from securecore.dump.manifest import OUTCOMES, parse_manifest
 from securecore.dump.reader import open_container, scan_frames
 from securecore.merkle import leaf_hash, root_of
-from securecore.store import layout, reading
+from securecore.store import crls, layout, reading
 from securecore.wire.messages import Refusal
 from tests.support.dumps import NOW
 
 TEXT = (Path(__file__).parents[2] / "docs" / "store.md").read_text("utf-8")
 BLOCKS = {name: body for name, body in re.findall(r"^```\w+ (\S+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)}
 KEY = LogSigner("collector.example.org/securecore", Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
+HEAD = WideHead(1, bytes(32))
 CORE = bytes(limits.PIECE_BYTES) + b"core"
 
 
@@ -62,6 +72,17 @@ def container(tmp_path: Path) -> int:
     """A descriptor of the example's core.zst."""
     (tmp_path / "core.zst").write_bytes(hexed("core.zst"))
     return os.open(tmp_path / "core.zst", os.O_RDONLY)
+
+
+def test_members_of_a_bundle() -> None:
+    """The table has those that are written, in their order, with the bounds of their reader."""
+    whole = Bundle(b"", b"", b"", b"", b"", ("0" * 64, b""))
+    names = [name.replace("0" * 64, "SHA256") for name, _ in whole.members()]
+    bounds = [
+        len(whole.members()[0][1]), limits.MAX_STATEMENT_BYTES, limits.MAX_RECEIPT_BYTES, limits.MAX_RECEIPT_BYTES,
+        limits.MAX_MANIFEST_BYTES, limits.MAX_REPORT_BYTES, limits.MAX_CRL_BYTES,
+    ]  # fmt: skip
+    assert [(row[0], int(row[1])) for row in table("Member")] == list(zip(names, bounds, strict=True))
 
 
 def test_zero_frame() -> None:
@@ -127,10 +148,13 @@ def test_entries() -> None:
     assert received["manifest_sha256"] == sha256(b"(the example's manifest.jws)").hexdigest()
     check_received(received, manifest, b"(the example's manifest.jws)")
     assert received["stored_bytes"] == len(hexed("core.zst"))
-    assert documented_fields("received") == set(received)
+    assert documented_fields("received") == {*received, "wide_size", "wide_root"}
     assert documented_fields("extracted") == set(extracted)
+    assert received["crl_sha256"] == sha256(b"(the example's crl.pem)").hexdigest()
     written = received_entry(NOW, manifest, b"", stored_bytes=1, certificate="", program="x", signal=1)
     assert set(parse_entry(written)) == set(received)
+    written = received_entry(NOW, manifest, b"", stored_bytes=1, certificate="", program="x", signal=1, wide_head=HEAD)
+    assert set(parse_entry(written)) == documented_fields("received")
     assert set(parse_entry(extracted_entry(NOW, manifest.dump, manifest.host, uid=0, user=None))) == set(extracted)
 
 
@@ -144,8 +168,9 @@ def test_entries_of_dumps_that_are_incomplete_or_deleted() -> None:
     manifest = parse_manifest(line("manifest"))
     example = parse_entry(line("entry-incomplete"))
     held = Held(1, 1, bytes(32), bytes(32), 1)
-    written = incomplete_entry(NOW, manifest.dump, manifest.host, manifest.store, held, last_at=NOW, program="x", signal=1)
-    assert documented_fields("incomplete") == set(parse_entry(written)) == set(example)
+    of = (NOW, manifest.dump, manifest.host, manifest.store, held)
+    written = incomplete_entry(*of, last_at=NOW, program="x", signal=1, damaged_bytes=1, wide_head=HEAD)
+    assert documented_fields("incomplete") == set(parse_entry(written)) == {*example, "damaged_bytes", "wide_size", "wide_root"}
     assert (example["size"], example["frames"], example["root"]) == (manifest.size, manifest.frames, manifest.root.hex())
     assert (example["stored_bytes"], example["report_sha256"]) == (len(hexed("core.zst")), manifest.report_sha256.hex())
     deleted = deleted_entry(NOW, manifest.dump, manifest.host, uid=0, user=None, reason=None)
@@ -161,6 +186,30 @@ def test_entries_of_refusals() -> None:
     assert (example["code"], written["dump"]) == (Refusal.QUOTA, None)
 
 
+def test_entries_of_arrivals_and_verifications() -> None:
+    """They have exactly the documented fields, and the examples are such entries; a certificate's key is one of three."""
+    manifest = parse_manifest(line("manifest"))
+    of = (NOW, manifest.dump, manifest.host)
+    written = {
+        "certificate": certificate_entry(*of, certificate="", serial=1, not_after=NOW, key_sha256="", key=introductions.FIRST),
+        "resumed": resumed_entry(*of, frames=1, others=0),
+        "verified": verified_entry(*of, uid=0, user=None, problem=None),
+    }
+    for event, made in written.items():
+        example = parse_entry(line(f"entry-{event}"))
+        assert documented_fields(event) == set(example) == set(parse_entry(made))
+        assert example["event"] == event
+    (row,) = [row for row in table("Entry field") if row[0] == "key"]
+    assert all(f"`{key}`" in row[2] for key in (introductions.FIRST, introductions.KEPT, introductions.ROTATED))
+
+
+def test_every_event_is_documented() -> None:
+    """The table lists what this version writes, and nothing else."""
+    (row,) = [row for row in table("Entry field") if row[0] == "event"]
+    ours = {entry.RECEIVED, entry.INCOMPLETE, entry.DELETED, entry.EXTRACTED, entry.REFUSED}
+    assert set(re.findall(r"\w+", row[2])) - {"or"} == ours | {entry.CERTIFICATE, entry.RESUMED, entry.VERIFIED}
+
+
 def test_checkpoint_and_key() -> None:
     """The example checkpoint is the one that the example key signs for the two entries."""
     manifest = parse_manifest(line("manifest"))
@@ -169,6 +218,19 @@ def test_checkpoint_and_key() -> None:
     assert line("verifier-key").decode() == verifier_key(origin, KEY.public_key)
     assert BLOCKS["checkpoint"].encode() == KEY.sign(origin, 2, root)
     assert verify_checkpoint(BLOCKS["checkpoint"].encode(), origin, KEY.public_key).root == root
+
+
+def test_receiver_wide_log() -> None:
+    """Its entries say the roots of the example's log, with exactly the documented fields; its checkpoint is the one over them."""
+    leaves = [leaf_hash(line("entry-0")), leaf_hash(line("entry-1"))]
+    host = parse_manifest(line("manifest")).host
+    said = [parse_said(line("wide-0")), parse_said(line("wide-1"))]
+    assert said == [(host, Tree(1, root_of(leaves[:1]))), (host, Tree(2, root_of(leaves)))]
+    assert {row[0] for row in table("Wide entry field")} == set(parse_entry(line("wide-0")))
+    assert set(parse_entry(said_entry(NOW, host, Tree(1, bytes(32))))) == set(parse_entry(line("wide-0")))
+    root = root_of([leaf_hash(line("wide-0")), leaf_hash(line("wide-1"))])
+    assert BLOCKS["wide-checkpoint"].encode() == KEY.sign(KEY.name, 2, root)
+    assert verify_checkpoint(BLOCKS["wide-checkpoint"].encode(), KEY.name, KEY.public_key).root == root
 
 
 def test_receipt() -> None:
@@ -183,12 +245,25 @@ def test_statement_fields() -> None:
     assert {row[0] for row in table("Statement field")} == set(json.loads(encode_payload("n", bytes(32), "t")))
 
 
+def test_succession() -> None:
+    """The example is what the example's key and the next one sign, a line has the documented fields, and bounds are the code's."""
+    old, new = (Ed25519PrivateKey.from_private_bytes(bytes(range(first, first + 32))) for first in (0, 1))
+    note = BLOCKS["succession"].encode()
+    assert note == sign_succession(KEY.name, old, new, datetime(2027, 11, 22, 9, tzinfo=UTC))
+    assert verify_succession(note).before == KEY.public_key
+    assert {row[0] for row in table("History field")} == set(json.loads(encode_history([Line(b"s", None)])))
+    assert f"at most {limits.MAX_LOG_KEYS} and {limits.MAX_LOG_KEYS_BYTES} bytes" in TEXT
+    assert f"note](https://c2sp.org/signed-note) of at most {limits.MAX_CHECKPOINT_BYTES} bytes" in TEXT
+
+
 def test_names_in_the_tree() -> None:
     """The document names every file and directory that the code does."""
     paths = {row[0].split("/")[0] for row in table("Path")}
-    ours = {layout.FORMAT, layout.LOCK, layout.LOG_KEY, layout.ANCHORS, layout.CATALOGUE, layout.AUDIT, "control.sock"}
+    ours = {layout.FORMAT, layout.LOCK, layout.LOG_KEY, layout.LOG_KEYS, layout.ANCHORS, layout.CATALOGUE, layout.AUDIT, crls.CRLS}
+    ours |= {"control.sock"}
     assert paths == ours | {place.value for place in layout.Place}
-    assert {row[0] for row in table("File")} == {reading.CORE, reading.REPORT, reading.MANIFEST, reading.RECEIPT}
+    files = {reading.CORE, reading.REPORT, reading.MANIFEST, reading.RECEIPT, f"{reading.REMAINS}-N"}
+    assert {row[0] for row in table("File")} == files
 
 
 def test_bounds() -> None:
@@ -207,5 +282,8 @@ def test_bounds() -> None:
         f"\nat most {limits.MAX_CHECKPOINT_BYTES} bytes",
         f"1 to {limits.MAX_CHAIN} certificates",
         f"at most {limits.MAX_WORDS} characters",
+        f"byte for byte: at most {limits.MAX_CRL_BYTES} bytes of PEM",
+        f"longer than {limits.CRL_GRACE_S} seconds ago",
+        f"of one host {limits.MAX_RESUMED_ENTRIES} times",
     ):
         assert words in TEXT

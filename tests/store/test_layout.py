@@ -1,17 +1,20 @@
-"""The store's tree: who may open it, what becomes a place in it, and how a dump is found."""
+"""The store's tree: who may open it, and what becomes a place in it."""
 
 import os
 import stat
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from securecore.dump import directory
 from securecore.errors import BrokenError, ConfigError, NotFoundError, StorageError
 from securecore.names import DumpId, HostName, NameRefused
 from securecore.store.layout import Place, Store, create_store, open_store
+from tests.support.disk import Disk, run_until
 from tests.support.dumps import REPORT, WEB, begin, core_bytes, dump_id
 
 DB = HostName("db-2.hosts.test.example")
@@ -35,6 +38,51 @@ def test_a_new_store_opens_with_its_id(store: Store) -> None:
     with open_store(store.path) as again:
         assert again.store_id == store.store_id
     assert (Path(store.path) / "FORMAT").read_text() == f"securecore-store 1\n{store.store_id}\n"
+
+
+@pytest.mark.parametrize("place", [*Place, "audit"])
+def test_a_hosts_directory_is_durable_whenever_the_process_before_was_killed(place: Place | str, tmp_path: Path) -> None:
+    """Whoever is given it may rely on its name, also where another process made it and was killed before its sync."""
+
+    def enter(path: Path) -> None:
+        with open_store(str(path)) as store:
+            os.close(store.host_directory(place, WEB) if isinstance(place, Place) else store.audit_directory(WEB, create=True))
+
+    name = f"{place.value if isinstance(place, Place) else place}/{WEB}"
+    for fatal in range(1, 5):
+        path = tmp_path / str(fatal)
+        create_store(str(path)).close()
+        disk = Disk(path)
+        run_until(fatal, disk, partial(enter, path))
+        run_until(None, disk, partial(enter, path))
+        assert name in disk.survivors(), f"killed before call {fatal}"
+        disk.close()
+
+
+def test_a_hosts_directory_is_durable_after_a_sync_that_failed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that made it goes on, and makes it durable before it gives it out."""
+    disk = Disk(Path(store.path))
+    with monkeypatch.context() as patch:
+        patch.setattr(directory, "sync", refuse_to_sync)
+        with pytest.raises(StorageError):
+            store.host_directory(Place.INCOMING, WEB)
+    disk.watch(monkeypatch)
+    os.close(store.host_directory(Place.INCOMING, WEB))
+    assert f"incoming/{WEB}" in disk.survivors()
+    disk.close()
+
+
+def test_a_hosts_directory_costs_a_sync_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An fsync takes milliseconds also where nothing has changed, and each dump asks for its host's directories."""
+    os.close(store.host_directory(Place.INCOMING, WEB))
+    monkeypatch.setattr(directory, "sync", refuse_to_sync)
+    os.close(store.host_directory(Place.INCOMING, WEB))
+    with pytest.raises(StorageError):
+        store.host_directory(Place.INCOMING, DB)
+
+
+def refuse_to_sync(fd: int) -> None:
+    raise StorageError("cannot make a write durable")
 
 
 def test_modes_with_no_umask(tmp_path: Path) -> None:
@@ -234,41 +282,6 @@ def test_dump_files_read_what_is_there(store: Store) -> None:
         fd = files.open_core()
         assert (files.read_report(), os.read(fd, 10), files.core_bytes()) == (REPORT, b"core", 4)
         os.close(fd)
-
-
-def test_find_by_beginning_and_end(store: Store) -> None:
-    """A dump is found by any beginning or end of its id that only it has, hyphens or not, in either case."""
-    plant_dump(store, dump_id(0xABCDEF12))
-    plant_dump(store, dump_id(0x12345678), DB, Place.INCOMING)
-    wanted = (WEB, dump_id(0xABCDEF12))
-    text = str(wanted[1])
-    for part in (text, text.upper(), text.replace("-", ""), "abcdef12", "ef12", text[:13], f" {text[-13:]} "):
-        assert store.find(part) == wanted
-    assert store.find("5678") == (DB, dump_id(0x12345678))
-    assert store.find("5678", DB) == (DB, dump_id(0x12345678))
-
-
-def test_find_tells_candidates(store: Store) -> None:
-    """A text that several dumps answer to is refused with the candidates; one that none answers to, too."""
-    for number in range(12):
-        plant_dump(store, dump_id(number))
-    plant_dump(store, dump_id(3), DB)
-    with pytest.raises(NotFoundError, match="'0' means") as raised:
-        store.find("0")
-    assert str(raised.value.hint).count("hosts.test.example") == 3
-    with pytest.raises(NotFoundError, match="means 2 dumps"):
-        store.find(str(dump_id(3)))
-    assert store.find(str(dump_id(3)), DB) == (DB, dump_id(3))
-    for text in ("", "-", "zz", "../..", "ffff", "a" * 1000):
-        with pytest.raises(NotFoundError, match="has an id that begins or ends"):
-            store.find(text)
-
-
-def test_a_dump_in_both_places_is_one(store: Store) -> None:
-    """A dump that is found published and coming in is not ambiguous."""
-    plant_dump(store, dump_id(1))
-    plant_dump(store, dump_id(1), place=Place.INCOMING)
-    assert store.find(str(dump_id(1))) == (WEB, dump_id(1))
 
 
 def test_missing_audit_log(store: Store) -> None:

@@ -21,12 +21,14 @@ from securecore.dump import directory
 from securecore.errors import SecurecoreError
 from securecore.names import DumpId
 from securecore.receiver.commit import Committer
+from securecore.receiver.log_keeper import LogKeeper
 from securecore.store.growing_core import GrowingCore
 from securecore.store.layout import create_store, open_store
 from securecore.store.recovery import open_incoming
 from securecore.store.writer import AlreadyStored, IncomingDump
 from tests.support.certificates import Hierarchy
 from tests.support.dumps import NOW, REPORT, WEB, Signer, core_bytes, dump_id, frames_of, logs_of, make_log_signer, make_signer
+from tests.support.formats import tree_root
 from tests.support.power import End, Killed, Loss, Power, Survivors, contents, ends, examples, hunt, scratch
 
 CORES: Final = {dump_id(number): core_bytes(whole, 40 + number) for number, whole in enumerate((0, 1, 3), start=1)}
@@ -61,10 +63,13 @@ class Reception(RuleBasedStateMachine):
         self.is_sound = True
         self.incoming: IncomingDump | None = None
         self._open()
+        self._start(None)
 
     def _open(self) -> None:
         self.store = open_store(str(self.power.root))
         self.logs = logs_of(self.store, self.log_key)
+        self.keeper = LogKeeper(self.store, self.log_key, lambda: NOW)
+        self.keeper.follow(self.logs)
         self.committer = Committer(self.store, self.logs, lambda: NOW)
 
     def _leave(self) -> None:
@@ -72,6 +77,7 @@ class Reception(RuleBasedStateMachine):
         if self.incoming is not None:
             self.incoming.close()
             self.incoming = None
+        self.keeper._drop()
         self.logs.close()
         self.store.close()
 
@@ -91,6 +97,7 @@ class Reception(RuleBasedStateMachine):
         """Do what a start does: roll forward; nothing that a crash leaves may stand in its way."""
 
         def roll() -> None:
+            self.keeper.begin()
             assert [error for _, error in self.committer.roll_forward() if error is not None] == []
 
         self._attempt(roll, end)
@@ -137,6 +144,11 @@ class Reception(RuleBasedStateMachine):
             self._receipted(dump, receipt)
 
         self._attempt(act, end)
+
+    @rule(end=ends(10))
+    def look(self, end: End | None) -> None:
+        """The receiver says in the receiver-wide log what has changed."""
+        self._attempt(self.keeper.look, end)
 
     def _take(self, dump: DumpId) -> IncomingDump | None:
         """Open a dump as a session does; None when the answer was its receipt."""
@@ -193,6 +205,7 @@ class Reception(RuleBasedStateMachine):
         try:
             for dump in CORES:
                 self.finish(dump, None)
+            self.look(None)
             self.all_promises_hold()
             assert set(self.model.receipts) == set(CORES)
             left = [name for name in contents(self.power.root) if name.endswith(".new") or name.startswith(f"incoming/{WEB}/")]
@@ -222,6 +235,7 @@ def check(model: Model, found: Survivors) -> None:
             assert core.startswith(stored), "what is published is whole"
             assert json.loads(payload(found[f"{place}/manifest.jws"] or b""))["outcome"] == "complete"
     check_log(model, found, published)
+    check_wide_log(model, found, published)
 
 
 def check_log(model: Model, found: Survivors, published: set[str]) -> None:
@@ -231,12 +245,31 @@ def check_log(model: Model, found: Survivors, published: set[str]) -> None:
     signed = entries[: int(checkpoint[1])] if len(checkpoint) > 1 else []
     assert signed[: len(model.signed)] == model.signed
     model.signed = signed
-    received = [json.loads(entry)["dump"] for entry in signed]
+    received = [fields["dump"] for fields in map(json.loads, signed) if fields["event"] == "received"]
     assert len(received) == len(set(received))
     assert published <= set(received), "a visible dump has its entry"
     for receipt in model.receipts.values():
         extra, index = (receipt.split(b"\n")[number].split(b" ")[1] for number in (1, 2))
         assert signed[int(index)] == b64decode(extra)
+
+
+def check_wide_log(model: Model, found: Survivors, published: set[str]) -> None:
+    """It names the host of every dump, says nothing of its log that this is not, and is what the log's entries say."""
+    checkpoint = (found.get("audit/receiver/checkpoint") or b"").split(b"\n")
+    entries = (found.get("audit/receiver/entries.jsonl") or b"").splitlines()
+    signed = entries[: int(checkpoint[1])] if len(checkpoint) > 1 else []
+    assert len(checkpoint) == 1 or tree_root(signed) == b64decode(checkpoint[2])
+    said = [json.loads(entry) for entry in signed]
+    assert said or not published
+    for entry in said:
+        assert entry["size"] <= len(model.signed)
+        assert entry["root"] == tree_root(model.signed[: entry["size"]]).hex()
+    assert [entry["size"] for entry in said] == sorted({entry["size"] for entry in said})
+    for entry in map(json.loads, model.signed):
+        if entry["event"] != "received":
+            continue
+        assert entry["wide_root"] == tree_root(signed[: entry["wide_size"]]).hex()
+        assert entry["wide_size"] <= len(signed)
 
 
 def payload(token: bytes) -> bytes:
@@ -263,6 +296,7 @@ PLANTED: Final[dict[str, tuple[object, str]]] = {
     "no name is ever made durable": (directory, "sync"),
     "an entry is signed before it is durable": (HostLog, "_sync_entries"),
     "a receipt is given for a dump that is not published": (IncomingDump, "publish"),
+    "a receipt is given to a host that the receiver-wide log does not name": (LogKeeper, "note"),
 }
 """What is left out: a function, by where it stands."""
 

@@ -146,6 +146,51 @@ def test_a_host_is_brought_to_its_bound_before_the_store_is() -> None:
     assert [due.held.id for due in select(dumps, Retention(max_dumps=3, host_dumps=2), NOW)] == ["0002", "0003"]
 
 
+def test_what_is_coming_in_counts_for_its_host_and_is_not_taken() -> None:
+    """For its own bytes; no other host, and not the store's bounds, are touched by what is never finished."""
+    dumps = [held(3 * DAY, 1, "a", 4), held(2 * DAY, 2, "a", 4), held(3 * DAY, 3, "b", 4)]
+    coming = [held(DAY, 4, "a", 3), held(5 * DAY, 5, "c", 9)]
+    assert went(select(dumps, Retention(host_bytes=10, max_bytes=12), NOW, coming)) == [("0001", "host has more than 10B")]
+    assert went(select(dumps, Retention(host_dumps=2, max_dumps=3), NOW, coming)) == []
+    assert went(select(dumps, Retention(host_bytes=11, max_bytes=12), NOW, coming)) == []
+    everything = select(dumps, Retention(host_bytes=0, max_age=timedelta()), NOW, coming)
+    assert {each.held for each in everything} == set(dumps)
+
+
+@given(stores(), stores(), st.integers(0, 30))
+def test_what_is_never_finished_takes_no_more_than_half_of_what_its_host_may_have(
+    dumps: list[Held], coming: list[Held], most: int
+) -> None:
+    """A stolen host that begins dumps without end does not delete all that it had sent before it was stolen."""
+    retention = Retention(host_bytes=most)
+    without = {each.held for each in select(dumps, retention, NOW)}
+    gone = {each.held for each in select(dumps, retention, NOW, coming)}
+    assert without <= gone
+    for name in {dump.host for dump in gone - without}:
+        last = max(dump for dump in gone if dump.host == name)
+        left = sum(dump.stored_bytes for dump in dumps if dump.host == name and dump not in gone)
+        assert left + last.stored_bytes > most - most // 2
+
+
+@given(stores(), stores(), st.integers(0, 9), st.integers(0, 30))
+def test_more_that_is_coming_in_spares_nothing_that_less_would_not(
+    dumps: list[Held], coming: list[Held], more: int, most: int
+) -> None:
+    """So there is room for the rest of what a host has coming in, as long as more than half of its bound is published."""
+    retention = Retention(host_bytes=most)
+    gone = {each.held for each in select(dumps, retention, NOW, coming)}
+    assert gone <= {each.held for each in select(dumps, retention, NOW, [*coming, held(DAY, 1000, "a", more)])}
+
+
+def test_dumps_that_are_begun_and_never_ended_delete_half_at_the_most() -> None:
+    """By their number none; by their bytes down to half of what the host may have, however many they are."""
+    dumps = [held(number * DAY, number, "a", 4) for number in range(1, 6)]
+    parts = [held(DAY, 100 + number, "a", 1) for number in range(50)]
+    assert select(dumps, Retention(host_dumps=5), NOW, parts) == []
+    for number in (10, 20, 21, 50):
+        assert [due.held.id for due in select(dumps, Retention(host_bytes=20), NOW, parts[:number])] == ["0005", "0004", "0003"]
+
+
 def test_what_takes_no_room_is_not_taken_for_room() -> None:
     """A dump given up before its first frame goes by its age or by number, not by bytes: that would free none."""
     dumps = [held(9 * DAY, 1, stored_bytes=0), held(DAY, 2, stored_bytes=10)]

@@ -14,10 +14,12 @@ from securecore.dump.frames import ZERO_PIECE_FRAME, zero_frame
 from securecore.dump.reader import open_container
 from securecore.errors import BrokenError, Bug, BusyError, NotFoundError, PeerError, StorageError
 from securecore.merkle import EMPTY_ROOT, leaf_hash, root_of
-from securecore.store.layout import Place, Store, create_store
+from securecore.store.layout import Place, Store, create_store, open_store
+from securecore.store.recovery import open_incoming
 from securecore.store.writer import AlreadyStored, IncomingDump
-from tests.support.disk import Disk
+from tests.support.disk import Disk, run_until
 from tests.support.dumps import REPORT, WEB, begin, core_bytes, dump_id, dump_path, frames_of
+from tests.support.lossy_disk import LossyFile
 
 CORE = core_bytes()
 FRAMES = frames_of(CORE)
@@ -150,6 +152,34 @@ def test_what_resume_holds_is_durable(store: Store, monkeypatch: pytest.MonkeyPa
     assert {f"{name}/manifest.jws"} <= set(disk.survivors())
     again.close()
     disk.close()
+
+
+def test_a_dump_survives_a_power_cut_whenever_the_process_before_was_killed(tmp_path: Path) -> None:
+    """Names that a killed process gave, and had no time to make durable, are durable before the next one vouches for a frame."""
+    is_done, fatal = False, 0
+    while not is_done:
+        fatal += 1
+        path = tmp_path / str(fatal)
+        create_store(str(path)).close()
+        disk = Disk(path)
+
+        def take(path: Path = path) -> bool:
+            with open_store(str(path)) as store:
+                dump = open_incoming(store, WEB, dump_id(1), REPORT)
+                try:
+                    for frame in FRAMES[dump.frames :]:
+                        dump.append(*frame)
+                    dump.sync()
+                finally:
+                    dump.close()  # Its lock, as the system does for a process.
+            return True
+
+        is_done = run_until(fatal, disk, take) is not None
+        run_until(None, disk, take)
+        survivors = disk.survivors()
+        assert survivors.get(f"incoming/{WEB}/{dump_id(1)}/core.zst") == STORED, f"killed before call {fatal}"
+        assert survivors[f"incoming/{WEB}/{dump_id(1)}/report.json"] == REPORT
+        disk.close()
 
 
 def test_resume_with_another_report_is_refused(store: Store) -> None:
@@ -346,6 +376,50 @@ def test_after_a_disk_error_nothing_goes_on(store: Store) -> None:
     again.close()
 
 
+@pytest.mark.parametrize("ending", ["more frames", "its end", "giving up"])
+def test_frames_that_the_disk_has_lost_are_not_held(ending: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a sync that failed its frames are read back though the disk has not got them: a resume does not count them."""
+    frames = frames_of(core_bytes(3))
+    dump = IncomingDump.begin(store, WEB, dump_id(1), REPORT)
+    dump.append(*frames[0])
+    dump.sync()
+    disk = LossyFile(dump_path(store, dump_id(1), "incoming") / "core.zst", monkeypatch)
+    dump.append(*frames[1])
+    disk.losses = 1
+    with pytest.raises(StorageError, match="durable"):
+        {"more frames": dump.sync, "its end": lambda: dump.finish(b"manifest"), "giving up": dump.give_up}[ending]()
+    dump.close()
+
+    resumed = resume(store)
+    assert (resumed.frames, resumed.root) == (1, root_of([leaf_hash(frames[0][0])]))
+    for frame in frames[1:]:
+        resumed.append(*frame)
+    resumed.sync()
+    assert bytes(disk.on_disk) == b"".join(frame for frame, _ in frames)
+    resumed.close()
+
+
+def test_frames_of_a_killed_process_that_the_disk_loses_at_a_resume_are_not_held(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sync of a resume fails, and says so: the next resume holds what the disk has, and all that was acknowledged."""
+    frames = frames_of(core_bytes(3))
+    dump = IncomingDump.begin(store, WEB, dump_id(1), REPORT)
+    dump.append(*frames[0])
+    dump.sync()
+    disk = LossyFile(dump_path(store, dump_id(1), "incoming") / "core.zst", monkeypatch)
+    dump.append(*frames[1])
+    dump.close()
+    disk.losses = 1
+    with pytest.raises(StorageError, match="durable"):
+        resume(store)
+
+    resumed = resume(store)
+    assert resumed.frames == 1
+    assert bytes(disk.on_disk[: resumed.stored_bytes]) == frames[0][0]
+    resumed.close()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small file system")
 def test_a_full_file_system(tmp_path: Path) -> None:
@@ -431,24 +505,23 @@ def test_what_follows_drops_the_beginning(way: str, store: Store) -> None:
 
 
 NO_BEGINNING = {
-    "no magic number": b"\0" * 50,
-    "half another magic number": b"\x28\xb5\x2e",
-    "a seek table": TABLE,
-    "a frame that may not be": b"\x28\xb5\x2f\xfd\xff" + bytes(20),
-    "more than a frame": FRAMES[1][0][:10] + bytes(limits.MAX_FRAME_BYTES),
+    "zeroes": b"\0" * 50,
+    "its seek table": seek_table([FrameEntry(len(FRAMES[0][0]), limits.PIECE_BYTES)]),
+    "the beginning of it": seek_table([FrameEntry(len(FRAMES[0][0]), limits.PIECE_BYTES)])[:11],
 }
 
 
 @pytest.mark.parametrize("name", NO_BEGINNING)
-def test_what_cannot_be_the_beginning_of_a_frame_is_cut_off(name: str, store: Store) -> None:
-    """A disk that lost power may have left anything: it is not offered to the sender, and not kept."""
+def test_what_a_crash_leaves_and_is_no_beginning_of_a_frame_is_cut_off(name: str, store: Store) -> None:
+    """A power cut leaves zeroes, a receiver that was killed a seek table: neither offered to the sender, nor kept."""
     begin(store, dump_id(1), CORE[: limits.PIECE_BYTES]).close()
     core = dump_path(store, dump_id(1), "incoming") / "core.zst"
     with core.open("ab") as file:
         file.write(NO_BEGINNING[name])
     incoming = resume(store)
-    assert (incoming.frames, incoming.torn()) == (1, b"")
+    assert (incoming.frames, incoming.torn(), incoming.damaged_bytes) == (1, b"", 0)
     assert core.read_bytes() == FRAMES[0][0]
+    assert sorted(os.listdir(core.parent)) == ["core.zst", "report.json"]
     incoming.close()
 
 
