@@ -16,19 +16,44 @@ from typing import Final, NamedTuple
 from securecore import limits
 from securecore.dump.manifest import COMPLETE, Manifest
 from securecore.errors import BrokenError, Bug
-from securecore.names import DumpId, HostName, StoreId
+from securecore.names import DumpId, HostName, NameRefused, StoreId
 
 RECEIVED: Final = "received"
 INCOMPLETE: Final = "incomplete"
 DELETED: Final = "deleted"
 EXTRACTED: Final = "extracted"
 REFUSED: Final = "refused"
+CERTIFICATE: Final = "certificate"
+RESUMED: Final = "resumed"
+VERIFIED: Final = "verified"
 
-_DIGESTS: Final = {RECEIVED: "manifest_sha256", INCOMPLETE: "root", DELETED: None}
+
+def _field(name: str, form: str) -> re.Pattern[bytes]:
+    """Return what finds a field in a canonical entry.
+
+    Quotes within text are escaped, those in a key too, so the name with its quotes, behind a brace or a comma, is a field and
+    nothing else. That is looked at behind the name: an expression that begins with literal text is searched for much faster.
+    """
+    return re.compile(f'"{name}":(?<=[{{,]"{name}":){form}[,}}]'.encode("ascii"))
+
+
+_STANDS: Final = _field("event", '"(received|incomplete|deleted)"')
+_DIGESTS: Final = {
+    RECEIVED: _field("manifest_sha256", '"([0-9a-f]{64})"'),
+    INCOMPLETE: _field("root", '"([0-9a-f]{64})"'),
+    DELETED: None,
+}
 """The events that say where a dump stands, and the field of each that tells two of them apart."""
-_STANDS: Final = re.compile(b'"event":"(?:received|incomplete|deleted)"')
-"""Quotes within text are escaped, so these bytes in an entry are a field and nothing else."""
+_OF_DUMP: Final = _field("dump", '"([0-9a-f-]{36})"')
+_DAMAGED: Final = _field("damaged_bytes", "([0-9]{1,19})")
+_FRAMES: Final = _field("frames", "([0-9]{1,19})")
+_STORED: Final = _field("stored_bytes", "([0-9]{1,19})")
+_WIDE: Final = re.compile(b'"wide_root":"([0-9a-f]{64})","wide_size":(0|[1-9][0-9]{0,18})[,}]')
+"""Keys are sorted, and these two are neighbours."""
 _HEX: Final = re.compile("[0-9a-f]{64}")
+
+_DAMAGED_MAX: Final = (1 << 63) - 1
+"""No file is longer (off_t)."""
 
 _VERSION: Final = 1
 _WORD_MAX: Final = 255
@@ -46,18 +71,28 @@ class Statement(NamedTuple):
     digest: bytes
     """SHA-256 of the manifest of what was received, Merkle root of what is incomplete; empty for a deletion, and where the entry
     does not say."""
+    damaged_bytes: int = 0
+    """Of what is incomplete: cut off behind damaged frames; 0 where the entry does not say."""
 
-    def follows(self, event: str, digest: bytes) -> bool:
-        """Return whether this may be said of a dump of which *event* and *digest* were said last.
+    def follows(self, event: str, digest: bytes, damaged_bytes: int = 0) -> bool:
+        """Return whether this may be said of a dump of which *event*, *digest* and *damaged_bytes* were said last.
 
-        A dump may be received again when its files were lost or deleted, and given up again with other frames. Not twice with the
-        same: that would be one event written down two times. It may be deleted at any time, a part that came after a deletion too.
+        A dump may be received again when its files were lost or deleted, and given up again with other frames, or when more of it
+        was lost by damage: then its frames may be those that it had at first. Not twice with the same: that would be one event
+        written down two times. It may be deleted at any time, a part that came after a deletion too.
         """
-        return self.event == DELETED or (self.event, self.digest) != (event, digest)
+        return self.event == DELETED or (self.event, self.digest, self.damaged_bytes) != (event, digest, damaged_bytes)
+
+
+class WideHead(NamedTuple):
+    """A checkpoint of the receiver-wide log, which an entry of a host's log says that there was."""
+
+    size: int
+    root: bytes
 
 
 class Held(NamedTuple):
-    """What is held of a dump that is given up."""
+    """What is held of a dump, as an entry says: of one that is given up, for want of a manifest."""
 
     frames: int
     size: int
@@ -82,13 +117,17 @@ def received_entry(
     *,
     stored_bytes: int,
     certificate: str,
+    crl_sha256: str | None = None,
     program: str | None = None,
     signal: int | None = None,
+    wide_head: WideHead | None = None,
 ) -> bytes:
     """Return the entry that says that a dump is durable.
 
-    *certificate* is the fingerprint of the host's certificate, *stored_bytes* the length of core.zst with its seek table;
-    *program* and *signal* are the report's, kept so that the log still says what was there when the dump has been deleted.
+    *certificate* is the fingerprint of the host's certificate, *crl_sha256* the digest of the revocation lists by which it was
+    judged, None where none is known; *stored_bytes* the length of core.zst with its seek table; *program* and *signal* are the
+    report's, kept so that the log still says what was there when the dump has been deleted. *wide_head* is what is durable of the
+    receiver-wide log.
     """
     return encode(
         {
@@ -96,7 +135,9 @@ def received_entry(
             **_agreed(manifest, manifest_jws),
             "stored_bytes": stored_bytes,
             "certificate": certificate,
+            "crl_sha256": crl_sha256,
             **_crash(program, signal),
+            **_wide(wide_head),
         }
     )
 
@@ -111,10 +152,13 @@ def incomplete_entry(
     last_at: datetime,
     program: str | None = None,
     signal: int | None = None,
+    damaged_bytes: int = 0,
+    wide_head: WideHead | None = None,
 ) -> bytes:
     """Return the entry that says that a dump's sender did not come back, and what is durable of the dump.
 
-    *last_at* is when its last frame came, by the receiver's clock; *program* and *signal* as in received_entry.
+    *last_at* is when its last frame came, by the receiver's clock; *program*, *signal* and *wide_head* as in received_entry.
+    *damaged_bytes* were cut off behind a damaged frame and are kept beside the core.
     """
     return encode(
         {
@@ -127,6 +171,8 @@ def incomplete_entry(
             "stored_bytes": held.stored_bytes,
             "last_at": timestamp(last_at),
             **_crash(program, signal),
+            **({"damaged_bytes": damaged_bytes} if damaged_bytes else {}),
+            **_wide(wide_head),
         }
     )
 
@@ -149,6 +195,49 @@ def refused_entry(moment: datetime, dump_id: DumpId | None, host: HostName, *, c
     """
     said: dict[str, Value] = {"code": code, "reason": reason[: limits.MAX_WORDS], "others": others}
     return encode({**_common(REFUSED, moment, dump_id, host), **said})
+
+
+def certificate_entry(
+    moment: datetime,
+    dump_id: DumpId,
+    host: HostName,
+    *,
+    certificate: str,
+    serial: int,
+    not_after: datetime,
+    key_sha256: str,
+    key: str,
+) -> bytes:
+    """Return the entry that says that a host's certificate was seen for the first time, with this dump.
+
+    *certificate* is its fingerprint, *key_sha256* the digest of its SubjectPublicKeyInfo; *key* is ``first``, ``kept`` or
+    ``rotated``, held against the certificate of the entry before that says so.
+    """
+    said: dict[str, Value] = {
+        "certificate": certificate,
+        "serial": f"{serial:x}",
+        "not_after": timestamp(not_after),
+        "key_sha256": key_sha256,
+        "key": key,
+    }
+    return encode({**_common(CERTIFICATE, moment, dump_id, host), **said})
+
+
+def resumed_entry(moment: datetime, dump_id: DumpId, host: HostName, *, frames: int, others: int) -> bytes:
+    """Return the entry that says that a session goes on with a dump of which *frames* are held.
+
+    *others* is how many times more the host has gone on with a dump since the entry before that says so.
+    """
+    return encode({**_common(RESUMED, moment, dump_id, host), "frames": frames, "others": others})
+
+
+def verified_entry(moment: datetime, dump_id: DumpId, host: HostName, *, uid: int, user: str | None, problem: str | None) -> bytes:
+    """Return the entry that says what somebody who verified a dump found: *problem*, or that all holds where it is None."""
+    said: dict[str, Value] = {
+        "result": "broken" if problem is not None else "ok",
+        "problem": None if problem is None else problem[: limits.MAX_WORDS],
+    }
+    return encode({**_common(VERIFIED, moment, dump_id, host), **_person(uid, user), **said})
 
 
 def encode(fields: Mapping[str, Value]) -> bytes:
@@ -180,19 +269,52 @@ def parse_entry(entry: bytes) -> dict[str, Value]:
     return fields
 
 
+def is_entry(data: bytes) -> bool:
+    """Return whether parse_entry takes *data*."""
+    try:
+        parse_entry(data)
+    except BrokenError:
+        return False
+    return True
+
+
+def find_wide_head(entry: bytes) -> WideHead | None:
+    """Return what *entry* says of the receiver-wide log; None when it says nothing. Not checked: that it is an entry."""
+    found = _WIDE.search(entry)
+    return WideHead(int(found[2]), bytes.fromhex(found[1].decode("ascii"))) if found is not None else None
+
+
 def find_statement(entry: bytes) -> Statement | None:
     """Return what *entry* says of where a dump stands; None for other events and for what is no entry."""
-    if _STANDS.search(entry) is None:
+    return scan_statement(entry) if _STANDS.search(entry) is not None and is_entry(entry) else None
+
+
+def scan_statement(entry: bytes) -> Statement | None:
+    """Return the same, without parsing it once more, of an entry that parse_entry has taken."""
+    found, of_dump = _STANDS.search(entry), _OF_DUMP.search(entry)
+    if found is None or of_dump is None:
         return None
     try:
-        fields = parse_entry(entry)
-        dump_id = DumpId.parse(str(fields.get("dump")))
-    except (BrokenError, ValueError):
+        dump_id = DumpId.parse(of_dump[1].decode("ascii"))
+    except NameRefused:
         return None
-    event = str(fields["event"])
+    event = found[1].decode("ascii")
     field = _DIGESTS[event]
-    digest = str(fields.get(field)) if field is not None else ""
-    return Statement(dump_id, event, bytes.fromhex(digest) if _HEX.fullmatch(digest) else b"")
+    digest = field.search(entry) if field is not None else None
+    damaged = _DAMAGED.search(entry) if event == INCOMPLETE else None
+    damaged_bytes = int(damaged[1]) if damaged is not None else 0
+    return Statement(
+        dump_id,
+        event,
+        bytes.fromhex(digest[1].decode("ascii")) if digest is not None else b"",
+        damaged_bytes if damaged_bytes <= _DAMAGED_MAX else 0,
+    )
+
+
+def scan_extent(entry: bytes) -> tuple[int, int]:
+    """Return frames and stored_bytes of an entry that parse_entry has taken; -1, which fits no dump, for what it does not say."""
+    frames, stored = _FRAMES.search(entry), _STORED.search(entry)
+    return int(frames[1]) if frames is not None else -1, int(stored[1]) if stored is not None else -1
 
 
 def parse_incomplete(fields: Mapping[str, Value], dump_id: DumpId, host: HostName, store: StoreId) -> Held:
@@ -204,6 +326,14 @@ def parse_incomplete(fields: Mapping[str, Value], dump_id: DumpId, host: HostNam
     for name, value in expected.items():
         if fields.get(name) != value:
             raise BrokenError(f"audit entry says {name} is {fields.get(name)!a:.100}, not {value!a}")
+    return find_held(fields)
+
+
+def find_held(fields: Mapping[str, Value]) -> Held:
+    """Return what a received or incomplete entry says that there is of its dump; raises BrokenError when it does not say it.
+
+    Not checked: that it is so.
+    """
     numbers = [fields.get(name) for name in ("frames", "size", "stored_bytes")]
     digests = [str(fields.get(name)) for name in ("root", "report_sha256")]
     if not all(type(number) is int and 0 <= number < 1 << 63 for number in numbers) or not all(map(_HEX.fullmatch, digests)):
@@ -236,6 +366,10 @@ def _crash(program: str | None, signal: int | None) -> dict[str, Value]:
     if signal is not None:
         fields["signal"] = signal
     return fields
+
+
+def _wide(head: WideHead | None) -> dict[str, Value]:
+    return {} if head is None else {"wide_size": head.size, "wide_root": head.root.hex()}
 
 
 def _person(uid: int, user: str | None) -> dict[str, Value]:

@@ -7,14 +7,14 @@ Source: https://c2sp.org/tlog-proof, RFC 6962 section 2.1.1.
 
 import base64
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from securecore import limits
 from securecore.audit.checkpoint import Checkpoint, decode_base64, verify_checkpoint
 from securecore.audit.entry import Value, parse_entry
 from securecore.errors import BrokenError
-from securecore.merkle import HASH_BYTES, Frontier, leaf_hash, root_from_inclusion
+from securecore.merkle import HASH_BYTES, Frontier, leaf_hash, node_hash, root_from_inclusion
 
 _FIRST_LINE: Final = "c2sp.org/tlog-proof@v1"
 _INDEX: Final = re.compile(r"index (0|[1-9][0-9]{0,18})\Z")
@@ -78,11 +78,11 @@ def parse_proof(text: bytes) -> TlogProof:
     return TlogProof(int(match[1]), tuple(hashes), checkpoint, extra)
 
 
-def verify_receipt(receipt: bytes, origin: str, public_key: bytes) -> Receipt:
+def verify_receipt(receipt: bytes, origin: str, public_key: bytes, earlier: Sequence[bytes] = ()) -> Receipt:
     """Return what a receipt proves: this entry is in the log *origin*, under a root that its key has signed.
 
     1. It has the form of a proof, and carries an entry.
-    2. Its checkpoint is of that log and signed by that key.
+    2. Its checkpoint is of that log and signed by that key, or by one of those *earlier* than it.
     3. The entry's hash and the path give the checkpoint's root.
 
     Raises BrokenError. Not checked: whose key that is (see statement.py) and of which dump the entry speaks (see
@@ -91,10 +91,26 @@ def verify_receipt(receipt: bytes, origin: str, public_key: bytes) -> Receipt:
     proof = parse_proof(receipt)
     if proof.extra is None:
         raise BrokenError("receipt does not carry its entry")
-    checkpoint = verify_checkpoint(proof.checkpoint, origin, public_key)
+    checkpoint = verify_checkpoint(proof.checkpoint, origin, public_key, earlier)
     if root_from_inclusion(leaf_hash(proof.extra), proof.leaf_index, checkpoint.size, proof.hashes) != checkpoint.root:
         raise BrokenError("receipt does not lead to the root of its checkpoint")
     return Receipt(proof.extra, parse_entry(proof.extra), proof.leaf_index, checkpoint)
+
+
+def proved_ranges(leaf: bytes, index: int, size: int, hashes: Sequence[bytes]) -> Iterator[tuple[int, int, bytes]]:
+    """Yield what an inclusion proof says of its log: ranges of entries (the first, and the one behind the last) and their hashes.
+
+    From the leaf's own up to the root's. The hash of a range depends on its entries alone (RFC 6962 section 2.1), so two proofs
+    that give one range two hashes are of two logs. Not checked: that the proof holds (root_from_inclusion does that); one that has
+    another shape than its place in the tree gives fewer ranges.
+    """
+    first, end, node = index, index + 1, leaf
+    yield first, end, node
+    for (beside, beside_end), sibling in zip(reversed(_sibling_ranges(index, size)), hashes, strict=False):
+        yield beside, beside_end, sibling
+        node = node_hash(sibling, node) if beside < first else node_hash(node, sibling)
+        first, end = min(first, beside), max(end, beside_end)
+        yield first, end, node
 
 
 def inclusion_from_stream(leaves: Iterable[bytes], index: int, size: int) -> tuple[list[bytes], bytes]:

@@ -1,7 +1,9 @@
 """The statement of a receiver's log key, signed with its TLS key: whoever has the root can verify every receipt."""
 
 import base64
+import ipaddress
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 
@@ -25,6 +27,24 @@ class LogKey(NamedTuple):
     """Ed25519, 32 bytes."""
     issued_at: datetime
     receiver: judge.Judgement
+    earlier: tuple[bytes, ...] = ()
+    """The public keys before it, the newest first, as far as a chain of successions leads (succession.py)."""
+    cut: str | None = None
+    """Why that chain leads no further back, where there is more of it."""
+
+    def is_of(self, host: str) -> bool:
+        """Return whether the receiver's certificate names *host*, a name or an address (without its zone) as it was dialled."""
+        names, addresses = judge.alternative_names(self.receiver.chain[0], judge.Purpose.RECEIVER)
+        return _as_certified(host) in {*map(str, names), *addresses}
+
+
+def sign_statement(name: str, public_key: bytes, key_pem: bytes, chain_der: Sequence[bytes], now: datetime) -> bytes:
+    """Return the statement of a log key by a receiver's TLS key, from its PEM and its chain of certificates, the leaf first.
+
+    Not checked: that the certificate is one of that name.
+    """
+    payload = encode_payload(name, public_key, now.isoformat(timespec="seconds"))
+    return jws.sign(payload, key_pem, chain_der, jws.LOG_KEY_TYP)
 
 
 def verify_statement(token: bytes, anchors: Anchors, now: datetime | None = None) -> LogKey:
@@ -46,6 +66,16 @@ def verify_statement(token: bytes, anchors: Anchors, now: datetime | None = None
     if name != f"{receiver.name}/securecore":
         raise BrokenError(f"log key statement names {name[:300]!a}, it is signed by {receiver.name}")
     return LogKey(name, public_key, issued_at, receiver)
+
+
+def read_stated_key(token: bytes) -> bytes:
+    """Return the public key that *token* states; raises BrokenError when it states none. Not checked: any certificate."""
+    return _parse_payload(jws.verify(token, jws.LOG_KEY_TYP, limits.MAX_STATEMENT_BYTES).payload)[1]
+
+
+def read_stated_name(token: bytes) -> str:
+    """Return the name of the key that *token* states; raises as read_stated_key does. Not checked: any certificate."""
+    return _parse_payload(jws.verify(token, jws.LOG_KEY_TYP, limits.MAX_STATEMENT_BYTES).payload)[0]
 
 
 def encode_payload(name: str, public_key: bytes, issued_at: str) -> bytes:
@@ -72,3 +102,11 @@ def _parse_payload(payload: bytes) -> tuple[str, bytes, datetime]:
     if not is_canonical or len(public_key) != _KEY_BYTES or issued_at.tzinfo is None:
         raise BrokenError("log key statement is malformed or not in its canonical encoding")
     return name, public_key, issued_at
+
+
+def _as_certified(host: str) -> str:
+    """Return a name or address that was dialled as certificates are read: lower case, IPv6 in its shortest form (RFC 5952)."""
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        return host.lower()

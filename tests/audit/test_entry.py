@@ -21,6 +21,7 @@ from securecore.audit.entry import (
     parse_incomplete,
     received_entry,
     refused_entry,
+    scan_extent,
     timestamp,
 )
 from securecore.dump.manifest import CUT, Manifest
@@ -56,6 +57,7 @@ def test_fields_of_a_received_entry() -> None:
         "report_sha256": "02" * 32,
         "manifest_sha256": sha256(TOKEN).hexdigest(),
         "certificate": "3fa2",
+        "crl_sha256": None,
         "program": "nginx",
         "signal": 11,
     }
@@ -133,6 +135,29 @@ def test_what_may_be_said_after_what(before: str, after: str, may: bool) -> None
     event, _, digest = before.partition(" ")
     new_event, _, new_digest = after.partition(" ")
     assert Statement(dump_id(1), new_event, new_digest.encode()).follows(event, digest.encode()) is may
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 5), (5, 0), (5, 6), (5, 5)])
+def test_the_same_frames_may_be_given_up_again_with_other_damage(before: int, after: int) -> None:
+    """Frames that came in between were lost by it; with the same it would be one event written down two times."""
+    entry = incomplete_entry(NOW, dump_id(1), WEB, STORE, HELD, last_at=NOW, damaged_bytes=after)
+    statement = find_statement(entry)
+    assert statement is not None
+    assert statement.damaged_bytes == after
+    assert statement.follows("incomplete", HELD.root, before) is (before != after)
+
+
+@pytest.mark.parametrize("damaged", [-1, 1 << 63, None, "5"])
+def test_damage_that_is_no_length_is_not_said(damaged: int | str | None) -> None:
+    """An entry may say anything."""
+    fields = parse_entry(incomplete_entry(NOW, dump_id(1), WEB, STORE, HELD, last_at=NOW))
+    assert find_statement(encode(fields | {"damaged_bytes": damaged})) == Statement(dump_id(1), "incomplete", HELD.root)
+
+
+def test_damage_belongs_to_what_is_incomplete() -> None:
+    """An entry about a dump that was received says nothing by it."""
+    fields = parse_entry(make())
+    assert find_statement(encode(fields | {"damaged_bytes": 5})) == Statement(dump_id(1), "received", sha256(TOKEN).digest())
 
 
 def test_an_entry_says_how_many_frames_were_lost() -> None:
@@ -242,6 +267,44 @@ def test_fields_of_a_refused_entry() -> None:
 def test_unknown_events_and_fields_are_let_through() -> None:
     """A later version's entries are read."""
     assert parse_entry(b'{"event":"x","new":null,"time":"y"}') == {"event": "x", "new": None, "time": "y"}
+
+
+FORGED = st.sampled_from(["event", "dump", "root", "manifest_sha256", "damaged_bytes", "frames", "stored_bytes"]).map(
+    lambda name: f'a","{name}'
+)
+NAMES = st.sampled_from(["dump", "root", "manifest_sha256", "damaged_bytes", "frames", "stored_bytes", "other"]) | FORGED
+WORDS = st.sampled_from(["received", "incomplete", "deleted", 'a","event":"deleted', "ab" * 32, str(dump_id(1)), "x" * 36])
+VALUES = st.none() | WORDS | st.integers(-(1 << 66), 1 << 66) | st.just(10**63)
+
+
+@given(st.dictionaries(NAMES, VALUES), WORDS)
+def test_what_is_scanned_is_what_is_parsed(fields: dict[str, str | int | None], event: str) -> None:
+    """No key and no text passes for a field: of an entry that is one, its bytes say what its fields say."""
+    entry = encode({"time": "t", **fields, "event": event})
+    parsed = parse_entry(entry)
+
+    statement = find_statement(entry)
+
+    says = event in ("received", "incomplete", "deleted") and parsed.get("dump") == str(dump_id(1))
+    if not says:
+        assert statement is None
+        return
+    digest = parsed.get({"received": "manifest_sha256", "incomplete": "root"}.get(event, ""))
+    damaged = parsed.get("damaged_bytes") if event == "incomplete" else 0
+    is_length = isinstance(damaged, int) and 0 <= damaged < 1 << 63
+    assert statement == Statement(
+        dump_id(1), event, bytes.fromhex("ab" * 32) if digest == "ab" * 32 else b"", damaged if is_length else 0
+    )
+    extent = [parsed.get(name) for name in ("frames", "stored_bytes")]
+    assert scan_extent(entry) == tuple(
+        number if isinstance(number, int) and 0 <= number < 10**19 else -1 for number in extent
+    )
+
+
+def test_a_key_that_reads_like_a_field_is_none() -> None:
+    """The event is what the field says, also where another key ends with its name."""
+    entry = encode({"event": "other", "time": "t", "dump": str(dump_id(1)), 'a"event': "received"})
+    assert find_statement(entry) is None
 
 
 def test_an_entry_without_a_dump_id_says_nothing_of_one() -> None:

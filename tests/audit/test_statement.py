@@ -14,7 +14,7 @@ from securecore.certs import chain, jws
 from securecore.certs.judge import Reason, Refusal
 from securecore.certs.profiles import HOST, RECEIVER
 from securecore.errors import BrokenError
-from tests.support.certificates import Fleet, Hierarchy, Made, make_hierarchy, mint
+from tests.support.certificates import RECEIVER_NAME, Fleet, Hierarchy, Made, make_hierarchy, mint
 from tests.support.dumps import LOG_NAME, NOW
 
 KEY = bytes(range(32))
@@ -122,3 +122,17 @@ def test_truncated_at_every_offset(own: Hierarchy, receiver: Made, tmp_path: Pat
     for length in range(0, len(token), 11):
         with pytest.raises(BrokenError):
             verify_statement(token[:length], own.anchors)
+
+
+@pytest.mark.parametrize("dialled", [RECEIVER_NAME, RECEIVER_NAME.upper(), "192.0.2.7", "2001:db8::7", "2001:0DB8:0::7"])
+def test_a_key_is_of_whom_its_certificate_names(own: Hierarchy, dialled: str) -> None:
+    """By name in any case, or by address in any spelling."""
+    made = mint(RECEIVER, issuer=own.receivers, now=NOW, ips=["192.0.2.7", "2001:db8::7"])
+
+    assert verify_statement(sign(made), own.anchors).is_of(dialled)
+
+
+@pytest.mark.parametrize("dialled", ["", "collector", f"x.{RECEIVER_NAME}", "192.0.2.8", "::7"])
+def test_a_key_is_of_nobody_else(own: Hierarchy, receiver: Made, dialled: str) -> None:
+    """Another name, a part of one, or an address that is not in the certificate."""
+    assert not verify_statement(sign(receiver), own.anchors).is_of(dialled)

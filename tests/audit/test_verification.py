@@ -1,114 +1,44 @@
 """Verification: what holds is said to hold, and every kind of damage is found, named and, where it can be, located."""
 
-import os
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import timedelta
 from hashlib import sha256
-from pathlib import Path
 
 import pytest
 
 from securecore import limits
-from securecore.audit.checkpoint import LogSigner, origin_of
-from securecore.audit.damage import Damage
-from securecore.audit.entry import Held, deleted_entry, extracted_entry, incomplete_entry, received_entry
-from securecore.audit.log import HostLogs
-from securecore.audit.log_verification import LogVerification, verify_log
-from securecore.audit.proof import verify_receipt
-from securecore.audit.statement import LogKey, encode_payload, verify_statement
-from securecore.audit.verification import DumpVerification, Expected, verify_dump
+from securecore.audit.damage import Damage, survey_core
+from securecore.audit.entry import received_entry
+from securecore.audit.verification import verify_dump
 from securecore.certs import chain, jws
-from securecore.certs.profiles import HOST, RECEIVER
+from securecore.certs.profiles import HOST
 from securecore.dump.compression import Decompressor
 from securecore.dump.container import FrameEntry, seek_table
 from securecore.dump.manifest import CUT
 from securecore.names import HostName
-from securecore.store.layout import Store, create_store
-from tests.support.certificates import Hierarchy, make_hierarchy, mint
+from securecore.store.layout import create_store
+from tests.support.certificates import make_hierarchy, mint
 from tests.support.dumps import (
-    LOG_NAME,
     NOW,
     WEB,
     Signer,
-    core_bytes,
     dump_id,
     dump_path,
     frames_of,
     log_of,
-    logs_of,
     make_log_signer,
     make_signer,
     opened,
     store_dump,
 )
+from tests.support.one_dump import CORE, ID, Stored, failed
 
-CORE = core_bytes(5, 60)
 FRAMES = [frame for frame, _ in frames_of(CORE)]
+
 OFFSETS = [sum(map(len, FRAMES[:index])) for index in range(len(FRAMES) + 1)]
+
 MIB = limits.PIECE_BYTES
-ID = dump_id(1)
-
-
-@dataclass
-class Stored:
-    """A store with one dump, and what it takes to verify it."""
-
-    store: Store
-    logs: HostLogs
-    log_signer: LogSigner
-    log_key: LogKey
-    hierarchy: Hierarchy
-    signer: Signer
-
-    @property
-    def path(self) -> Path:
-        """The dump's directory."""
-        return dump_path(self.store, ID)
-
-    @property
-    def core(self) -> Path:
-        """The dump's core.zst."""
-        return self.path / "core.zst"
-
-    @property
-    def expected(self) -> Expected:
-        """What the dump ought to be."""
-        return Expected(WEB, ID, self.store.store_id)
-
-    def verify(self, *, decode: bool = True, **changes: object) -> DumpVerification:
-        """Verify the dump."""
-        arguments: dict[str, object] = {"expected": self.expected, "anchors": self.hierarchy.anchors, "log_key": self.log_key}
-        with opened(self.path) as fd:
-            return verify_dump(fd, decode=decode, **{**arguments, **changes})  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module")
-def own_hierarchy() -> Hierarchy:
-    """A hierarchy that is valid around NOW."""
-    return make_hierarchy(now=NOW)
-
-
-@pytest.fixture
-def stored(tmp_path: Path, own_hierarchy: Hierarchy) -> Iterator[Stored]:
-    """A store with one dump."""
-    log_signer = make_log_signer()
-    receiver = mint(RECEIVER, issuer=own_hierarchy.receivers, now=NOW)
-    payload = encode_payload(LOG_NAME, log_signer.public_key, NOW.isoformat())
-    token = jws.sign(payload, receiver.key_pem, [receiver.der], jws.LOG_KEY_TYP)
-    with create_store(str(tmp_path / "store")) as store:
-        logs = logs_of(store, log_signer)
-        made = Stored(
-            store, logs, log_signer, verify_statement(token, own_hierarchy.anchors), own_hierarchy, make_signer(own_hierarchy)
-        )
-        store_dump(store, logs, made.signer, ID, CORE)
-        yield made
-        logs.close()
-
-
-def failed(found: DumpVerification | LogVerification) -> list[str]:
-    return [check.what for check in found.checks if check.ok is False]
 
 
 def test_a_sound_dump_verifies(stored: Stored) -> None:
@@ -116,7 +46,7 @@ def test_a_sound_dump_verifies(stored: Stored) -> None:
     seen: list[tuple[int, int]] = []
     found = stored.verify(progress=lambda done, total: seen.append((done, total)))
     assert found.ok, found.checks
-    assert [check.number for check in found.checks] == list(range(1, 12))
+    assert [check.number for check in found.checks] == list(range(1, 13))
     assert found.damage == []
     assert seen == [(done, len(FRAMES)) for done in range(1, len(FRAMES) + 1)]
     assert stored.verify(decode=False).ok
@@ -165,7 +95,7 @@ def test_damage_names_its_plaintext(stored: Stored) -> None:
         (1, MIB, 2 * MIB),
         (5, 5 * MIB, 5 * MIB + 60),
     ]
-    check = next(check for check in found.checks if check.number == 11)
+    check = next(check for check in found.checks if check.number == 12)
     assert check.detail.startswith(f"frame 1 (plaintext {MIB} to {2 * MIB}): ")
     assert check.detail.endswith(", and 1 more")
 
@@ -202,6 +132,22 @@ def test_sound_frames_that_nobody_signed(stored: Stored) -> None:
     found = stored.verify()
     assert failed(found) == ["the frames give the signed Merkle root"]
     assert found.damage == []
+
+
+@pytest.mark.parametrize("has_table", [True, False], ids=["seek table", "no seek table"])
+def test_of_frames_that_nobody_signed_one_is_read(has_table: bool, stored: Stored) -> None:
+    """Whoever hands in a core decides how many frames it has: one more than was signed tells that it is another."""
+    frames = [*FRAMES[:-1], *[FRAMES[0]] * 50]
+    table = seek_table([FrameEntry(len(frame), MIB) for frame in frames])
+    stored.core.write_bytes(b"".join(frames) + (table if has_table else b""))
+    read: list[int] = []
+    with stored.core.open("rb") as file:
+        survey = survey_core(file.fileno(), (len(FRAMES), len(CORE)), decode=True, progress=lambda done, of: read.append(done))
+    assert (len(read), survey.frames, survey.has_more) == (len(FRAMES) + 1, len(FRAMES) + 1, True)
+    found = stored.verify()
+    assert {"frames and bytes are as many as the manifest says", "the frames give the signed Merkle root"} <= set(failed(found))
+    detail = next(check.detail for check in found.checks if check.what.startswith("frames and bytes"))
+    assert detail == f"found more than the {len(FRAMES)} frames of {len(CORE)} bytes that were signed"
 
 
 def test_frames_left_out(stored: Stored) -> None:
@@ -277,12 +223,17 @@ def not_a_manifest(stored: Stored) -> None:
 
 
 SIGNED = "the manifest is signed"
+
 SPEAKS = "the manifest speaks of this dump, host and store"
+
 RECEIPT = "the receipt proves an entry of the host's audit log"
-ORDER = "no dump was received or given up twice"
+
 AGREES = "the entry agrees with the manifest"
+
 CERTIFICATE = "the certificate was the host's, under our root"
+
 REPORT = "the report is the one that was sent"
+
 READ = "the core can be read"
 
 
@@ -311,7 +262,7 @@ def test_tampering_is_named(tamper: Tamper, expected: list[str], stored: Stored)
     assert failed(found) == expected
     assert not found.ok
     assert all("not checked" in check.detail for check in found.checks if check.ok is None)
-    assert len(found.checks) == 11
+    assert len(found.checks) == 12
 
 
 def test_another_place_or_store(stored: Stored) -> None:
@@ -350,126 +301,6 @@ def test_the_certificate_is_judged_when_it_was_used(stored: Stored) -> None:
         (path / "manifest.jws").write_bytes(stored.signer.sign(manifest._replace(ended_at=(1 << 63) - 1)))
         found = verify_dump(fd, expected, stored.hierarchy.anchors, stored.log_key)
     assert [check.detail for check in found.checks if check.what == CERTIFICATE] == ["the manifest's time is out of range"]
-
-
-def verify_own_log(stored: Stored, **changes: object) -> LogVerification:
-    fd = stored.store.audit_directory(WEB, create=False)
-    try:
-        return verify_log(fd, origin_of(LOG_NAME, WEB), stored.log_signer.public_key, **changes)  # type: ignore[arg-type]
-    finally:
-        os.close(fd)
-
-
-@pytest.fixture
-def logged(stored: Stored) -> Stored:
-    """A store whose log has six entries."""
-    log = log_of(stored.logs, WEB)
-    for number in range(5):
-        log.append(extracted_entry(NOW, dump_id(number), WEB, uid=0, user="root"))
-    return stored
-
-
-def entries_file(stored: Stored) -> Path:
-    return Path(stored.store.path) / "audit" / str(WEB) / "entries.jsonl"
-
-
-def test_a_sound_log_verifies(logged: Stored) -> None:
-    """Every check holds, and a receipt's checkpoint is contained."""
-    receipt = verify_receipt((logged.path / "receipt").read_bytes(), origin_of(LOG_NAME, WEB), logged.log_signer.public_key)
-    seen: list[tuple[int, int]] = []
-    found = verify_own_log(logged, earlier=[receipt.checkpoint], progress=lambda done, total: seen.append((done, total)))
-    assert found.ok, found.checks
-    assert (found.size, found.unsigned, seen[-1]) == (6, 0, (6, 6))
-
-
-@pytest.mark.slow
-def test_a_flipped_bit_anywhere_in_the_log_is_found(logged: Stored) -> None:
-    """No bit of the signed entries can change."""
-    original = entries_file(logged).read_bytes()
-    for at in range(len(original)):
-        damaged = bytearray(original)
-        damaged[at] ^= 1 << at % 8
-        entries_file(logged).write_bytes(damaged)
-        assert not verify_own_log(logged).ok
-
-
-def test_a_shortened_log_is_found(logged: Stored) -> None:
-    """A log with fewer entries than its checkpoint says does not verify."""
-    lines = entries_file(logged).read_bytes().splitlines(keepends=True)
-    entries_file(logged).write_bytes(b"".join(lines[:-1]))
-    assert failed(verify_own_log(logged)) == ["the entries give the checkpoint's root"]
-    entries_file(logged).unlink()
-    assert "every entry is whole and canonical" in failed(verify_own_log(logged))
-
-
-def test_a_log_rolled_back_whole_is_found_by_a_kept_receipt(logged: Stored) -> None:
-    """When log and checkpoint are put back to an earlier state, they agree with each other, but not with a receipt given since."""
-    directory = entries_file(logged).parent
-    shutil.copytree(directory, directory.parent.parent / "backup")
-    receipt = log_of(logged.logs, WEB).append(extracted_entry(NOW, ID, WEB, uid=0, user="root"))
-    kept = verify_receipt(receipt, origin_of(LOG_NAME, WEB), logged.log_signer.public_key).checkpoint
-    assert verify_own_log(logged, earlier=[kept]).ok
-    shutil.rmtree(directory)
-    shutil.copytree(directory.parent.parent / "backup", directory)
-    assert verify_own_log(logged).ok
-    assert failed(verify_own_log(logged, earlier=[kept])) == ["the log contains every earlier checkpoint"]
-
-
-def test_a_rewritten_history_is_found_by_a_kept_receipt(logged: Stored) -> None:
-    """A receiver that signs another history contradicts the receipts that it gave."""
-    receipt = verify_receipt((logged.path / "receipt").read_bytes(), origin_of(LOG_NAME, WEB), logged.log_signer.public_key)
-    logged.logs.close()
-    shutil.rmtree(entries_file(logged).parent)
-    for number in range(3):
-        log_of(logs_of(logged.store, logged.log_signer), WEB).append(extracted_entry(NOW, dump_id(number), WEB, uid=0, user="root"))
-    assert verify_own_log(logged).ok
-    found = verify_own_log(logged, earlier=[receipt.checkpoint])
-    assert failed(found) == ["the log contains every earlier checkpoint"]
-    assert "not those of a kept checkpoint" in found.checks[-1].detail
-
-
-def test_an_append_under_way_is_not_damage(logged: Stored) -> None:
-    """Entries that no checkpoint covers yet, and a line without its newline, are told and verify."""
-    with entries_file(logged).open("ab") as file:
-        file.write(extracted_entry(NOW, ID, WEB, uid=0, user="root") + b'\n{"event"')
-    found = verify_own_log(logged)
-    assert found.ok, found.checks
-    assert (found.size, found.unsigned) == (6, 1)
-    assert found.checks[1].detail == "7 entries, and one that is not whole yet"
-
-
-def test_a_dump_received_twice_is_found(logged: Stored) -> None:
-    """Two entries for one dump and one manifest are told."""
-    with entries_file(logged).open("ab") as file:
-        file.write(entries_file(logged).read_bytes().splitlines(keepends=True)[0])
-    assert failed(verify_own_log(logged)) == [ORDER]
-
-
-def test_a_long_history_verifies(logged: Stored) -> None:
-    """Lost, received again, incomplete, deleted, given up once more when a part came back, and deleted again: all of it may be."""
-    held = Held(1, 10, bytes(32), bytes(32), 50)
-    lost = incomplete_entry(NOW, ID, WEB, logged.store.store_id, held, last_at=NOW)
-    manifest = logged.signer.manifest(ID, logged.store.store_id, CORE)
-    again = received_entry(NOW, manifest, b"another manifest", stored_bytes=1, certificate="")
-    deleted = deleted_entry(NOW, ID, WEB, uid=0, user=None, reason=None)
-    log_of(logged.logs, WEB).append_all([again, lost, deleted, lost, deleted, deleted])
-    assert verify_own_log(logged).ok
-    with entries_file(logged).open("ab") as file:
-        file.write(lost + b"\n" + lost + b"\n")
-    found = verify_own_log(logged)
-    assert failed(found) == [ORDER]
-    assert "is incomplete, and was incomplete before" in next(check.detail for check in found.checks if check.what == ORDER)
-
-
-def test_a_missing_or_foreign_checkpoint(logged: Stored) -> None:
-    """Without a checkpoint that our key signed, the root cannot be checked, and the log does not verify."""
-    fd = logged.store.audit_directory(WEB, create=False)
-    found = verify_log(fd, origin_of(LOG_NAME, WEB), make_log_signer().public_key)
-    os.close(fd)
-    assert (found.ok, found.checks[0].ok, found.checks[2].ok) == (False, False, None)
-    (entries_file(logged).parent / "checkpoint").unlink()
-    found = verify_own_log(logged)
-    assert found.checks[0].detail == "checkpoint is missing"
 
 
 def test_the_certificate_of_the_entry_is_the_manifests(stored: Stored) -> None:
