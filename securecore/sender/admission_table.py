@@ -4,18 +4,24 @@ In a configuration a rule's user may be a name; set-up resolves it, for the hand
 """
 
 import json
+import re
 import signal
 from collections.abc import Callable
 from typing import Any, Final
 
 from securecore import limits
 from securecore.errors import ConfigError
-from securecore.sender.admission import ACTIONS, CORE_LIMITS, Admission, Rule, StormLimit
+from securecore.sender import storm_limits
+from securecore.sender.admission import ACTIONS, CORE_LIMITS, PATTERNS, TEXTS, Admission, Rule, StormLimit
 from securecore.toml_table import TomlTable
 
-KEYS: Final = ("core_limit", "max_size", "program_burst", "program_every", "user_burst", "user_every", "rules")
+_STORMS: Final = ("program", "user", "host")
+"""Whose storm limits there are: keys of the table begin with these, and fields of Admission have these names."""
+KEYS: Final = ("core_limit", "max_size", *(f"{name}_{what}" for name in _STORMS for what in ("burst", "every")), "rules")
 _EVERY_MAX_S: Final = 24 * 3600
 """Of a bucket that gives one dump a day there is nothing left to limit."""
+_SET: Final = re.compile(r"\[!?+]?+[^]]*\]")
+"""A set of characters as fnmatch reads it: a ``]`` that comes first belongs to it."""
 _SIGNAL_MAX: Final = 64
 """SIGRTMAX of signal(7) on every architecture but MIPS, whose higher ones dump no core."""
 _SIGNAL_NAMES: Final = {number.value: number.name for number in signal.Signals}
@@ -33,9 +39,10 @@ def parse_admission_table(table: TomlTable) -> Admission:
     if len(rules) > limits.MAX_RULES:
         raise table.refuse("rules", f"are {len(rules)}, at most {limits.MAX_RULES} are allowed")
     return admission._replace(
-        max_size=table.size("max_size"),
+        max_size=_parse_max_size(table),
         program=_parse_limit(table, "program", admission.program),
         user=_parse_limit(table, "user", admission.user),
+        host=_parse_limit(table, "host", admission.host),
         rules=tuple(_parse_rule(rule, number, table) for number, rule in enumerate(rules, 1)),
     )
 
@@ -45,7 +52,7 @@ def encode_admission_table(admission: Admission) -> str:
     lines = ["[admission]", f'core_limit = "{admission.core_limit}"']
     if admission.max_size is not None:
         lines.append(f"max_size = {admission.max_size}")
-    for name, limit in (("program", admission.program), ("user", admission.user)):
+    for name, limit in zip(_STORMS, (admission.program, admission.user, admission.host), strict=True):
         lines += [f"{name}_burst = {limit.burst}", f'{name}_every = "{limit.every_s}s"']
     lines += ["rules = [", *(f"  {_encode_rule(rule)}," for rule in admission.rules), "]"]
     return "\n".join(lines) + "\n"
@@ -64,8 +71,16 @@ def resolve_users(admission: Admission, find_uid: Callable[[str], int | None], w
     return admission._replace(rules=tuple(rules))
 
 
+def _parse_max_size(table: TomlTable) -> int | None:
+    size = table.size("max_size")
+    if size == 0:
+        # To somebody it would be no bound, to somebody else no core at all.
+        raise table.refuse("max_size", "must be above 0", hint="leave it out where there is to be no bound")
+    return size
+
+
 def _parse_limit(table: TomlTable, name: str, usual: StormLimit) -> StormLimit:
-    burst, every = table.count(f"{name}_burst", limits.MAX_BURST), table.span(f"{name}_every")
+    burst, every = table.count(f"{name}_burst", storm_limits.MAX_BURST), table.span(f"{name}_every")
     every_s = usual.every_s if every is None else int(every.total_seconds())
     if every_s > _EVERY_MAX_S:
         raise table.refuse(f"{name}_every", "must be a day at most")
@@ -82,13 +97,23 @@ def _parse_rule(fields: Any, number: int, table: TomlTable) -> Rule:
         raise refuse(f"unknown key {strangers[0]!a}", f"known keys are {', '.join(Rule._fields)}")
     if fields.get("action") not in ACTIONS:
         raise refuse(f"action must be {' or '.join(ACTIONS)}")
-    for key in ("executable", "user", "cgroup", "unit"):
+    for key, most in TEXTS.items():
         if key in fields and not (type(fields[key]) is str and fields[key].isprintable() and fields[key]):
-            raise refuse(f"{key} must be a text of printable characters")
+            hint = f'a number stands in quotes: user = "{fields[key]}"' if key == "user" and type(fields[key]) is int else None
+            raise refuse(f"{key} must be a text of printable characters", hint)
+        if len(fields.get(key, "")) > most:
+            raise refuse(f"{key} has {len(fields[key])} characters, at most {most} are allowed")
+        if key in PATTERNS and _has_open_bracket(fields.get(key, "")):
+            raise refuse(f"{key} has a [ without its ]", "[[] stands for the character itself")
     user = fields.get("user")
     if user is not None and user.isdigit() and not (user.isascii() and str(int(user)) == user and int(user) < _UID_END):
         raise refuse(f"user {user[:20]!a} is no number that a user can have")
     return Rule(**fields | {"signal": _parse_signal(fields["signal"], refuse) if "signal" in fields else None})
+
+
+def _has_open_bracket(pattern: str) -> bool:
+    """Return whether a ``[`` begins no set of characters; fnmatch takes it for the character then, which nobody means."""
+    return "[" in _SET.sub("", pattern)
 
 
 def _parse_signal(value: Any, refuse: Callable[[str], ConfigError]) -> int:

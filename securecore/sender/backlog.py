@@ -10,11 +10,11 @@ from securecore import limits
 from securecore.errors import SecurecoreError
 from securecore.names import Address
 from securecore.sender.flush import Flushed, flush
+from securecore.sender.parcel import Papers
 from securecore.sender.patience import Patience
 from securecore.sender.schedule import claim, read_schedule
 from securecore.sender.spool import Spool
 from securecore.sender.system_log import log
-from securecore.sender.transfer import Papers
 
 
 def deliver_backlog(spool: Spool, receivers: Sequence[Address], papers: Papers, patience: Patience | None = None) -> None:

@@ -1,8 +1,9 @@
 """sender.toml: what a person says about this sender; ``securecore setup sender`` compiles it into the handler's settings.
 
-The table ``[deadlines]`` changes for how long the handler and a flush wait, ``[admission]`` which crashes are taken. With the table
-``[local]`` in the place of receivers, identity and spool, cores are kept on this machine; core_pattern then says all that the
-handler must know.
+The table ``[deadlines]`` changes for how long the handler and a flush wait, ``[admission]`` which crashes are taken,
+``[spool_limits]`` how much the spool may take, ``[handler]`` what a handler may take of the machine. With the table ``[local]`` in
+the place of receivers, identity and spool, cores are kept on this machine; core_pattern then says where and how, and of the other
+tables only ``[admission]`` may be there.
 """
 
 import json
@@ -17,18 +18,33 @@ from securecore.sender import installation
 from securecore.sender.admission import Admission
 from securecore.sender.admission_table import KEYS as ADMISSION_KEYS
 from securecore.sender.admission_table import encode_admission_table, parse_admission_table
+from securecore.sender.confinement import Confinement
+from securecore.sender.confinement_table import KEYS as CONFINEMENT_KEYS
+from securecore.sender.confinement_table import encode_confinement_table, parse_confinement_table
+from securecore.sender.floor import Floor
 from securecore.sender.local_mode import LocalMode
 from securecore.sender.patience import Patience, usual_patience
 from securecore.sender.settings import SPOOL_MODES, TAIL
+from securecore.sender.spool_limits import SpoolLimits
+from securecore.sender.spool_limits_table import (
+    FLOOR_KEYS,
+    encode_floor,
+    encode_spool_limits_table,
+    parse_floor,
+    parse_spool_limits_table,
+)
+from securecore.sender.spool_limits_table import KEYS as SPOOL_LIMITS_KEYS
 from securecore.toml_table import TomlTable, parse_toml
 
 DEFAULT_SPOOL: Final = "/var/lib/securecore/spool"
 DEFAULT_USER: Final = "securecore"
 
 _VERSION: Final = 1
-_KEYS: Final = ("receivers", "identity", "spool", "spool_mode", "user", "deadlines", "admission", "local")
+_KEYS: Final = (
+    "receivers", "identity", "spool", "spool_mode", "user", "deadlines", "admission", "spool_limits", "handler", "local"
+)  # fmt: skip
 _DEADLINE_KEYS: Final = ("connect", "progress", "hold")
-_LOCAL_KEYS: Final = ("directory", "format", "level", "keep")
+_LOCAL_KEYS: Final = ("directory", "format", "level", "keep", *FLOOR_KEYS)
 _USER: Final = re.compile(r"[a-z_][a-z0-9_-]{0,30}|[0-9]{1,10}:[0-9]{1,10}")
 """A name as useradd(8) takes it, or UID:GID."""
 
@@ -46,6 +62,10 @@ class SenderConfiguration:
     """None leaves them to the version that is installed."""
     admission: Admission | None = None
     """The same; the users of its rules may be names."""
+    spool_limits: SpoolLimits | None = None
+    """The same."""
+    confinement: Confinement | None = None
+    """The same."""
 
     def check(self, where: str) -> Self:
         """Return itself; raises ConfigError, which begins with *where*, when a value is none that could work."""
@@ -71,8 +91,13 @@ class SenderConfiguration:
             spool_mode=_quoted(self.spool_mode),
             user=_quoted(self.user),
             deadlines=self._encode_deadlines(),
-            admission=_NO_ADMISSION if self.admission is None else _ADMISSION + encode_admission_table(self.admission),
+            admission=_encode_admission(self.admission),
+            spool_limits=self._encode_spool_limits(),
+            handler=_NO_HANDLER if self.confinement is None else _HANDLER + encode_confinement_table(self.confinement),
         ).encode()
+
+    def _encode_spool_limits(self) -> str:
+        return _NO_SPOOL_LIMITS if self.spool_limits is None else _SPOOL_LIMITS + encode_spool_limits_table(self.spool_limits)
 
     def _encode_deadlines(self) -> str:
         if self.deadlines is None:
@@ -87,6 +112,10 @@ class LocalConfiguration:
 
     mode: LocalMode
     user: str = DEFAULT_USER
+    admission: Admission | None = None
+    """None leaves it to the version that is installed; the users of its rules may be names."""
+    floor: Floor | None = None
+    """The same."""
 
     def check(self, where: str) -> Self:
         """Return itself; raises ConfigError, which begins with *where*, when a value is none that could work."""
@@ -107,6 +136,8 @@ class LocalConfiguration:
             directory=_quoted(self.mode.directory),
             kind=_quoted(self.mode.kind),
             numbers="".join(f"{key} = {value}\n" for key, value in numbers.items() if value is not None),
+            floor=_NO_FLOOR if self.floor is None else encode_floor(self.floor),
+            admission=_encode_admission(self.admission),
         ).encode()
 
 
@@ -131,7 +162,7 @@ spool_mode = {spool_mode}
 
 # Whom the crash handler becomes before it says its first word to the network: a name, or "UID:GID".
 user = {user}
-{deadlines}{admission}"""
+{deadlines}{admission}{spool_limits}{handler}"""
 
 _DEADLINES: Final = """
 # Seconds: connect, to reach a receiver; progress, for which what was sent may stand still; hold, for which a crashed process may
@@ -146,8 +177,8 @@ _NO_DEADLINES: Final = """
 _ADMISSION: Final = """
 # Which crashes are taken. core_limit: "respect" a soft RLIMIT_CORE below a page as a process's wish for no core, or "ignore" it.
 # max_size: of a core, by what its headers announce. program_burst, program_every: so many dumps of one program (one file) at once,
-# and one more each time that this has passed; user_burst, user_every: the same of one uid; a burst of 0 is no limit. rules: the
-# first one that fits a crash decides; what fits none is taken.
+# and one more each time that this has passed; user_burst, user_every: the same of one uid; host_burst, host_every: of all of them
+# together; a burst of 0 is no limit. rules: the first one that fits a crash decides; what fits none is taken.
 """
 
 _NO_ADMISSION: Final = """
@@ -160,12 +191,37 @@ _NO_ADMISSION: Final = """
 #program_every = "5m"       # one more each time that this has passed; a burst of 0 is no limit
 #user_burst = 30            # the same of one uid
 #user_every = "2m"
+#host_burst = 60            # the same of all together
+#host_every = "30s"
 #rules = [                  # the first one that fits decides; what fits none is taken
 #{ action = "include", executable = "/opt/app/bin/server" },
 #{ action = "exclude", executable = "/opt/app/*", user = "ci", signal = "SIGABRT" },
 #{ action = "exclude", unit = "batch-*.service" },
 #{ action = "exclude", cgroup = "/user.slice/*" },
 #]
+"""
+
+_SPOOL_LIMITS: Final = """
+# How much the spool may take: stored, on its disk; dumps, how many. What it leaves free there for everybody else: floor_share, of
+# all bytes and inodes; floor_free, so much at least. "none" stands for no bound.
+"""
+
+_NO_SPOOL_LIMITS: Final = """
+# How much the spool may take. Take the `#` away to change something; what is left out stays as it is.
+#[spool_limits]
+#stored = "none"            # on its disk, as in "20GiB"
+#dumps = "none"             # how many, as in 200
+#floor_share = "5%"         # of its disk's bytes and inodes, to be left free for everybody else; or "none"
+#floor_free = "none"        # at least so much, as in "2GiB"
+"""
+
+_HANDLER: Final = """
+# What the crash handler may take of this machine. nice: 0 to 19; io: "normal", "low" or "idle"; memory: beyond it a core is cut;
+# deadline: after it the receiver is given up, and soon after that the handler.
+"""
+
+_NO_HANDLER: Final = """
+# A table [handler] with nice, io, memory and deadline changes what the crash handler may take of this machine.
 """
 
 _LOCAL_TEMPLATE: Final = """\
@@ -177,11 +233,17 @@ version = {version}
 user = {user}
 
 # Cores stay on this machine, compressed. format: zst, gz or zlib; level: its own when it is left out; keep: the newest so many
-# dumps, all when it is left out.
+# dumps, all when it is left out. What is left free on their disk for everybody else: floor_share, of all bytes and inodes;
+# floor_free, so much at least; "none" stands for no bound.
 [local]
 directory = {directory}
 format = {kind}
-{numbers}"""
+{numbers}{floor}{admission}"""
+
+_NO_FLOOR: Final = """\
+#floor_share = "5%"
+#floor_free = "none"        # as in "2GiB"
+"""
 
 
 def parse_configuration(data: bytes, path: str) -> SenderConfiguration | LocalConfiguration:
@@ -200,9 +262,21 @@ def parse_configuration(data: bytes, path: str) -> SenderConfiguration | LocalCo
             configuration = replace(configuration, **{key: table.find(key, str)})
     if "deadlines" in table:
         configuration = replace(configuration, deadlines=_parse_deadlines(table.table("deadlines", *_DEADLINE_KEYS)))
-    if "admission" in table:
-        configuration = replace(configuration, admission=parse_admission_table(table.table("admission", *ADMISSION_KEYS)))
+    configuration = replace(configuration, admission=_find_admission(table))
+    if "spool_limits" in table:
+        bounds = parse_spool_limits_table(table.table("spool_limits", *SPOOL_LIMITS_KEYS))
+        configuration = replace(configuration, spool_limits=bounds)
+    if "handler" in table:
+        configuration = replace(configuration, confinement=parse_confinement_table(table.table("handler", *CONFINEMENT_KEYS)))
     return configuration.check(path)
+
+
+def _find_admission(table: TomlTable) -> Admission | None:
+    return parse_admission_table(table.table("admission", *ADMISSION_KEYS)) if "admission" in table else None
+
+
+def _encode_admission(admission: Admission | None) -> str:
+    return _NO_ADMISSION if admission is None else _ADMISSION + encode_admission_table(admission)
 
 
 def _parse_deadlines(table: TomlTable) -> Patience:
@@ -211,9 +285,11 @@ def _parse_deadlines(table: TomlTable) -> Patience:
 
 
 def _parse_local(table: TomlTable, path: str) -> LocalConfiguration:
-    for key in ("receivers", "identity", "spool", "spool_mode", "deadlines", "admission"):
+    for key in ("receivers", "identity", "spool", "spool_mode", "deadlines", "spool_limits"):
         if key in table:
             raise table.refuse(key, "and [local] exclude each other: cores are sent, or kept here")
+    if "handler" in table:
+        raise table.refuse("handler", "and [local] exclude each other: a handler that keeps its cores has the usual bounds")
     local = table.table("local", *_LOCAL_KEYS)
     mode = LocalMode(local.value("directory", str, _hint("directory")))
     if "format" in local:
@@ -222,7 +298,8 @@ def _parse_local(table: TomlTable, path: str) -> LocalConfiguration:
         mode = mode._replace(level=local.find("level", int))
     if "keep" in local:
         mode = mode._replace(keep=local.find("keep", int))
-    return LocalConfiguration(mode, table.find("user", str) or DEFAULT_USER).check(path)
+    floor = parse_floor(local) if any(key in local for key in FLOOR_KEYS) else None
+    return LocalConfiguration(mode, table.find("user", str) or DEFAULT_USER, _find_admission(table), floor).check(path)
 
 
 def _hint(key: str) -> str:

@@ -2,57 +2,100 @@
 
 import os
 import time
-from typing import Final
+from functools import partial
+from typing import TYPE_CHECKING
 
-from securecore import __version__
+from securecore import __version__, limits
+from securecore.errors import ConfigError
 from securecore.names import DumpId
 from securecore.report import CrashReport
 from securecore.sender import privileges, procfs
+from securecore.sender.confinement import Confinement, confine
 from securecore.sender.kernel_arguments import KernelArguments, parse_arguments
-from securecore.sender.local_mode import parse_local_mode
+from securecore.sender.lifetime import Lifetime
+from securecore.sender.local_mode import LocalMode, parse_local_mode
 from securecore.sender.system_log import log
 
-_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+if TYPE_CHECKING:
+    from securecore.sender.settings import LocalSettings
 
 
 def handle(core: int, argv: list[str], settings_path: str) -> int:
     """Do steps 3 to 10 and return the exit code; closes *core* as soon as it is drained."""
     privileges.forbid_own_core()
-    privileges.yield_to_others()
     os.umask(0o077)
     mode, numbers = parse_local_mode(argv)
     arguments = parse_arguments(numbers)
     dump = DumpId.make(time.time_ns() // 1_000_000, os.urandom(10))
-    log("started", dump=str(dump), pid=arguments.pid, signal=arguments.signal, uid=arguments.uid)
     # Each way loads what it needs, and only that: a local one no TLS, and both while the kernel fills the pipe.
     if mode is not None:
-        if arguments.core_limit < _PAGE_BYTES:
-            return decline(core, dump)
-        report = report_crash(arguments, core)
-        from securecore.sender import local
+        return keep(core, arguments, mode, dump, settings_path)
+    return send(core, arguments, dump, settings_path)
 
-        return local.keep(core, mode, dump, report)
+
+def send(core: int, arguments: KernelArguments, dump: DumpId, settings_path: str) -> int:
+    """Do what is left on a machine that sends its cores, and return the exit code."""
     from securecore.sender.settings import load_settings
 
     settings = load_settings(settings_path)
-    if arguments.core_limit < _PAGE_BYTES and settings.admission.respects_core_limit:
-        return decline(core, dump)
-    report = report_crash(arguments, core)
-    refusal = settings.admission.find_refusal(report)
-    if refusal is not None:
-        from securecore.sender import tally
+    confine(settings.confinement)
+    with Lifetime(core, settings.confinement.deadline_s, settings.confinement.source_deadline_s) as lifetime:
+        report = report_crash(arguments, core)
+        from securecore.sender import spool_directory, tally
 
-        return tally.decline(core, settings, dump, report, refusal)
-    from securecore.sender import network
+        open_spool = partial(spool_directory.open_spool_directory, settings.spool)
+        place = tally.Place(open_spool, settings.uid, settings.gid, "spool-missing")
+        taken = tally.judge(core, place, settings.admission, dump, report)
+        if taken is None:
+            return 0
+        try:
+            # Only now: in a storm most crashes have ended before.
+            from securecore.sender import network
 
-    return network.send(core, settings, dump, report)
+            return network.send(core, settings, dump, report, taken, lifetime)
+        finally:
+            # An error may have come before anybody knew what becomes of the dump. Root's files in the spool would be no use to
+            # anybody.
+            privileges.drop(settings.uid, settings.gid)
+            taken.conclude(is_kept=spool_directory.has_dump(taken.tally.directory, dump))
 
 
-def decline(core: int, dump: DumpId) -> int:
-    """Let a process go whose RLIMIT_CORE is below a page: the kernel does not enforce it for pipes, but nobody wants this core."""
-    os.close(core)
-    log("declined", dump=str(dump), reason="RLIMIT_CORE")
-    return 0
+def keep(core: int, arguments: KernelArguments, mode: LocalMode, dump: DumpId, settings_path: str) -> int:
+    """Do what is left on a machine that keeps its cores, and return the exit code."""
+    settings, problem = find_local_settings(settings_path)
+    confine(Confinement())
+    with Lifetime(core, limits.HANDLER_DEADLINE_S, limits.SOURCE_DEADLINE_S) as lifetime:
+        report = report_crash(arguments, core)
+        from securecore.sender import cores_directory, tally
+
+        fd, owner = cores_directory.open_cores_directory(mode.directory)
+        cores_directory.check_owner(owner, mode.directory)
+        place = tally.Place(lambda: cores_directory.open_state(fd, owner), *owner)
+        taken = tally.judge(core, place, settings.admission, dump, report)
+        if taken is None:
+            return 0
+        if problem is not None:
+            # Not of each crash of a storm.
+            log("untidy", error=f"{problem}; the usual admission and floor hold")
+        try:
+            # Only now, as on the other way.
+            from securecore.sender import cores, local
+
+            return local.keep(core, mode, cores.CoreDirectory(fd, owner, settings.floor), dump, report, taken, lifetime)
+        finally:
+            # Of what fails once a core was begun, local.py knows what is there.
+            privileges.drop(*owner)
+            taken.conclude(is_kept=False)
+
+
+def find_local_settings(settings_path: str) -> "tuple[LocalSettings, str | None]":
+    """Return what stands beside *settings_path*; the usual, and why, where that cannot be read: it must cost no core."""
+    from securecore.sender.settings import ADMISSION_NAME, LocalSettings, load_local_settings
+
+    try:
+        return load_local_settings(os.path.join(os.path.dirname(settings_path), ADMISSION_NAME)), None
+    except ConfigError as error:
+        return LocalSettings(), error.message
 
 
 def report_crash(arguments: KernelArguments, core: int) -> CrashReport:

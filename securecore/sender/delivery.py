@@ -14,13 +14,14 @@ from _queue import Empty, SimpleQueue  # as in pump.py: without the modules that
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from threading import Thread
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from securecore import limits, tls
 from securecore.dump.frames import ZERO_PIECE_FRAME
 from securecore.errors import BusyError, ClockError, PeerError, RefusedError, SecurecoreError, UnreachableError
 from securecore.names import Address, StoreId
-from securecore.sender.patience import Patience, Wait, count_acknowledged, usual_patience
+from securecore.sender.patience import Most, Patience, Wait, count_acknowledged, keep_asking, quiet_s, usual_patience
+from securecore.sender.threads import start
 from securecore.wire.connection import NEED_DATA, Connection
 from securecore.wire.messages import (
     Accept,
@@ -42,7 +43,8 @@ from securecore.wire.states import End as WireEnd
 
 _RECEIVE_BYTES: Final = 64 * limits.KIB
 _LAST_WORDS_S: Final = 1.0
-"""How long a sender whose write has failed listens for the reason: it is on its way or here already, if there is one."""
+"""How long a sender whose write has failed listens for the reason: it is on its way or here already, if there is one. Nobody may be
+waiting for the sender meanwhile."""
 
 Place = tuple[socket.AddressFamily, Any]
 """One of the addresses that a name stands for, as the socket module takes it."""
@@ -51,25 +53,35 @@ Place = tuple[socket.AddressFamily, Any]
 class OtherStoreError(BusyError):
     """A receiver would take a dump, but not the rest of one whose beginning another store holds."""
 
+    is_missed = True
+    """Whether that store did not answer: nobody else has said no, who may be its receiver."""
+
 
 class Delivery:
     """A connection whose receiver has said READY."""
 
-    def __init__(
-        self, secured: ssl.SSLSocket, address: Address, ready: Ready, connection: Connection, progress_s: float
-    ) -> None:
+    def __init__(self, secured: ssl.SSLSocket, address: Address, ready: Ready, connection: Connection, progress_s: float) -> None:
         self.address = address
         self.store = ready.store
         self._socket = secured
         self._connection = connection
         self._progress_s = progress_s
         self._torn_hash = b""
+        self._has_failed_to_send = False
+        self._has_acknowledged = False
+        self._may_keep = False
+        """END was sent, or some of it, and no refusal has come since; or one that says that what came is kept."""
         self._poll = select.poll()
         self._poll.register(secured, select.POLLIN)
         self._on_ack: Callable[[int], None] = lambda frames: None
 
+    @property
+    def may_hold(self) -> bool:
+        """Whether the receiver has acknowledged frames, has said that it keeps what came, or may have all of the dump."""
+        return self._has_acknowledged or self._may_keep
+
     def open(
-        self, message: Open, on_ack: Callable[[int], None], most_s: float = math.inf, answer_s: float | None = None
+        self, message: Open, on_ack: Callable[[int], None], most_s: Most = math.inf, answer_s: float | None = None
     ) -> Accept | Receipt | Gone:
         """Name a dump and return the receiver's answer; *on_ack* is told of every durable count from now on.
 
@@ -77,7 +89,7 @@ class Delivery:
         question, RECEIPT_DEADLINE_S where that is not given; all of it takes no longer than *most_s*.
         """
         self._on_ack = on_ack
-        wait = self._wait(limits.RECEIPT_DEADLINE_S if answer_s is None else answer_s, most_s)
+        wait = self._wait_for_answer(limits.RECEIPT_DEADLINE_S if answer_s is None else answer_s, most_s)
         self._send(self._connection.send(message), wait)
         answer = self._receive(wait)
         if not isinstance(answer, (Accept, Receipt, Gone)):
@@ -86,7 +98,7 @@ class Delivery:
             self._torn_hash = answer.torn_hash
         return answer
 
-    def send_frame(self, frame: bytes, most_s: float = math.inf) -> None:
+    def send_frame(self, frame: bytes, most_s: Most = math.inf) -> None:
         """Send one frame, and read the acknowledgements that have come in meanwhile, within the wait that ``waiting`` returns.
 
         Where the receiver has kept the frame's beginning, only the rest is sent. Raises RefusedError when the receiver has said
@@ -96,10 +108,9 @@ class Delivery:
             raise RefusedError(f"{self.address} takes at most {self._connection.max_frames} frames of a dump")
         wait = self.waiting(most_s)
         self._send(self._connection.send(self._message(frame)), wait)
-        while self._is_readable():
-            self.wait_for_ack(wait)
+        self._hear(wait)
 
-    def waiting(self, most_s: float = math.inf) -> Wait:
+    def waiting(self, most_s: Most = math.inf) -> Wait:
         """Return a wait that ends when nothing that was sent has moved for too long, and after *most_s* in any case."""
         return self._wait(self._progress_s, most_s)
 
@@ -107,25 +118,66 @@ class Delivery:
         """Wait for the next acknowledgement; raises UnreachableError when none comes in time."""
         self._acknowledge(self._receive(wait))
 
-    def end(self, manifest: bytes) -> Receipt:
+    def end(self, manifest: bytes, most_s: Most = math.inf) -> Receipt:
         """Send the manifest and return the receipt.
 
-        The receiver has RECEIPT_DEADLINE_S once it has all that was sent; frames may still be on their way before END.
+        The receiver has RECEIPT_DEADLINE_S once it has all that was sent, and no more than *most_s* for it; frames may still be on
+        their way before END.
         """
-        self._send(self._connection.send(End(manifest)), self.waiting())
-        wait = self._wait(limits.RECEIPT_DEADLINE_S)
+        self._may_keep = True
+        self._send(self._connection.send(End(manifest)), self.waiting(most_s))
+        wait = self._wait_for_answer(limits.RECEIPT_DEADLINE_S, most_s)
         while True:
             message = self._receive(wait)
             if isinstance(message, Receipt):
                 return message
             self._acknowledge(message)
 
+    def interrupt(self) -> None:
+        """End every wait for the receiver, from any thread, as if it had closed the connection."""
+        try:
+            # Not by the TLS object's own method, which would take the session from under the thread that is using it.
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+        except OSError:
+            pass  # It is closed, or was never whole.
+
+    def give_up(self) -> None:
+        """Send nothing more; what the receiver has said, or is about to say, can still be heard."""
+        try:
+            # Below TLS: what was begun is not brought to an end, and the receiver sees a wire that was cut.
+            socket.socket.shutdown(self._socket, socket.SHUT_WR)
+        except OSError:
+            pass  # It has ended already.
+
+    def last_words(self) -> SecurecoreError | None:
+        """Return the receiver's own reason why a send has failed; None when it has given none within _LAST_WORDS_S, or none failed.
+
+        A refusal is only learned by reading (RFC 8446 appendix E.1.6).
+        """
+        if not self._has_failed_to_send:
+            return None
+        wait = Wait(_LAST_WORDS_S)
+        try:
+            while True:
+                self._receive(wait)
+        except UnreachableError:
+            return None
+        except SecurecoreError as error:
+            return error
+
     def close(self) -> None:
         """Close the connection; says nothing to the peer, for nothing is owed between dumps."""
         self._socket.close()
 
-    def _wait(self, stock_s: float, most_s: float = math.inf) -> Wait:
+    def _wait(self, stock_s: float, most_s: Most = math.inf) -> Wait:
         return Wait(stock_s, most_s, lambda: count_acknowledged(self._socket))
+
+    def _wait_for_answer(self, stock_s: float, most_s: Most = math.inf) -> Wait:
+        """Return a wait for somebody who may be silent for long, as long as the network leads to them."""
+        path_s = max(limits.PATH_DEADLINE_S, self._progress_s)
+        return Wait(
+            stock_s, most_s, lambda: count_acknowledged(self._socket), is_cut_off=lambda: quiet_s(self._socket) >= path_s
+        )
 
     def _message(self, frame: bytes) -> Message:
         torn_bytes = self._connection.torn_bytes
@@ -140,6 +192,11 @@ class Delivery:
             raise PeerError(f"{self.address} said {type(message).__name__} while frames were on their way")
         self._on_ack(message.frames)
 
+    def _hear(self, wait: Wait) -> None:
+        """Take in the acknowledgements that are here."""
+        while self._is_readable():
+            self.wait_for_ack(wait)
+
     def _is_readable(self) -> bool:
         return bool(self._socket.pending() or self._poll.poll(0))
 
@@ -150,12 +207,14 @@ class Delivery:
                 while sent < len(data):
                     sent += self._send_some(view[sent:], wait)
         except OSError as error:
-            self._explain_failed_send(error)
+            self._has_failed_to_send = True
+            raise tls.explain(error, str(self.address)) from error
 
     def _send_some(self, view: memoryview, wait: Wait) -> int:
         """Return how many bytes the kernel has taken; raises TimeoutError once the wait is over.
 
-        A call that timed out is made again with the same bytes: TLS has begun to send them (SSL_write(3)).
+        A call that timed out is made again with the same bytes: TLS has begun to send them (SSL_write(3)). Before that, what the
+        receiver has said is heard: who refuses the rest may read nothing more.
         """
         while True:
             left = wait.left_s()
@@ -165,28 +224,28 @@ class Delivery:
             try:
                 return self._socket.send(view)
             except TimeoutError:
-                continue
-
-    def _explain_failed_send(self, error: OSError) -> NoReturn:
-        """Raise the receiver's own words when it has said any: a refusal is only learned by reading (RFC 8446 appendix E.1.6)."""
-        wait = Wait(_LAST_WORDS_S)
-        try:
-            while True:
-                self._receive(wait)
-        except (UnreachableError, OSError):
-            raise tls.explain(error, str(self.address)) from error
+                self._hear(wait)
 
     def _receive(self, wait: Wait) -> Message:
-        return _receive(self._socket, self._connection, self.address, wait)
+        message = _next_message(self._socket, self._connection, self.address, wait)
+        if isinstance(message, Refuse):
+            # The code does not tell: a disk that refuses may have all of the dump, or nothing.
+            self._may_keep = message.kept
+            raise refusal(message, self.address)
+        # No refusal takes back what was acknowledged.
+        self._has_acknowledged |= isinstance(message, Ack)
+        return message
 
 
-def _receive(secured: ssl.SSLSocket, connection: Connection, address: Address, wait: Wait) -> Message:
-    """Return the receiver's next message before *wait* is over; a REFUSE is raised as the error that it means.
+def _next_message(secured: ssl.SSLSocket, connection: Connection, address: Address, wait: Wait) -> Message:
+    """Return the receiver's next message before *wait* is over.
 
     Bytes that come in one by one do not renew the wait.
     """
     while (message := connection.next_message()) is NEED_DATA:
         left = wait.left_s()
+        if wait.was_cut_off:
+            raise UnreachableError(f"{address} was silent, and its host cannot be reached any more")
         if left <= 0:
             raise UnreachableError(f"{address} did not answer in time")
         secured.settimeout(left)
@@ -199,8 +258,6 @@ def _receive(secured: ssl.SSLSocket, connection: Connection, address: Address, w
         if not data:
             raise UnreachableError(f"{address} closed the connection")
         connection.receive(data)
-    if isinstance(message, Refuse):
-        raise refusal(message, address)
     return message
 
 
@@ -259,7 +316,11 @@ def _most_telling(failures: Sequence[SecurecoreError]) -> SecurecoreError:
     """Return the one failure that is told of many, of which there is one at least: what somebody said before a silence."""
     elsewhere = [error for error in failures if isinstance(error, OtherStoreError)]
     spoken = [error for error in failures if not isinstance(error, UnreachableError)]
-    return (elsewhere or spoken or failures)[-1]
+    told = (elsewhere or spoken or failures)[-1]
+    if isinstance(told, OtherStoreError):
+        told.is_missed = len(spoken) == len(elsewhere)
+        told.retry_after_s = max(error.retry_after_s for error in spoken if isinstance(error, BusyError))
+    return told
 
 
 def _connect_one(address: Address, context: ssl.SSLContext, deadline_s: float, progress_s: float) -> Delivery:
@@ -291,6 +352,7 @@ def _greet(place: Place, address: Address, context: ssl.SSLContext, deadline_s: 
         plain = socket.socket(family, socket.SOCK_STREAM)
         plain.settimeout(deadline_s)
         plain.connect(where)
+        keep_asking(plain)
         left = max(0.1, deadline - time.monotonic())
         secured = tls.secure(context, plain, server_name=address.host_without_zone, deadline_s=left, peer=str(address))
     except OSError as error:
@@ -299,7 +361,9 @@ def _greet(place: Place, address: Address, context: ssl.SSLContext, deadline_s: 
         raise tls.explain(error, str(address)) from error
     connection = Connection(WireEnd.SENDER)
     try:
-        ready = _receive(secured, connection, address, Wait(max(0.1, deadline - time.monotonic())))
+        ready = _next_message(secured, connection, address, Wait(max(0.1, deadline - time.monotonic())))
+        if isinstance(ready, Refuse):
+            raise refusal(ready, address)
         if not isinstance(ready, Ready):
             raise PeerError(f"{address} greeted with {type(ready).__name__}")
     except SecurecoreError:
@@ -324,7 +388,7 @@ def _resolve(address: Address, deadline_s: float) -> list[Place]:
         except OSError as error:
             answers.put(error)
 
-    Thread(target=ask, daemon=True).start()
+    start(Thread(target=ask, daemon=True))
     try:
         answer = answers.get(timeout=deadline_s)
     except Empty as error:

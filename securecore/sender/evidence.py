@@ -3,7 +3,6 @@
 It is imported once the source is closed, because loading it takes longer than everything else that a handler does at its start.
 """
 
-import ipaddress
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -88,8 +87,7 @@ def check_receipt(
     host = host_name(credentials)
     try:
         log_key = statement.verify_statement(message.log_key, chain.load_anchors(credentials.ca), moment)
-        names, addresses = alternative_names(log_key.receiver.chain[0], Purpose.RECEIVER)
-        if _as_certified(address.host_without_zone) not in {*map(str, names), *addresses}:
+        if not log_key.is_of(address.host_without_zone):
             raise BrokenError("its log key is stated by another receiver")
         origin = origin_of(log_key.name, host)
         receipt = proof.verify_receipt(message.receipt, origin, log_key.public_key)
@@ -101,6 +99,8 @@ def check_receipt(
                 raise BrokenError(f"its entry says {field} is {receipt.fields.get(field)!a:.100}")
     except SecurecoreError as error:
         raise UntrustedError(f"{address} gave a receipt that proves nothing: {error.message}") from error
+    # They prove something later, to who has several receipts: custody does not hang on them.
+    successions = {"successions": message.successions.decode("utf-8", "replace")} if message.successions else {}
     return {
         "dump": str(dump),
         "host": str(host),
@@ -111,12 +111,6 @@ def check_receipt(
         "checked_at": int(now),
         "receipt": message.receipt.decode("utf-8")[: limits.MAX_RECEIPT_BYTES],
         "log_key": message.log_key.decode("ascii")[: limits.MAX_STATEMENT_BYTES],
+        **successions,
     }
 
-
-def _as_certified(host: str) -> str:
-    """Return a name or address that was dialled as certificates are read: lower case, IPv6 in its shortest form (RFC 5952)."""
-    try:
-        return str(ipaddress.ip_address(host))
-    except ValueError:
-        return host.lower()

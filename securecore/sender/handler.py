@@ -4,19 +4,23 @@ The order of work:
 
  1  move the core's descriptor above 2 and bind 0, 1 and 2 to /dev/null: the kernel leaves 1 and 2 closed, and the first file
     opened would otherwise be written to by whatever prints
- 2  widen the pipe, so that the kernel goes on dumping while we load the rest of our code (crash.py has the next steps)
- 3  make ourselves non-dumpable, yield to others, create nothing that others may read
- 4  parse the arguments; say in one line that a crash was met, before anything that may take time
- 5  read the settings, and /proc of the crashed process, which waits for us; what the rules decline is let go here (admission.py);
-    from here on the network's way (network.py) or the local one (local.py)
- 6  open as root what root must open: identity, spool, the kernel's log; or the directory that core_pattern names
- 7  become the handler's own user, or the directory's owner, for good; what is too large, or too much of a storm, is let go here
-    (tally.py); only now the first network byte
+ 2  widen the pipe, so that the kernel goes on dumping while we load the rest of our code (crash.py has the next steps); have a
+    SIGTERM wait until somebody can make the best of it (lifetime.py)
+ 3  make ourselves non-dumpable, create nothing that others may read
+ 4  parse the arguments
+ 5  read the settings (in local mode: what is taken, no more), take the place in the machine that they give (confinement.py), and
+    read /proc of the crashed process, which waits for us; what the rules decline is let go here (admission.py). Then open as root
+    the spool, or the directory that core_pattern names, and the kernel's log, and act as the handler's own user, or the directory's
+    owner, for as long as it takes to decide: what is too large, or too much of a storm, is let go here (tally.py), before anything
+    of the network or of a compressor is loaded, and the key opened; of a crash that is taken one line in the log says so, and the
+    kernel's log is read and closed.
+    From here on the network's way (network.py) or the local one (local.py)
+ 6  open as root what else root must open: the identity
+ 7  become the handler's own user, or the directory's owner, for good; only now the first network byte
  8  drain the pipe: pieces, frames, and from there to the receiver or the spool (transfer.py), or to a file (packer.py)
  9  close the pipe: the crashed process is let go
 10  sign, hear the receipt, or finish the spool's entry or the file; say in one line how it ended
-11  count what the kernel has skipped meanwhile; with a receipt, go on with what waits in the spool, if it is due, for a bounded
-    time (backlog.py)
+11  with a receipt, go on with what waits in the spool, if it is due, for a bounded time (backlog.py)
 
 Nobody waits for a handler's exit code, but it is one of docs/exit-codes.md all the same.
 """
@@ -34,6 +38,7 @@ def main(settings_path: str) -> NoReturn:
     """Handle one crash with the settings in *settings_path* and leave."""
     core = claim_core()
     widen(core)
+    hold_termination()
     # All else is loaded now: with the descriptors in order, and while the kernel fills the wider pipe.
     from securecore.sender.crash import handle
     from securecore.sender.system_log import log
@@ -43,6 +48,9 @@ def main(settings_path: str) -> NoReturn:
     except SecurecoreError as error:
         log("failed", error=error.message, code=error.exit_code)
         code = error.exit_code
+    except MemoryError:
+        log("failed", error="out of memory (memory in [handler] of sender.toml)", code=1)
+        code = 1
     except Exception as error:  # noqa: BLE001  # a top level: whatever happens, one line says so
         log("failed", error=f"bug: {type(error).__name__}: {error}", code=1)
         code = 1
@@ -67,3 +75,10 @@ def widen(core: int) -> None:
         fcntl.fcntl(core, fcntl.F_SETPIPE_SZ, limits.PIPE_BYTES)
     except OSError:
         pass
+
+
+def hold_termination() -> None:
+    """Have a SIGTERM wait until there is a Lifetime, which makes the best of it; nothing is kept yet that could be made durable."""
+    import signal  # only now, when the pipe is wider: it takes a millisecond
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -6,9 +6,12 @@ from securecore import limits
 from securecore.errors import ConfigError
 from securecore.sender.kernel_arguments import SPECIFIERS
 from securecore.sender.local_mode import LocalMode
+from securecore.sender.settings import ADMISSION_NAME
 
 CONFIGURATION: Final = "/etc/securecore/sender.toml"
 SETTINGS: Final = "/etc/securecore/handler.json"
+ADMISSION: Final = f"/etc/securecore/{ADMISSION_NAME}"
+"""Of local mode: beside SETTINGS, where the handler looks for it."""
 HANDLER: Final = "/usr/libexec/securecore/handler"
 SYSCTL: Final = "/etc/sysctl.d/99-securecore.conf"
 SERVICE: Final = "/etc/systemd/system/securecore-flush.service"
@@ -68,8 +71,12 @@ def flush_service(interpreter: str, settings: str = SETTINGS) -> bytes:
     """Return the systemd unit that delivers what waits in the spool.
 
     It starts as root, because only root reads the key; ``spool flush`` becomes the handler's user before it dials.
+
+    Its place in the machine is behind a handler's (confinement.py), for nobody waits for it: nice 10, as the receiver's vacuum and
+    next to the 9 of systemd-coredump@.service; the same disk priority; and where memory is short it goes as early (500, which that
+    unit has too), for what it has not delivered is in the spool still. It may have FLUSH_MEMORY_BYTES of memory.
     """
-    return _FLUSH_SERVICE.format(interpreter=interpreter, settings=settings).encode()
+    return _FLUSH_SERVICE.format(interpreter=interpreter, settings=settings, memory=limits.FLUSH_MEMORY_BYTES).encode()
 
 
 def flush_timer() -> bytes:
@@ -89,6 +96,10 @@ ExecStart={interpreter} -I -m securecore.cli.main spool flush --when-due --setti
 TimeoutStartSec=6h
 UMask=0077
 Nice=10
+IOSchedulingClass=best-effort
+IOSchedulingPriority=7
+OOMScoreAdjust=500
+MemoryMax={memory}
 LimitCORE=0
 CapabilityBoundingSet=CAP_SETUID CAP_SETGID CAP_DAC_READ_SEARCH
 NoNewPrivileges=yes

@@ -8,7 +8,8 @@ nothing where the log has been overwritten or may not be read. Each record has a
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from securecore import limits
@@ -41,16 +42,27 @@ def open_kernel_log() -> int | None:
         return None
 
 
-def read_skips(log: int) -> Skips | None:
-    """Return what the log behind a descriptor says of skipped crashes from its beginning on; None when it says nothing at all."""
-    return count_skips(_records(log))
+def read_skips(log: int, last: int = -1, clock: Callable[[], float] = time.monotonic) -> Skips | None:
+    """Return what the log behind a descriptor says of skipped crashes; None when it says nothing at all.
+
+    It is read from its beginning: the kernel lets nobody seek to a record by its number (devkmsg_llseek of kernel/printk/printk.c).
+    Those up to *last* were read before, and are passed over. Of a log beyond MAX_KERNEL_LOG_BYTES, or that takes longer than
+    KERNEL_LOG_S, the rest is left.
+    """
+    return count_skips(_records(log, clock), last)
 
 
-def count_skips(records: Iterable[bytes]) -> Skips | None:
-    """Return what *records* say of skipped crashes; None when none of them is the kernel's record."""
+def count_skips(records: Iterable[bytes], last: int = -1) -> Skips | None:
+    """Return what *records* say of skipped crashes; None when none of them is the kernel's record.
+
+    Records up to number *last* are looked at only where they may be about a core: what the kernel held back then may count now.
+    """
     found = []
     newest, silent = -1, 0
     for record in records:
+        if (number := _passed_over(record, last)) is not None:
+            newest = number
+            continue
         if (parts := re.match(_RECORD, record)) is None:
             continue
         newest = int(parts[2])
@@ -68,8 +80,17 @@ def count_skips(records: Iterable[bytes]) -> Skips | None:
     return Skips(newest, tuple(found)) if newest >= 0 else None
 
 
-def _records(log: int) -> Iterator[bytes]:
-    for _ in range(limits.MAX_KERNEL_LOG_RECORDS):
+def _passed_over(record: bytes, last: int) -> int | None:
+    """Return the number of a record up to *last* that is about nothing here, without the cost of a look at all of it."""
+    parts = record.split(b",", 2)
+    if len(parts) < 3 or not parts[0].isdigit() or not parts[1].isdigit() or len(parts[1]) > 18 or int(parts[1]) > last:
+        return None
+    return None if b"core" in record else int(parts[1])
+
+
+def _records(log: int, clock: Callable[[], float]) -> Iterator[bytes]:
+    ends_at, left = clock() + limits.KERNEL_LOG_S, limits.MAX_KERNEL_LOG_BYTES
+    while left > 0 and clock() < ends_at:
         try:
             record = os.read(log, _RECORD_BYTES)
         except BrokenPipeError:
@@ -78,4 +99,5 @@ def _records(log: int) -> Iterator[bytes]:
             return
         if not record:
             return
+        left -= len(record)
         yield record

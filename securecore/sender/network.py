@@ -5,26 +5,27 @@ import sys
 import time
 
 from securecore import tls
-from securecore.errors import ConfigError
+from securecore.errors import BusyError, ConfigError, StorageError
 from securecore.names import DumpId
 from securecore.report import CrashReport
 from securecore.sender import privileges
 from securecore.sender.credentials import read_credentials
-from securecore.sender.head import Head, read_head
+from securecore.sender.lifetime import Lifetime
+from securecore.sender.parcel import Outcome, Papers, Parcel
 from securecore.sender.patience import usual_patience
 from securecore.sender.settings import WHOLE, Settings
+from securecore.sender.spool import Spool
 from securecore.sender.system_log import log
-from securecore.sender.tally import Tally, find_spool
-from securecore.sender.transfer import Outcome, Papers, Parcel, carry
+from securecore.sender.tally import Taken
+from securecore.sender.transfer import carry
 
 
-def send(core: int, settings: Settings, dump: DumpId, report: CrashReport) -> int:
-    """Send the core to a receiver, else spool it, and return the exit code; closes *core* as soon as it is drained.
-
-    One that is too large, or that a storm limit suppresses, is let go before a byte of it is kept or sent.
-    """
-    spool = find_spool(settings.spool)
-    tally = Tally(spool, report)
+def send(
+    core: int, settings: Settings, dump: DumpId, report: CrashReport, taken: Taken, lifetime: Lifetime | None = None
+) -> int:
+    """Send the core to a receiver, else spool it, and return the exit code; closes *core* as soon as it is drained."""
+    directory = taken.tally.directory
+    spool = Spool(directory, settings.spool_limits) if directory is not None else None
     try:
         papers: Papers | ConfigError = Papers(tls.sender_context(settings.identity), read_credentials(settings.identity))
     except ConfigError as error:
@@ -32,33 +33,39 @@ def send(core: int, settings: Settings, dump: DumpId, report: CrashReport) -> in
         papers = error
     if not privileges.can_others_import([os.path.dirname(__file__), *sys.path]):
         # Installed where only root can read, as in a checkout under /root: what is loaded last must be loaded while we still may.
-        from securecore.sender import backlog, evidence  # noqa: F401
+        from securecore.sender import backlog, evidence, schedule  # noqa: F401
     privileges.drop(settings.uid, settings.gid)
-    most = settings.admission.max_size
-    head = read_head(core) if most is not None else Head()
-    if most is not None and head.predicted_size is not None and head.predicted_size > most:
-        os.close(core)
-        return tally.decline(dump, f"{head.predicted_size} bytes, max_size is {most}")
-    verdict = tally.admit(settings.admission)
-    if verdict.limit is not None:
-        os.close(core)
-        return tally.suppress(dump, verdict)
-    parcel = Parcel(dump, report._replace(**verdict.untaken.fields()).encode(), time.time_ns() // 1_000_000)
+    parcel = Parcel(dump, report._replace(**taken.untaken.fields()).encode(), time.time_ns() // 1_000_000)
     patience = settings.deadlines or usual_patience()
     outcome = carry(
-        core, parcel, settings.receivers, papers, spool,
-        hold_budget_s=patience.hold_s, patience=patience, keeps_copy=settings.spool_mode == WHOLE, head=head.data,
+        core, parcel, settings.receivers, papers, spool, hold_budget_s=patience.hold_s, patience=patience,
+        keeps_copy=settings.spool_mode == WHOLE, head=taken.head.data, lifetime=lifetime,
     )  # fmt: skip
-    if outcome.receipt is None and not outcome.spooled:
-        tally.give_back(verdict.untaken)
+    taken.conclude(is_kept=outcome.is_kept)
     code = conclude(dump, outcome)
-    tally.count_skips()
-    if outcome.receipt is not None and spool is not None and isinstance(papers, Papers):
+    if lifetime is not None:
+        lifetime.release()
+    has_time = lifetime is None or not lifetime.is_over
+    if outcome.receipt is not None and spool is not None and isinstance(papers, Papers) and has_time:
         # Only now: the crashed process has waited for every module that was loaded before.
         from securecore.sender.backlog import deliver_backlog
 
         deliver_backlog(spool, settings.receivers, papers, patience)
+    elif spool is not None and isinstance(outcome.failure, BusyError):
+        _keep_request(spool, outcome.failure.retry_after_s)
     return code
+
+
+def _keep_request(spool: Spool, retry_after_s: int) -> None:
+    """Have a timer's flush come no sooner than a receiver has asked for, 0 for nothing asked; the process that crashed is gone."""
+    if not retry_after_s:
+        return
+    from securecore.sender.schedule import keep_request
+
+    try:
+        keep_request(spool.fd, time.time(), retry_after_s)
+    except StorageError:
+        pass  # The flush that comes too soon for it is told so once more.
 
 
 def conclude(dump: DumpId, outcome: Outcome) -> int:
@@ -73,8 +80,11 @@ def conclude(dump: DumpId, outcome: Outcome) -> int:
         return 0
     failure = outcome.spool_failure or outcome.failure or ConfigError("nothing was delivered")
     why = outcome.failure.message if outcome.failure else None
-    if outcome.spooled and outcome.spool_failure is None:
+    has_nothing = outcome.frames == 0 and outcome.source_failure is not None
+    if outcome.spooled and outcome.spool_failure is None and not has_nothing:
         log("spooled", **facts, error=why)
     else:
-        log("failed", **facts, error=why, spool=failure.message)
+        # Of a spool that is well there is no reason to tell: cut= has it.
+        is_spool_well = outcome.spooled and outcome.spool_failure is None
+        log("failed", **facts, error=why, spool=None if is_spool_well else failure.message)
     return failure.exit_code

@@ -2,7 +2,8 @@
 
 import ctypes
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from securecore.errors import ConfigError
@@ -16,19 +17,6 @@ def forbid_own_core() -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
-def yield_to_others() -> None:
-    """Lower our priority and offer ourselves to the OOM killer first; what cannot be had is left."""
-    try:
-        os.nice(5)
-        score = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(score, b"500")
-        finally:
-            os.close(score)
-    except OSError:
-        pass
-
-
 def drop(uid: int, gid: int) -> None:
     """Become *uid* and *gid* with no other group, no capability and no way back; raises ConfigError when that did not happen.
 
@@ -38,8 +26,7 @@ def drop(uid: int, gid: int) -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     if os.geteuid() != 0:
         return
-    if uid == 0 or gid == 0:
-        raise ConfigError("the user to become is root, or in root's group", hint="give spool and settings a user of their own")
+    _check_not_root(uid, gid)
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
@@ -52,6 +39,35 @@ def drop(uid: int, gid: int) -> None:
         forbid_own_core()
         return
     raise ConfigError("privileges came back after they were dropped")
+
+
+@contextmanager
+def acting_as(uid: int, gid: int) -> Iterator[None]:
+    """Act as *uid* and *gid* with no other group and no effective capability while the block runs, and be root again behind it.
+
+    For what is decided before it is known whether root is needed once more. No byte of the network may be met in it: who takes over
+    the process could become root again too. Raises ConfigError as drop does. Nothing changes when we are not root to begin with.
+    """
+    if os.geteuid() != 0:
+        yield
+        return
+    _check_not_root(uid, gid)
+    os.setgroups([])
+    os.setegid(gid)
+    os.seteuid(uid)
+    # A change of the effective user has made the process dumpable as fs.suid_dumpable says; say again what we want.
+    forbid_own_core()
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        forbid_own_core()
+
+
+def _check_not_root(uid: int, gid: int) -> None:
+    if uid == 0 or gid == 0:
+        raise ConfigError("the user to become is root, or in root's group", hint="give spool and settings a user of their own")
 
 
 def can_others_import(paths: Iterable[str]) -> bool:

@@ -51,17 +51,30 @@ def snapshot(arguments: KernelArguments, proc: str = "/proc", held: Iterable[int
     except OSError:
         fields["metadata"] = ARGUMENTS
         return fields
+    thread = _open_thread(arguments.tid, directory)
     try:
-        program = ProgramReader(directory, held)
-        process = _process(directory, proc)
+        program = ProgramReader(thread, held)
+        process = _process(directory, thread, proc)
         process.fields.update(program.finish())
     finally:
+        os.close(thread)
         os.close(directory)
     proof = _proof(arguments, process, proc)
     fields["metadata"] = proof
     if proof != ARGUMENTS:
         fields |= process.fields
     return fields
+
+
+def _open_thread(tid: int, directory: int) -> int:
+    """Return a descriptor of the crashing thread's directory in that of its process; of the process's own where there is none.
+
+    A process lives on when its main thread has ended (pthread_exit(3)), but then /proc/PID has no exe, no cmdline and no ns.
+    """
+    try:
+        return os.open(f"task/{tid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+    except OSError:
+        return os.dup(directory)
 
 
 def _proof(arguments: KernelArguments, process: _Process, proc: str) -> str:
@@ -87,12 +100,12 @@ def _machine(proc: str) -> dict[str, Any]:
     return fields
 
 
-def _process(directory: int, proc: str) -> _Process:
-    """Return what is to be read of the process behind *directory*."""
+def _process(directory: int, thread: int, proc: str) -> _Process:
+    """Return what is to be read of the process behind *directory*, and of the one of its threads that is sure to be alive."""
     fields: dict[str, Any] = {}
     comm = _read(directory, "comm").rstrip("\n")
-    executable = _link(directory, "exe").removesuffix(" (deleted)")
-    command_line = " ".join(_read(directory, "cmdline").rstrip("\0").split("\0"))
+    executable = _link(thread, "exe").removesuffix(" (deleted)")
+    command_line = " ".join(_read(thread, "cmdline").rstrip("\0").split("\0"))
     cgroup = _cgroup(_read(directory, "cgroup"))
     status = _status(_read(directory, "status"))
     start = _start_ticks(_read(directory, "stat"))
@@ -103,7 +116,7 @@ def _process(directory: int, proc: str) -> _Process:
         "command_line": command_line[: limits.MAX_TEXT],
         "cgroup": cgroup,
         "unit": _unit(cgroup),
-        "container": _container(directory, cgroup, proc),
+        "container": _container(thread, cgroup, proc),
         "parent_pid": _number(status.get("PPid")),
         "threads": _number(status.get("Threads")),
         "started_at": _started_at(start, _read(None, os.path.join(proc, "stat"))),
@@ -151,10 +164,10 @@ def _unit(cgroup: str | None) -> str | None:
     return names[-1] if names else None
 
 
-def _container(directory: int, cgroup: str | None, proc: str) -> str | None:
+def _container(thread: int, cgroup: str | None, proc: str) -> str | None:
     """Return a container's id, "unknown" when the process lives in other namespaces without one; None on the host itself (R5)."""
     own = _link(None, os.path.join(proc, "self/ns/mnt")), _link(None, os.path.join(proc, "self/ns/pid"))
-    its = _link(directory, "ns/mnt"), _link(directory, "ns/pid")
+    its = _link(thread, "ns/mnt"), _link(thread, "ns/pid")
     if its == own and all(own):
         return None
     identifier = _CONTAINER_ID.search(cgroup or "")

@@ -2,8 +2,10 @@
 
 ``/proc/PID/exe`` leads to the file that the process runs, whatever stands at its path by now. That file is hostile twice: its bytes
 are parsed, and the file system that it lies on may be one that never answers (FUSE, or NFS without its server). So a child does
-both: it opens the file as root must, becomes nobody, parses, writes one line and ends. The handler waits for that line for so long
-and no longer. A thread would not do: one that hangs in ``open`` keeps the whole process from changing its user.
+both: it says first which file it is, in a line of its own, so that a storm limit does not depend on what the file holds, or on how
+fast it is read; then it opens the file as root must, becomes nobody, parses, writes a second line and ends. The handler waits for
+these lines for so long and no longer. A thread would not do: one that hangs in ``open`` keeps the whole process from changing its
+user.
 """
 
 import json
@@ -12,7 +14,7 @@ import select
 import signal
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NoReturn
 
 from securecore import limits
@@ -21,8 +23,8 @@ from securecore.errors import SecurecoreError
 from securecore.sender import privileges
 
 DEADLINE_S: Final = 0.5
-"""From the child's start to its line: it takes a millisecond (measured), and some tens where a slow flash has to be read. A crashed
-process is held for this long at most by its own program."""
+"""From the child's start to its last line: it takes a millisecond (measured), and some tens where a slow flash has to be read. A
+crashed process is held for this long at most by its own program."""
 _ANSWER_BYTES: Final = 4 * limits.KIB
 """A build-id has 128 digits at most, a ``.uuid`` 512."""
 _KINDS: Final = {"build_id": str, "uuid": str, "executable_device": int, "executable_inode": int}
@@ -33,7 +35,7 @@ class ProgramReader:
     """A child that reads what names the program of a process."""
 
     def __init__(self, process: int, held: Iterable[int] = ()) -> None:
-        """Start the child. *process* is a descriptor of /proc/PID.
+        """Start the child. *process* is a descriptor of /proc/PID, or of one of its threads.
 
         *held* are descriptors that the child must not keep open, the core's first of all: a child that hangs would keep the crashed
         process waiting for somebody who reads.
@@ -51,7 +53,7 @@ class ProgramReader:
             os.close(writing)
 
     def finish(self) -> dict[str, Any]:
-        """Return report fields, none when the child did not answer in time, and end the child without waiting for its end."""
+        """Return report fields, those that the child told in time, and end the child without waiting for its end."""
         answer = b""
         poll = select.poll()
         poll.register(self._answer, select.POLLIN)
@@ -74,17 +76,27 @@ def _read_program(process: int, writing: int, unwanted: Iterable[int]) -> NoRetu
     try:
         for fd in unwanted:
             os.close(fd)
+        _tell_file(process, writing)
         program = os.open("exe", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=process)
         privileges.drop(limits.NOBODY_ID, limits.NOBODY_ID)
         status = os.fstat(program)
         if stat.S_ISREG(status.st_mode):
-            fields = {"executable_device": status.st_dev, "executable_inode": status.st_ino, **_names(program, status.st_size)}
-            os.write(writing, json.dumps(fields).encode("ascii"))
+            _tell(writing, _names(program, status.st_size))
     except (OSError, SecurecoreError, MemoryError):
         pass
     finally:
         # Whatever happened, this copy of the handler must not go on as a second one.
         os._exit(0)
+
+
+def _tell_file(process: int, writing: int) -> None:
+    status = os.stat("exe", dir_fd=process)
+    if stat.S_ISREG(status.st_mode):
+        _tell(writing, {"executable_device": status.st_dev, "executable_inode": status.st_ino})
+
+
+def _tell(writing: int, fields: Mapping[str, str | int | None]) -> None:
+    os.write(writing, json.dumps(fields).encode("ascii") + b"\n")
 
 
 def _names(program: int, size: int) -> dict[str, str | None]:
@@ -97,11 +109,13 @@ def _names(program: int, size: int) -> dict[str, str | None]:
 
 
 def _fields(answer: bytes) -> dict[str, Any]:
-    """Return the report fields of a child's line; one that was cut off says nothing."""
-    try:
-        found = json.loads(answer)
-    except (ValueError, RecursionError):
-        return {}
-    if not isinstance(found, dict):
-        return {}
-    return {name: found[name] for name, kind in _KINDS.items() if type(found.get(name)) is kind}
+    """Return the report fields of a child's lines; one that was cut off says nothing."""
+    fields: dict[str, Any] = {}
+    for line in answer.split(b"\n")[:-1]:
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found, dict):
+            fields |= {name: found[name] for name, kind in _KINDS.items() if type(found.get(name)) is kind}
+    return fields

@@ -5,7 +5,9 @@ lock; frames leave in order through ``Pump.frames``. A piece occupies a buffer f
 place in the queue until its frame was taken: both are counted, so a slow consumer stops the reading and not the memory.
 """
 
+import math
 import os
+import select
 import time
 from _queue import SimpleQueue  # what the queue module would give us, without the five modules that it loads first
 from collections.abc import Callable, Iterator
@@ -19,6 +21,7 @@ from securecore.dump.packing import PieceEncoder
 from securecore.elfsize import CoreSize
 from securecore.errors import StorageError
 from securecore.merkle import leaf_hash
+from securecore.sender.threads import start
 
 WORKERS: Final = 2
 _BUFFERS: Final = WORKERS + 2
@@ -66,6 +69,10 @@ class _Slot:
         self.done = Event()
 
 
+_CALL: Final = _Slot(None, 0)
+"""Stands in the queue of frames for a call to the consumer."""
+
+
 class Pump:
     """Reads a descriptor to its end; see the module's docstring for the threads."""
 
@@ -79,14 +86,18 @@ class Pump:
 
         *on_piece* is shown every piece's plaintext, in order, in the reading thread, before anything else is done with it.
         """
+        self.size = 0
+        """Plaintext bytes read so far, of frames that were not taken yet too."""
         self.end: SourceEnd | None = None
         """Set before ``frames`` is exhausted."""
         self.first_piece_read = Event()
         """Set when the size can be predicted from the first piece, or never will be."""
         self._held: tuple[float, float | None] = (0.0, None)
         """Seconds for which reading stood still until its last wait, and since when it does now; read by another thread."""
-        self._abandoned = False
+        self._abandoned = self._stopped = False
         self._exhausted = False
+        self._is_alone = True
+        """Whether no worker could be started."""
         self._core_size = CoreSize()
         self._make_encoder = make_encoder
         self._on_progress = on_progress
@@ -109,33 +120,42 @@ class Pump:
         before, since = self._held
         return before if since is None else before + time.monotonic() - since
 
-    def read(self, fd: int, head: bytes = b"") -> None:
-        """Read *fd* to its end, blocking when frames are not taken; the caller closes it, and may have read *head* of it before."""
-        for worker in self._workers:
-            worker.start()
-        for _ in range(_BUFFERS):
-            self._buffers.put(bytearray(limits.PIECE_BYTES))
+    def read(
+        self, fd: int, head: bytes = b"", find_cut: Callable[[], str | None] = lambda: None, piece_s: float = math.inf
+    ) -> None:
+        """Read *fd* to its end, blocking when frames are not taken; the caller closes it, and may have read *head* of it before.
+
+        *find_cut* tells why the end that was met is not the source's own. Want of memory ends it too, and is named as its cause; so
+        does a piece that takes longer than *piece_s* to come.
+        """
         # Until it has ended by itself, it has not: an exception on the way must not look like an end.
-        size, begun = 0, memoryview(head)
+        begun = memoryview(head)
         failure: str | None = "reading was interrupted"
         try:
+            self._start_workers()
+            for _ in range(_BUFFERS):
+                self._buffers.put(bytearray(limits.PIECE_BYTES))
             while True:
                 buffer = self._buffers.get()
                 filled, begun = begun[: limits.PIECE_BYTES], begun[limits.PIECE_BYTES :]
                 buffer[: len(filled)] = filled
-                length, problem = _fill(fd, buffer, len(filled))
-                size += length
+                length, problem = fill(fd, buffer, len(filled), piece_s)
+                self.size += length
                 if length:
                     self._show(memoryview(buffer)[:length])
                     self._dispatch(buffer, length)
                 self.first_piece_read.set()
                 if self._on_progress is not None:
-                    self._on_progress(size)
-                if length < limits.PIECE_BYTES or self._abandoned:
-                    failure = problem
+                    self._on_progress(self.size)
+                if length < limits.PIECE_BYTES or self._abandoned or self._stopped:
+                    failure = problem or find_cut()
                     break
+        except MemoryError:
+            failure = "out of memory"
+        except StorageError as error:
+            failure = error.message
         finally:
-            self.end = SourceEnd(size, self.predicted_size, self._core_size.is_undecided, failure)
+            self.end = SourceEnd(self.size, self.predicted_size, self._core_size.is_undecided, failure)
             self.first_piece_read.set()
             self._ordered.put(None)
             for _ in self._workers:
@@ -145,13 +165,25 @@ class Pump:
         """Make ``read`` stop at its next piece: nobody will keep what it reads. The consumer still takes ``frames`` to the end."""
         self._abandoned = True
 
-    def frames(self) -> Iterator[Frame]:
+    def stop(self) -> None:
+        """Make ``read`` stop at its next piece, of which the frame is kept still; from any thread, a signal's handler too."""
+        self._stopped = True
+
+    def wake(self) -> None:
+        """Have the consumer of ``frames`` look up, also where it waits for a source that stands still; from anywhere, too."""
+        self._ordered.put(_CALL)
+
+    def frames(self, on_wake: Callable[[], None] = lambda: None) -> Iterator[Frame]:
         """Yield the frames in order, for one consumer in another thread than ``read``'s; nothing more once it was exhausted.
 
-        Raises StorageError where a piece could not be compressed; after abandon such pieces are passed over.
+        *on_wake* is called between two frames, in the consumer's thread, when somebody calls ``wake``. Raises StorageError where a
+        piece could not be compressed; after abandon such pieces are passed over.
         """
         while not self._exhausted:
             slot = self._ordered.get()
+            if slot is _CALL:
+                on_wake()
+                continue
             if slot is None:
                 self._exhausted = True
                 return
@@ -161,6 +193,15 @@ class Pump:
                 yield slot.frame
             elif not self._abandoned:
                 raise slot.failure or StorageError("a piece could not be compressed")
+
+    def _start_workers(self) -> None:
+        """Start as many as can be: where somebody has used up all processes, the reading thread does their work too."""
+        for worker in self._workers:
+            try:
+                start(worker)
+                self._is_alone = False
+            except StorageError:
+                return
 
     def _show(self, piece: memoryview) -> None:
         """Let those look at the plaintext who must see all of it in order."""
@@ -181,13 +222,16 @@ class Pump:
             self._buffers.put(buffer)
         else:
             self._work.put(slot)
+            if self._is_alone:
+                self._work.put(None)
+                self._compress()
         self._ordered.put(slot)
 
     def _frame_of_zeroes(self, length: int) -> Frame:
         """Return the frame of a piece of zeroes; a whole one, of which there may be very many, is made once."""
         if length == limits.PIECE_BYTES and self._whole_zero_piece is not None:
             return self._whole_zero_piece
-        frame = _frame(self._make_encoder(), bytes(length))
+        frame = make_frame(self._make_encoder(), bytes(length))
         if length == limits.PIECE_BYTES:
             self._whole_zero_piece = frame
         return frame
@@ -201,7 +245,7 @@ class Pump:
             try:
                 # Made here, not before: a thread that dies for want of memory would leave its pieces waiting for ever.
                 encoder = encoder or self._make_encoder()
-                slot.frame = _frame(encoder, memoryview(buffer)[: slot.length])
+                slot.frame = make_frame(encoder, memoryview(buffer)[: slot.length])
             except MemoryError:
                 slot.failure = StorageError("a piece could not be compressed: out of memory")
             except StorageError as error:
@@ -212,18 +256,21 @@ class Pump:
                 slot.done.set()
 
 
-def _frame(encoder: PieceEncoder, piece: bytes | memoryview) -> Frame:
+def make_frame(encoder: PieceEncoder, piece: bytes | memoryview) -> Frame:
+    """Return the frame of a piece; raises what the encoder does."""
     stored = encoder.frame(piece)
     return Frame(stored, leaf_hash(stored), len(piece))
 
 
-def _fill(fd: int, buffer: bytearray, filled: int) -> tuple[int, str | None]:
-    """Read until *buffer*, of which *filled* bytes are there, is full or the source ends.
+def fill(fd: int, buffer: bytearray, filled: int, piece_s: float = math.inf) -> tuple[int, str | None]:
+    """Read until *buffer*, of which *filled* bytes are there, is full or the source ends; what is there is read in any case.
 
-    Return the bytes that are there then, and why reading failed, if it did.
+    Return the bytes that are there then, and why reading failed, if it did: also where nothing more comes and *piece_s* are over.
     """
-    view = memoryview(buffer)
+    view, ends_at = memoryview(buffer), time.monotonic() + piece_s
     while filled < len(buffer):
+        if piece_s < math.inf and not _comes_before(fd, ends_at):
+            return filled, f"not a megabyte of the core has come in {piece_s:g} s (source_deadline in [handler] of sender.toml)"
         try:
             got = os.readv(fd, [view[filled:]])
         except OSError as error:
@@ -232,3 +279,10 @@ def _fill(fd: int, buffer: bytearray, filled: int) -> tuple[int, str | None]:
             break
         filled += got
     return filled, None
+
+
+def _comes_before(fd: int, ends_at: float) -> bool:
+    """Return whether there is something to read, or the end, before a time of the monotonic clock; at once where it is over."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(max(0.0, ends_at - time.monotonic()) * 1000))

@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from securecore.dump import directory as files
 from securecore.errors import StorageError
@@ -24,12 +24,29 @@ def append(spool: int, line: bytes) -> None:
         os.close(fd)
 
 
+def open_log(spool: int) -> IO[bytes] | None:
+    """Return the log in the directory *spool* for reading; None where no receipt was kept yet. Raises StorageError."""
+    fd = files.open_file(NAME, spool)
+    return None if fd is None else os.fdopen(fd, "rb")
+
+
+def length(spool: int) -> int:
+    """Return how many bytes the log in the directory *spool* has; raises StorageError when no line could be appended to it."""
+    fd = files.open_file(NAME, spool, append=True)
+    if fd is None:
+        return 0
+    try:
+        return os.fstat(fd).st_size
+    finally:
+        os.close(fd)
+
+
 def lines(spool: int) -> Iterator[bytes]:
     """Yield the log's whole lines; what a crash has left of a last one is not one. Not checked: what they say."""
-    fd = files.open_file(NAME, spool)
-    if fd is None:
+    found = open_log(spool)
+    if found is None:
         return
-    with os.fdopen(fd, "rb") as log:
+    with found as log:
         for line in log:
             if line.endswith(b"\n"):
                 yield line

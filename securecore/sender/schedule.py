@@ -43,6 +43,19 @@ class Missed(NamedTuple):
         return Missed(min(self.seconds + passed_s, _TIME_END - 1), max(0, int(now)))
 
 
+class Hope(NamedTuple):
+    """Frames that went out and were not acknowledged: a receiver keeps what came, and its next ACCEPT for the dump tells."""
+
+    dump: DumpId
+    store: StoreId
+    held_frames: int
+    """Of the dump, by the ACCEPT before they were sent."""
+    torn_bytes: int
+    """Of the frame behind these, likewise."""
+    is_vain: bool = False
+    """The last time, too, frames had gone out, and the receiver then held no more than before."""
+
+
 class Schedule(NamedTuple):
     """When to come again; times are Unix seconds by this host's clock."""
 
@@ -55,14 +68,19 @@ class Schedule(NamedTuple):
     """How long a receiver has asked to be left alone; unlike our own back-off this binds a handler that has just delivered, too."""
     left_off_at: DumpId | None = None
     """The dump for which a receiver fell silent last, in a flush that did not come to its end."""
+    hope: Hope | None = None
+    """The first one since a receiver has vouched for anything; another dump's does not take its place before it was looked at."""
 
     def is_due(self, now: float) -> bool:
-        """Return whether a timer's flush should go on; what no schedule of ours could say counts as due: the clock was set back."""
-        return not _is_ahead(self.not_before, now) and not self.is_asked_to_wait(now)
+        """Return whether a timer's flush should go on; what no schedule of ours could say counts as due: the clock was set back.
+
+        Beyond what a receiver has asked for, we put nothing off for longer than BACK_OFF_MAX_S.
+        """
+        return not self.is_asked_to_wait(now) and not _is_ahead(self.not_before, now, limits.BACK_OFF_MAX_S)
 
     def is_asked_to_wait(self, now: float) -> bool:
         """Return whether a receiver has asked to be left alone until later than *now*."""
-        return _is_ahead(self.asked_until, now)
+        return _is_ahead(self.asked_until, now, limits.MAX_RETRY_AFTER_S)
 
     def in_turn(self, dumps: Sequence[DumpId]) -> list[DumpId]:
         """Return *dumps*, which come oldest first, as a flush tries them: from behind the one where the last one left off.
@@ -75,6 +93,27 @@ class Schedule(NamedTuple):
     def after_success(self) -> "Schedule":
         """Return the schedule once something was delivered, or has got further."""
         return self._replace(failures=0, not_before=0, asked_until=0)
+
+    def hoping(self, hope: Hope) -> tuple["Schedule", bool]:
+        """Return the schedule once frames went out that nobody has acknowledged, and whether that is progress.
+
+        It is, until a receiver is found to have kept nothing of what it was sent before.
+        """
+        last = self.hope
+        if last is None:
+            return self._replace(hope=hope), True
+        if (last.dump, last.store) != (hope.dump, hope.store):
+            return self, not last.is_vain
+        has_grown = (hope.held_frames, hope.torn_bytes) > (last.held_frames, last.torn_bytes)
+        return self._replace(hope=hope._replace(is_vain=not has_grown)), has_grown
+
+    def vouched(self) -> "Schedule":
+        """Return the schedule once a receiver has acknowledged frames, or given a receipt."""
+        return self._replace(hope=None)
+
+    def knowing(self, dumps: Collection[DumpId]) -> "Schedule":
+        """Return the schedule of a spool with these dumps: what was hoped of others nobody will learn."""
+        return self if self.hope is None or self.hope.dump in dumps else self.vouched()
 
     def after_request(self, now: float, retry_after_s: int) -> "Schedule":
         """Return the schedule once a receiver has asked to be left alone for so long; 0 for nothing asked."""
@@ -122,6 +161,9 @@ class Schedule(NamedTuple):
             "missed": missed,
             "left_off_at": str(self.left_off_at) if self.left_off_at is not None else None,
         }
+        hope = fields.pop("hope")
+        if hope is not None:
+            fields["hope"] = [str(hope.dump), str(hope.store), *hope[2:]]
         return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
@@ -131,7 +173,8 @@ def parse_schedule(data: bytes) -> Schedule:
         fields = json.loads(data)
         missed = tuple((StoreId.parse(text), Missed(*times)) for text, times in fields["missed"].items())
         left_off_at = DumpId.parse(fields["left_off_at"]) if fields["left_off_at"] is not None else None
-        schedule = Schedule(fields["failures"], fields["not_before"], missed, fields["asked_until"], left_off_at)
+        hope = _parse_hope(fields["hope"]) if "hope" in fields else None
+        schedule = Schedule(fields["failures"], fields["not_before"], missed, fields["asked_until"], left_off_at, hope)
         numbers = [schedule.failures, schedule.not_before, schedule.asked_until]
         numbers += [number for _, times in missed for number in times]
         is_ours = all(map(_is_count, numbers)) and len(missed) <= _MAX_MISSED and schedule.encode() == data
@@ -156,6 +199,18 @@ def write_schedule(spool_fd: int, schedule: Schedule) -> None:
     files.replace_file(SCHEDULE, spool_fd, schedule.encode())
 
 
+def keep_request(spool_fd: int, now: float, retry_after_s: int) -> None:
+    """Keep for the next flush that a receiver has asked a handler to be left alone for so long, where that is not kept already.
+
+    Not while a flush is at work: it hears what is asked for itself. Raises StorageError when the disk refuses.
+    """
+    with claim(spool_fd) as is_ours:
+        before = read_schedule(spool_fd)
+        after = before.after_request(now, retry_after_s)
+        if is_ours and (after.asked_until > before.asked_until or not before.is_asked_to_wait(now)) and after != before:
+            write_schedule(spool_fd, after)
+
+
 @contextmanager
 def claim(spool_fd: int) -> Iterator[bool]:
     """Hold the spool for one flush while the block runs; yields False when another process has it.
@@ -174,8 +229,15 @@ def claim(spool_fd: int) -> Iterator[bool]:
         os.close(dumps)
 
 
-def _is_ahead(moment: int, now: float) -> bool:
-    return now < moment <= now + limits.MAX_RETRY_AFTER_S
+def _parse_hope(fields: Any) -> Hope:
+    dump, store, held_frames, torn_bytes, is_vain = fields
+    if not (_is_count(held_frames) and _is_count(torn_bytes) and type(is_vain) is bool):
+        raise ValueError
+    return Hope(DumpId.parse(dump), StoreId.parse(store), held_frames, torn_bytes, is_vain)
+
+
+def _is_ahead(moment: int, now: float, most_s: int) -> bool:
+    return now < moment <= now + most_s
 
 
 def _is_count(value: Any) -> bool:

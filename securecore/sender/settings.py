@@ -11,14 +11,23 @@ from typing import Any, Final, NamedTuple
 from securecore.errors import ConfigError
 from securecore.names import Address, NameRefused
 from securecore.sender.admission import Admission, parse_admission
+from securecore.sender.confinement import Confinement, is_confinement
+from securecore.sender.floor import Floor, parse_floor
 from securecore.sender.patience import Patience, is_deadline
+from securecore.sender.spool_limits import SpoolLimits, parse_limits
 
 _VERSION: Final = 1
-_MAX_BYTES: Final = 64 * 1024
+MAX_BYTES: Final = 64 * 1024
 _IDS: Final = range((1 << 32) - 1)
 """User and group ids; the one above means "leave it as it is" to setresuid(2)."""
 
+_MAY_BE_LEFT_OUT: Final = ("deadlines", "admission", "spool_limits", "confinement")
 _HINT: Final = "run `securecore setup sender` again"
+_NOT_OURS: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading a file brings about that is JSON at best."""
+
+ADMISSION_NAME: Final = "admission.json"
+"""The file of local mode, in the directory where a machine that sends has its settings: all that the handler reads there."""
 
 
 TAIL: Final = "tail"
@@ -44,6 +53,10 @@ class Settings(NamedTuple):
     """None leaves them to the version that is installed; as in settings that a version without them has compiled."""
     admission: Admission = Admission()
     """Left out where it says nothing that the version would not say, for the same reason."""
+    spool_limits: SpoolLimits = SpoolLimits()
+    """The same."""
+    confinement: Confinement = Confinement()
+    """The same."""
 
     def encode(self) -> bytes:
         """Return the JSON that load_settings reads."""
@@ -52,34 +65,74 @@ class Settings(NamedTuple):
             fields["deadlines"] = deadlines._asdict()
         if (admission := fields.pop("admission")) != Admission():
             fields["admission"] = admission.encode()
+        if (spool_limits := fields.pop("spool_limits")) != SpoolLimits():
+            fields["spool_limits"] = spool_limits._asdict()
+        if (confinement := fields.pop("confinement")) != Confinement():
+            fields["confinement"] = confinement._asdict()
         return json.dumps(fields, sort_keys=True, indent=1).encode("ascii") + b"\n"
 
 
 def load_settings(path: str) -> Settings:
     """Return the settings in *path*; raises ConfigError when they are missing, writable by others, or not exactly as expected."""
     try:
+        return _settings(json.loads(_read(path)))
+    except (*_NOT_OURS, NameRefused) as error:
+        raise ConfigError(f"{path}: not settings of this version of securecore", hint=_HINT) from error
+
+
+class LocalSettings(NamedTuple):
+    """What the handler reads on a machine that keeps its cores; all else stands in core_pattern."""
+
+    admission: Admission = Admission()
+    """What it takes. As in Settings, what the version would say is left out, of both."""
+    floor: Floor = Floor()
+    """What it leaves free of the disk of the cores."""
+
+    def encode(self) -> bytes:
+        """Return the JSON that load_local_settings reads."""
+        fields: dict[str, Any] = {"version": _VERSION}
+        if self.admission != Admission():
+            fields["admission"] = self.admission.encode()
+        if self.floor != Floor():
+            fields["floor"] = self.floor._asdict()
+        return json.dumps(fields, sort_keys=True, indent=1).encode("ascii") + b"\n"
+
+
+def load_local_settings(path: str) -> LocalSettings:
+    """Return what a machine takes that keeps its cores, and what it leaves free; raises ConfigError as load_settings does."""
+    try:
+        fields = json.loads(_read(path))
+        if fields.pop("version") != _VERSION or not fields.keys() <= {"admission", "floor"}:
+            raise ValueError
+        return LocalSettings(
+            parse_admission(fields["admission"]) if "admission" in fields else Admission(),
+            parse_floor(fields["floor"]) if "floor" in fields else Floor(),
+        )
+    except _NOT_OURS as error:
+        raise ConfigError(f"{path}: not an admission of this version of securecore", hint=_HINT) from error
+
+
+def _read(path: str) -> bytes:
+    """Return the file's bytes, MAX_BYTES at most; raises ConfigError when it cannot be read, or others than root can write it."""
+    try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             found = os.fstat(fd)
-            data = os.read(fd, _MAX_BYTES)
+            data = os.read(fd, MAX_BYTES)
         finally:
             os.close(fd)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}", hint=_HINT) from error
     if not stat.S_ISREG(found.st_mode) or found.st_mode & 0o022 or found.st_uid not in (0, os.geteuid()):
         raise ConfigError(f"{path}: must be a file that only root can write", hint=f"chown root {path}; chmod go-w {path}")
-    try:
-        fields = json.loads(data)
-        return _settings(fields)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, NameRefused) as error:
-        raise ConfigError(f"{path}: not settings of this version of securecore", hint=_HINT) from error
+    return data
 
 
 def _settings(fields: dict[str, Any]) -> Settings:
-    deadlines, admission = fields.pop("deadlines", None), fields.pop("admission", None)
+    deadlines, admission, bounds, confinement = (fields.pop(key, None) for key in _MAY_BE_LEFT_OUT)
     # What an earlier setup has compiled does not say it.
     fields.setdefault("spool_mode", TAIL)
-    if fields.pop("version") != _VERSION or {*fields, "deadlines", "admission"} != set(Settings._fields):
+    if fields.pop("version") != _VERSION or {*fields, *_MAY_BE_LEFT_OUT} != set(Settings._fields):
         raise ValueError
     if type(fields["receivers"]) is not list:
         raise ValueError
@@ -87,10 +140,14 @@ def _settings(fields: dict[str, Any]) -> Settings:
         receivers=tuple(Address(text) for text in fields["receivers"]),
         deadlines=None if deadlines is None else Patience(**deadlines),
         admission=Admission() if admission is None else parse_admission(admission),
+        spool_limits=SpoolLimits() if bounds is None else parse_limits(bounds),
+        confinement=Confinement() if confinement is None else Confinement(**confinement),
     )
     if settings.spool_mode not in SPOOL_MODES:
         raise ValueError
     if settings.deadlines is not None and not all(map(is_deadline, settings.deadlines)):
+        raise ValueError
+    if not is_confinement(settings.confinement):
         raise ValueError
     paths = (settings.identity, settings.spool)
     if not settings.receivers or not all(type(path) is str and path.startswith("/") and path.isprintable() for path in paths):

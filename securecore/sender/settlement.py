@@ -1,5 +1,6 @@
 """The end of custody: the signed statement, the receiver's proof, and the line in the receipt log."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from securecore.merkle import Frontier
 from securecore.names import DumpId
 from securecore.sender.credentials import Credentials
 from securecore.sender.delivery import Delivery
+from securecore.sender.patience import Most
 from securecore.sender.spool import Spool
 from securecore.sender.spool_entry import EntryEnd
 from securecore.wire.messages import Gone, Receipt
@@ -27,18 +29,20 @@ class Statement(NamedTuple):
     lost_frames: int = 0
 
 
-def settle(delivery: Delivery, credentials: Credentials, statement: Statement, clock: Callable[[], float]) -> dict[str, Any]:
+def settle(
+    delivery: Delivery, credentials: Credentials, statement: Statement, clock: Callable[[], float], most_s: Most = math.inf
+) -> dict[str, Any]:
     """Sign and send the manifest, and return the facts of the receipt once it is checked.
 
-    All frames have been sent or were held. Raises UntrustedError when the receipt does not prove what it should. Not done: to keep
-    the facts; keep_receipt does that.
+    All frames have been sent or were held. The receipt has RECEIPT_DEADLINE_S to come, and no more than *most_s*. Raises
+    UntrustedError when it does not prove what it should. Not done: to keep the facts; keep_receipt does that.
     """
     # Loading the signing library takes longer than all else that a handler does at its start, so it waits until here.
     from securecore.sender import evidence
 
     dump, report, started_at, end, tree, lost_frames = statement
     token = evidence.sign_manifest(credentials, dump, delivery.store, end, tree, report, started_at, lost_frames)
-    return evidence.check_receipt(credentials, delivery.end(token), delivery.address, dump, token, clock())
+    return evidence.check_receipt(credentials, delivery.end(token, most_s), delivery.address, dump, token, clock())
 
 
 def answered_already(
@@ -56,7 +60,7 @@ def answered_already(
     """
     from securecore.sender import evidence
 
-    receipt = Receipt(answer.receipt, answer.log_key)
+    receipt = Receipt(answer.receipt, answer.log_key, answer.successions)
     facts = evidence.check_receipt(credentials, receipt, delivery.address, dump, None, clock(), content)
     return facts | {"gone": answer.words[: limits.MAX_WORDS]} if isinstance(answer, Gone) else facts
 

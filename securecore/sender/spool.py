@@ -5,7 +5,8 @@
         report.json         as sent in OPEN
         core.zst            frames from number first_frame on, nothing before and nothing behind
         entry.json          which frames these are
-        end.json            how the source ended; missing while a handler still writes, or when it was killed
+        end.json            how the source ended, and all of these are durable; missing while a handler still writes, or when it was
+                            killed
     SPOOL/receipts.jsonl    one line for each receipt that was returned, append-only
 
 The directory of an entry is locked (flock) while a handler writes it or a flush sends it. docs/store.md has the fields.
@@ -13,29 +14,30 @@ The directory of an entry is locked (flock) while a handler writes it or a flush
 
 import fcntl
 import os
-import re
 from collections.abc import Iterator
 from typing import Any, Final
 
 from securecore import limits
 from securecore.dump import directory as files
-from securecore.errors import BrokenError, ConfigError, SecurecoreError, StorageError
+from securecore.errors import BrokenError, SecurecoreError, StorageError
 from securecore.names import DumpId, NameRefused, StoreId
 from securecore.sender import receipt_log
+from securecore.sender.room import Room, Usage, measure
+from securecore.sender.spool_directory import DIRECTORY_FLAGS, check_format, open_spool_directory
 from securecore.sender.spool_entry import EntryStart, SpoolEntry, decode, encode, parse_start
+from securecore.sender.spool_limits import UNBOUND, SpoolLimits
 
-_FORMAT: Final = re.compile(rb"securecore-spool 1\n[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\n")
 _ABANDONED_AFTER_S: Final = 3600.0
 """A handler names its entry within milliseconds of beginning it; an hour is beyond every pause of a machine that still works."""
 _FILES: Final = ("core.zst", "report.json", "entry.json", "end.json")
-_DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Spool:
     """An open spool directory."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, bounds: SpoolLimits = UNBOUND) -> None:
         self.fd = fd
+        self.room = Room(fd, bounds)
 
     @property
     def owner(self) -> tuple[int, int]:
@@ -43,54 +45,90 @@ class Spool:
         found = os.fstat(self.fd)
         return found.st_uid, found.st_gid
 
-    def begin(self, start: EntryStart, report: bytes) -> SpoolEntry:
-        """Make the entry for a dump, which appears whole; raises StorageError when there is one already or the disk refuses."""
+    def begin(self, start: EntryStart, report: bytes, size: int = 0) -> SpoolEntry:
+        """Make the entry for a dump, which appears whole, with room for *size* bytes of its core.
+
+        Raises StorageError when there is one already or the disk refuses, NoRoomError when the spool's own bounds do.
+        """
         name, present = str(start.dump), files.aside_name(str(start.dump))
         dumps = files.enter_directory("dumps", self.fd)
         try:
-            if name in files.names_in(dumps) or not files.make_directory(present, dumps):
+            self.room.check_new(dumps, size)
+            if name in files.names_in(dumps) or not files.make_directory(present, dumps, is_durable=False):
                 raise StorageError(f"spool already holds {name}")
-            # Nobody looks at a name that is no dump id, so the lock is free; it stays ours through the renaming.
-            fd = self._lock_entry(present, dumps)
-            if fd is None:
-                raise StorageError(f"spool entry {name} is in use")
+            fd = core = None
             try:
+                # Nobody locks a young name that is no dump id, so the lock is free; it stays ours through the renaming.
+                fd = self._lock_entry(present, dumps)
+                if fd is None:
+                    raise StorageError(f"spool entry {name} is in use")
                 core = self._write_start(fd, start, report)
-                os.rename(present, name, src_dir_fd=dumps, dst_dir_fd=dumps)
+                with self.room.turn():
+                    self.room.take_new(core, dumps, size)
+                    os.rename(present, name, src_dir_fd=dumps, dst_dir_fd=dumps)
                 present = name
-                files.sync(dumps)
-            except OSError as error:
+            except BaseException as error:
+                # Whatever it was, such as memory that ran out: who tries again must not meet a name, or a lock, of his own.
+                if core is not None:
+                    os.close(core)
                 _remove_directory(present, fd, dumps)
-                raise files.disk_refused(error, f"cannot begin spool entry {name}") from error
-            except StorageError:
-                _remove_directory(present, fd, dumps)
+                if isinstance(error, OSError):
+                    raise files.disk_refused(error, f"cannot begin spool entry {name}") from error
                 raise
         finally:
             os.close(dumps)
-        return SpoolEntry(start, report, fd, core)
+        return SpoolEntry(start, report, fd, core, self.room, size, is_new=True)
 
     def _write_start(self, fd: int, start: EntryStart, report: bytes) -> int:
-        """Make the empty core, report and entry.json, durable under their names, and return the core's descriptor."""
+        """Make the empty core, report and entry.json, and return the core's descriptor.
+
+        Nothing is made durable: a crashed process waits, and its frames are not durable either before their end is stated.
+        """
         core = files.create_file("core.zst", fd)
         try:
-            # The core comes first: what follows makes the directory, and with it the core's name, durable.
-            files.write_new_file("report.json", fd, report)
-            files.write_new_file("entry.json", fd, start.encode())
+            for name, data in (("report.json", report), ("entry.json", start.encode())):
+                file = files.create_file(name, fd)
+                try:
+                    files.write_all(file, data)
+                finally:
+                    files.close(file)
         except BaseException:
             os.close(core)
             raise
         return core
 
     def sweep(self, now: float) -> None:
-        """Remove what was begun and not named, or was being removed, by a process that was killed, once it is old enough."""
+        """Remove what was begun and not named, or was being removed, by a process that was killed, once it is old enough.
+
+        What is kept free for an entry that nobody writes any more is given back at once, and an entry of which a loss of power has
+        left neither a frame nor a whole beginning is removed.
+        """
         dumps = files.enter_directory("dumps", self.fd)
         try:
-            for name in filter(files.is_aside, files.names_in(dumps)):
-                fd = self._lock_entry(name, dumps)
-                if fd is not None and now - os.fstat(fd).st_mtime > _ABANDONED_AFTER_S:
+            self.room.give_back(dumps)
+            for name in files.names_in(dumps):
+                if files.is_aside(name):
+                    # Before it is locked: a handler that begins an entry finds it taken otherwise, and the core is lost.
+                    is_worth_a_look = _is_abandoned(name, dumps, now)
+                else:
+                    is_worth_a_look = _is_dump_id(name) and _is_without_core(name, dumps)
+                fd = self._lock_entry(name, dumps) if is_worth_a_look else None
+                if fd is None:
+                    continue
+                if files.is_aside(name) or _is_without_start(fd):
                     _remove_directory(name, fd, dumps)
-                elif fd is not None:
+                else:
                     os.close(fd)
+        finally:
+            os.close(dumps)
+
+    def usage(self) -> Usage:
+        """Return how much it holds."""
+        dumps = files.open_directory("dumps", self.fd)
+        if dumps is None:
+            return Usage(0, 0)
+        try:
+            return measure(dumps)
         finally:
             os.close(dumps)
 
@@ -124,7 +162,7 @@ class Spool:
             core = files.open_file("core.zst", fd, append=True)
             if data is None and os.fstat(fd).st_nlink == 0:
                 raise _Removed
-            if data is None or report is None or core is None:
+            if not data or not report or core is None:
                 raise BrokenError(f"spool entry {dump.short} is not whole", hint="what is left of it is in the spool's dumps/")
             return SpoolEntry(parse_start(dump, data), report, fd, core)
         except SecurecoreError as error:
@@ -175,6 +213,37 @@ class Spool:
         return fd
 
 
+def _is_abandoned(name: str, dumps: int, now: float) -> bool:
+    """Return whether nobody has put anything into a directory for so long that nobody will."""
+    try:
+        return now - os.stat(name, dir_fd=dumps, follow_symlinks=False).st_mtime > _ABANDONED_AFTER_S
+    except OSError:
+        return False
+
+
+def _is_without_core(name: str, dumps: int) -> bool:
+    """Return whether an entry has no byte of its core."""
+    try:
+        return os.stat(f"{name}/core.zst", dir_fd=dumps, follow_symlinks=False).st_size == 0
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+
+
+def _is_without_start(entry: int) -> bool:
+    """Return whether an entry without an end lacks its report or entry.json, or has nothing in it."""
+    sizes: dict[str, int] = {}
+    for name in _FILES:
+        try:
+            sizes[name] = os.stat(name, dir_fd=entry, follow_symlinks=False).st_size
+        except FileNotFoundError:
+            sizes[name] = 0
+        except OSError:
+            return False
+    return not sizes["end.json"] and not (sizes["report.json"] and sizes["entry.json"])
+
+
 class _Removed(SecurecoreError):
     """Another process has delivered and removed the entry between our finding and our locking it."""
 
@@ -182,15 +251,20 @@ class _Removed(SecurecoreError):
         super().__init__("the entry was removed")
 
 
-def _remove_directory(name: str, fd: int, dumps: int) -> None:
-    """Remove a directory that is no entry (yet, or any more), without a further descriptor; what cannot be removed stays."""
+def _remove_directory(name: str, fd: int | None, dumps: int) -> None:
+    """Remove a directory that is no entry (yet, or any more), without a further descriptor; what cannot be removed stays.
+
+    Without *fd* nobody has put anything into it yet.
+    """
     try:
-        _remove_files(fd)
+        if fd is not None:
+            _remove_files(fd)
         os.rmdir(name, dir_fd=dumps)
     except (OSError, StorageError):
         pass
     finally:
-        os.close(fd)
+        if fd is not None:
+            os.close(fd)
 
 
 def _remove_files(fd: int) -> None:
@@ -203,11 +277,12 @@ def create_spool(path: str, randomness: bytes, owner: tuple[int, int] | None = N
     """Make *path*, absent or empty, a spool, 0700 and owned by *owner* (uid, gid); *randomness* is 16 bytes for its id.
 
     A spool that is there is left as it is, but for *owner* if that is given; one that was half made by a crash is finished. Raises
-    StorageError when anything else is there: no directory of somebody else's is ever closed or given away.
+    StorageError when anything else is there, ConfigError when it is to be given away and is no spool of this version: nobody else's
+    directory or file is ever closed or given away.
     """
     try:
         os.makedirs(path, mode=0o700, exist_ok=True)
-        fd = os.open(path, _DIRECTORY_FLAGS)
+        fd = os.open(path, DIRECTORY_FLAGS)
     except OSError as error:
         raise files.disk_refused(error, f"cannot make spool {path}") from error
     try:
@@ -220,15 +295,32 @@ def create_spool(path: str, randomness: bytes, owner: tuple[int, int] | None = N
             os.close(files.enter_directory("dumps", fd))
             files.write_new_file("FORMAT", fd, f"securecore-spool 1\n{StoreId.make(randomness)}\n".encode())
         if owner is not None:
-            os.close(files.enter_directory("dumps", fd))
-            os.chown("dumps", *owner, dir_fd=fd, follow_symlinks=False)
-            os.chown("FORMAT", *owner, dir_fd=fd, follow_symlinks=False)
-            os.fchown(fd, *owner)
-            os.fchmod(fd, 0o700)
+            _give(fd, owner, path)
     except OSError as error:
         raise files.disk_refused(error, f"cannot make spool {path}") from error
     finally:
         os.close(fd)
+
+
+def _give(spool: int, owner: tuple[int, int], path: str) -> None:
+    """Make a spool the owner's, through descriptors, once its FORMAT is known to be one.
+
+    Who has had it until now can put any file of root's under a name in it, at any time: by a link, or as its second name.
+    """
+    stated = files.open_file("FORMAT", spool, append=True)
+    try:
+        check_format(spool, path)
+        dumps = files.enter_directory("dumps", spool)
+        try:
+            for fd in (dumps, stated, spool):
+                if fd is not None:
+                    os.fchown(fd, *owner)
+        finally:
+            os.close(dumps)
+        os.fchmod(spool, 0o700)
+    finally:
+        if stated is not None:
+            os.close(stated)
 
 
 def _check_nothing_else(fd: int, path: str) -> None:
@@ -242,26 +334,12 @@ def _check_nothing_else(fd: int, path: str) -> None:
         raise StorageError(f"cannot make spool {path}: {min(strangers)[:100]!a} is there", hint="name an empty directory")
 
 
-def open_spool(path: str) -> Spool:
+def open_spool(path: str, bounds: SpoolLimits = UNBOUND) -> Spool:
     """Return the spool at *path*; raises ConfigError when there is none of this version, or others may look into it.
 
-    Raises StorageError when FORMAT cannot be read.
+    *bounds* are for who begins entries in it. Raises StorageError when FORMAT cannot be read.
     """
-    try:
-        fd = os.open(path, _DIRECTORY_FLAGS)
-    except OSError as error:
-        raise ConfigError(f"spool {path}: {error.strerror}", hint="`securecore setup sender` makes it") from error
-    try:
-        text = files.read_file("FORMAT", fd, 200)
-        mode = os.fstat(fd).st_mode
-        if text is None or not _FORMAT.fullmatch(text):
-            raise ConfigError(f"{path} is not a spool of this version")
-        if mode & 0o077:
-            raise ConfigError(f"spool {path}: mode is {mode & 0o777:04o}, others may look into it", hint=f"chmod 700 {path}")
-    except BaseException:
-        os.close(fd)
-        raise
-    return Spool(fd)
+    return Spool(open_spool_directory(path), bounds)
 
 
 def _is_dump_id(name: str) -> bool:

@@ -12,6 +12,8 @@ from securecore.dump.reader import DumpReader, open_frames, scan_frames
 from securecore.errors import BrokenError, StorageError
 from securecore.merkle import HASH_BYTES, Frontier, leaf_hash
 from securecore.names import DumpId, NameRefused, StoreId
+from securecore.sender.allocation import release
+from securecore.sender.room import Room
 
 _VERSION: Final = 1
 _COUNT_MAX: Final = (1 << 63) - 1
@@ -65,19 +67,58 @@ class EntryEnd(NamedTuple):
 class SpoolEntry:
     """One dump's entry, locked by this process."""
 
-    def __init__(self, start: EntryStart, report: bytes, fd: int, core: int) -> None:
+    def __init__(
+        self,
+        start: EntryStart,
+        report: bytes,
+        fd: int,
+        core: int,
+        room: Room | None = None,
+        kept_bytes: int = 0,
+        *,
+        is_new: bool = False,
+    ) -> None:
+        """*room* is where an entry that grows takes its room, of which *kept_bytes* are kept for it already.
+
+        Of one that *is_new* nothing is durable yet, not even its name.
+        """
         self.start = start
         self.report = report
         self.stored_bytes = 0
+        self._room, self._kept_bytes = room, kept_bytes
         self._fd = fd
         self._core = core
+        self._is_new = is_new
         self._sync_failure: StorageError | None = None
 
+    def keep_room(self, size: int) -> None:
+        """Keep room for *size* bytes more; raises StorageError when quota, floor or disk have it not."""
+        if self._room is not None:
+            self._room.take_more(self._core, self.stored_bytes + size)
+            self._kept_bytes = self.stored_bytes + size
+
+    def keep_less(self, size: int) -> None:
+        """Keep room for *size* bytes more at the most, where that frees a step: what is less is soon taken again.
+
+        What the disk does not keep after all is taken as the entry grows.
+        """
+        most = self.stored_bytes + size
+        if self._room is not None and self._kept_bytes > most + limits.SPOOL_STEP_BYTES:
+            # Whatever fails from here on, nothing counts as kept that is not.
+            self._kept_bytes = 0
+            self._kept_bytes = self._room.take_less(self._core, most)
+
     def append(self, frame: bytes) -> None:
-        """Keep one more frame; raises StorageError when the disk refuses it, and takes back what was written of it."""
+        """Keep one more frame; raises StorageError when there is no room for it or the disk refuses it.
+
+        What was written of it is taken back.
+        """
+        length = self.stored_bytes + len(frame)
+        if self._room is not None and self._room.bounds.is_bound and length > self._kept_bytes:
+            self._kept_bytes = self._room.grow(self._core, length)
         try:
             files.write_all(self._core, frame)
-        except StorageError:
+        except (StorageError, MemoryError):
             try:
                 os.ftruncate(self._core, self.stored_bytes)
             except OSError:
@@ -86,14 +127,19 @@ class SpoolEntry:
         self.stored_bytes += len(frame)
 
     def finish(self, end: EntryEnd) -> None:
-        """Make the frames durable, and then the statement that these are all; raises StorageError when the disk refuses.
+        """Make entry and frames durable, and then the statement that these are all; raises StorageError when the disk refuses.
+
+        What was kept free for more of them is given back.
 
         What could not be made durable once never is: a second fsync(2) says nothing of pages that the first one has dropped.
         """
         if self._sync_failure is not None:
             raise self._sync_failure
+        self._give_back()
         try:
             files.sync(self._core)
+            if self._is_new:
+                self._sync_start()
         except StorageError as error:
             self._sync_failure = error
             raise
@@ -121,11 +167,40 @@ class SpoolEntry:
         return DumpReader(self._core, lengths), leaves
 
     def close(self) -> None:
-        """Give up the lock; may be called again."""
+        """Give up the lock, and what is kept free for more frames; may be called again."""
+        self._give_back()
         for fd in (self._core, self._fd):
             if fd >= 0:
                 os.close(fd)
         self._core = self._fd = -1
+
+    def _sync_start(self) -> None:
+        """Make durable what was written when the entry was begun: its files, their names, and its own."""
+        for name in ("report.json", "entry.json"):
+            fd = files.open_file(name, self._fd)
+            if fd is None:
+                raise StorageError(f"spool entry {self.start.dump.short} has lost its {name}")
+            try:
+                files.sync(fd)
+            finally:
+                os.close(fd)
+        files.sync(self._fd)
+        dumps = files.open_directory("..", self._fd)
+        if dumps is None:
+            raise StorageError(f"spool entry {self.start.dump.short} is in no directory any more")
+        try:
+            files.sync(dumps)
+        finally:
+            os.close(dumps)
+        self._is_new = False
+
+    def _give_back(self) -> None:
+        if self._kept_bytes > self.stored_bytes:
+            self._kept_bytes = 0
+            try:
+                release(self._core)
+            except StorageError:
+                pass  # A flush, or whoever needs the room, does it.
 
 
 def parse_start(dump: DumpId, data: bytes) -> EntryStart:

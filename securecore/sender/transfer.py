@@ -10,66 +10,32 @@ import os
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
-from threading import Event, Thread
-from typing import Any, Final, NamedTuple
+from contextlib import suppress
+from threading import Thread
+from typing import Any, Final
 
 from securecore import limits
 from securecore.dump.compression import Compressor
 from securecore.errors import Bug, BusyError, ConfigError, PeerError, SecurecoreError, StorageError, UnreachableError
 from securecore.merkle import EMPTY_ROOT
-from securecore.names import Address, DumpId, StoreId
-from securecore.sender.credentials import Credentials
-from securecore.sender.custody import Custody
+from securecore.names import Address
+from securecore.sender.allowance import TIME_IS_UP, TOO_SLOW, Allowance
+from securecore.sender.alone import keep_alone
+from securecore.sender.custody import NO_MEMORY, Custody
 from securecore.sender.delivery import Delivery, connect
+from securecore.sender.dialling import dial
+from securecore.sender.lifetime import Lifetime
+from securecore.sender.parcel import Outcome, Papers, Parcel
 from securecore.sender.patience import Patience, usual_patience
 from securecore.sender.pump import Frame, Pump
 from securecore.sender.settlement import Statement, keep_receipt, settle
 from securecore.sender.spool import Spool
 from securecore.sender.spool_entry import EntryEnd
+from securecore.sender.threads import start
 from securecore.wire.messages import Accept, Open
 
 _LEAST_SHARE_S: Final = 0.1
 """Of the time for a connection, for a step that comes late: a round trip in one country."""
-_TOO_SLOW: Final = "the receiver is slower than the core: the rest waits in the spool"
-
-_UNKNOWN_BYTES: Final = 16 * limits.MIB
-"""Counts as incompressible beside what was seen, for a guess at what is to come: as much as a ring of frames."""
-
-
-class Parcel(NamedTuple):
-    """What is known of a dump before its first byte."""
-
-    dump: DumpId
-    report: bytes
-    started_at: int
-    """Unix milliseconds."""
-
-
-class Papers(NamedTuple):
-    """What a sender shows and signs with."""
-
-    context: ssl.SSLContext
-    credentials: Credentials
-
-
-class Outcome(NamedTuple):
-    """How a transfer ended."""
-
-    receipt: dict[str, Any] | None
-    """The receipt's facts, as they stand in the receipt log; None when there is none yet."""
-    failure: SecurecoreError | None
-    """Why the dump did not reach a receiver."""
-    spooled: bool
-    """Whether the spool has what the receiver has not."""
-    spool_failure: SecurecoreError | None
-    """Why the spool could not keep all of it."""
-    size: int
-    stored_bytes: int
-    frames: int
-    source_failure: str | None
-    """Why the dump ends before its source did: it could not be read, or not be compressed, from there on."""
-    copy_failure: SecurecoreError | None = None
-    """Why the spool could not keep the copy that it should, beside a wire that was well."""
 
 
 class Transfer:
@@ -86,6 +52,7 @@ class Transfer:
         hold_budget_s: float | None = None,
         patience: Patience | None = None,
         keeps_copy: bool = False,
+        lifetime: Lifetime | None = None,
     ) -> None:
         """*papers* may be the reason why there are none; then everything goes to the spool.
 
@@ -95,93 +62,167 @@ class Transfer:
         """
         self._parcel, self._pump, self._receivers, self._papers = parcel, pump, receivers, papers
         self._spool, self._clock, self._patience = spool, clock, patience or usual_patience()
-        self._hold_budget_s = hold_budget_s
         self._custody = Custody(*parcel, spool)
+        self._allowance = Allowance(pump, self._custody, hold_budget_s, lifetime)
         self._keeps_copy = keeps_copy
         self._connect_ends = math.inf
         """When the time is over that all receivers together have for a connection and the answer to OPEN."""
-        self._hold_ends = math.inf
-        """When the budget would be used up, if the source stood still from the last look at it on."""
         self._delivery: Delivery | None = None
+        self._given_up: Delivery | None = None
+        """One whose receiver may still say why."""
         self._failure: SecurecoreError | None = None
         self._receipt: dict[str, Any] | None = None
         self._piece_failure: SecurecoreError | None = None
-        self._size = 0
-        """Plaintext bytes that the frames so far stand for."""
-        self._stored_bytes = 0
-        self._copying_s = 0.0
-        """For how long the spool's disk took frames that the wire took as well: nobody's fault but its own."""
+        self._sent = 0
+        """Frames that have gone out whole."""
         self._finished = False
-        self.source_closed = Event()
+        self._has_all_frames = False
+        """Whether no frame is still to come."""
+        self.source_closed = self._allowance.source_closed
         """The caller sets this once the source is closed: only then is anything signed or waited for."""
         self._thread = Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
-        """Begin to connect, and to take frames."""
-        self._thread.start()
+        """Begin to connect, and to take frames; raises StorageError when there is no memory for a thread."""
+        start(self._thread)
+
+    def call_off(self) -> None:
+        """Give up the receiver where the spool may take the rest, else the source; from any thread, and at any time."""
+        self._allowance.call_off()
+        self._pump.wake()
+
+    def give_up(self) -> None:
+        """Let go of receiver and source, from any thread and at any time: what is here goes to the spool as far as it takes it."""
+        self._allowance.end()
+        self._pump.stop()
+        self._pump.wake()
+        delivery = self._delivery
+        if delivery is not None:
+            delivery.interrupt()
 
     def wait(self) -> Outcome:
         """Return how it ended."""
         self._thread.join()
         if not self._finished:
             raise Bug("the transfer's thread died")
-        end = self._pump.end
+        end, custody = self._pump.end, self._custody
+        failure = self._piece_failure.message if self._piece_failure else end.failure if end else None
         return Outcome(
-            self._receipt,
-            self._failure,
-            self._custody.entry is not None,
-            self._custody.failure,
-            end.size if end else 0,
-            self._stored_bytes,
-            self._custody.all.size,
-            self._piece_failure.message if self._piece_failure else end.failure if end else None,
-            self._custody.copy_failure,
-        )
+            self._receipt, self._failure, custody.entry is not None, custody.failure, custody.size, custody.stored_bytes,
+            custody.all.size, failure, custody.copy_failure,
+            custody.is_begun_elsewhere or (self._given_up is not None and self._given_up.may_hold),
+        )  # fmt: skip
 
     def _run(self) -> None:
         try:
-            if self._keeps_copy:
-                self._custody.begin_copy()
-            self._connect()
+            self._begin()
             self._take_frames()
             self._conclude()
             self._finished = True
         except SecurecoreError as error:
             self._failure = self._failure or error
             self._finished = True
+        except MemoryError:
+            self._end_without_memory()
         finally:
-            if not self._finished:
-                self._rescue()
-            self._drain()
-            if self._delivery is not None:
-                self._delivery.close()
-            self._custody.close()
+            try:
+                if not self._finished:
+                    self._rescue()
+            finally:
+                self._leave()
+
+    def _begin(self) -> None:
+        """Find who takes the frames. There is none yet, so memory that ends here costs none: the next step may find some again."""
+        try:
+            if self._keeps_copy:
+                self._custody.begin_copy()
+        except MemoryError:
+            self._custody.copy_failure = StorageError(NO_MEMORY)
+        try:
+            self._connect()
+        except MemoryError:
+            failure = StorageError(NO_MEMORY)
+            with suppress(MemoryError):
+                self._keep_what_is_here(failure)
+            self._keep_what_is_here(failure)
 
     def _take_frames(self) -> None:
         for frame in self._whole_frames():
-            self._size += frame.plain
-            self._stored_bytes += len(frame.stored)
             self._pass_on(frame)
+        self._has_all_frames = True
         self.source_closed.wait()
 
     def _whole_frames(self) -> Iterator[Frame]:
         """Yield the pump's frames up to the first piece that could not become one: a dump has no holes, so it ends there."""
         try:
-            yield from self._pump.frames()
+            yield from self._pump.frames(self._heed_time)
         except StorageError as error:
             self._piece_failure = error
             self._drain()
 
+    def _end_without_memory(self) -> None:
+        """End the dump with what is here, as cut unless that is all, and let the source go.
+
+        A frame that was under way may be lost. Where it has not gone out by half, the wire is as well as before.
+        """
+        failure = StorageError(NO_MEMORY)
+        is_wire_whole = self._delivery is not None and self._sent == self._custody.all.size and not self._has_all_frames
+        if not self._has_all_frames:
+            self._piece_failure = failure
+        self._drain()
+        try:
+            if not is_wire_whole:
+                self._keep_what_is_here(failure)
+            self.source_closed.wait()
+            try:
+                self._conclude()
+            except MemoryError:
+                self._keep_what_is_here(failure)
+                self._conclude()
+        except SecurecoreError as error:
+            self._failure = self._failure or error
+        self._finished = True
+
     def _rescue(self) -> None:
         """An error that nobody foresaw is on its way out: it must not cost the core while there is a spool."""
         try:
-            if not self._custody.has_fallen_back:
-                self._fall_back(Bug("the transfer failed in a way that nobody foresaw"))
+            self._keep_what_is_here(Bug("the transfer failed in a way that nobody foresaw"))
             self._take_frames()
             self._conclude()
             self._finished = True
         except SecurecoreError as error:
             self._failure = self._failure or error
+
+    def _keep_what_is_here(self, error: SecurecoreError) -> None:
+        """Move all that is in memory to the spool, also where that was begun before and was not ended."""
+        try:
+            if not self._custody.has_fallen_back:
+                self._fall_back(self._failure or error)
+                return
+        except MemoryError:
+            if not self._custody.has_fallen_back:
+                raise
+        try:
+            self._custody.keep_ring()
+        except MemoryError:
+            pass  # What is still in memory is missed when the end is stated.
+
+    def _leave(self) -> None:
+        """Let the source go, whatever has failed, and what was opened: nobody waits for a thread that has ended."""
+        try:
+            self._drain()
+            self._hear_last_words()
+        finally:
+            if self._delivery is not None:
+                self._delivery.close()
+            self._custody.close()
+
+    def _hear_last_words(self) -> None:
+        """Learn why the receiver has ended the wire, if it says so, once nobody waits for us and what it has not is kept."""
+        self.source_closed.wait()
+        if self._given_up is not None:
+            self._failure = self._given_up.last_words() or self._failure
+            self._given_up.close()
 
     def _drain(self) -> None:
         """Take the frames that nobody will keep, if any are left, so that the reading thread does not wait for ever."""
@@ -212,74 +253,75 @@ class Transfer:
     def _open_at(self, address: Address, context: ssl.SSLContext, share_s: float) -> None:
         """Open the dump at *address*, which has *share_s* for the connection and for its answer."""
         ends = time.monotonic() + share_s
-        delivery = connect([address], context, deadline_s=self._patience_s(share_s), patience=self._patience)
+        connect_s = self._allowance.within_s(share_s)
+        delivery = dial(
+            lambda: connect([address], context, deadline_s=connect_s, patience=self._patience),
+            lambda: self._allowance.within_s(math.inf),
+        )
         try:
             # The time that the source takes is no receiver's fault: none has less for it.
             began = time.monotonic()
             self._pump.first_piece_read.wait()
             waited_s = time.monotonic() - began
             self._connect_ends += waited_s
-            left_s = max(_LEAST_SHARE_S, ends + waited_s - time.monotonic())
+            ends = max(ends + waited_s, time.monotonic() + _LEAST_SHARE_S)
             opening = Open(self._parcel.dump, self._parcel.report, self._pump.predicted_size)
-            answer = delivery.open(opening, self._custody.acknowledge, self._patience_s(left_s))
+            answer = delivery.open(
+                opening, self._custody.acknowledge, lambda: min(ends - time.monotonic(), self._allowance.left_s())
+            )
             if not isinstance(answer, Accept) or answer.held != 0:
                 raise PeerError(f"{address} says that it has this new dump already")
             if answer.root != EMPTY_ROOT:
                 raise PeerError(f"{address} gave another root for no frames than that of none")
-        except SecurecoreError:
+        except (SecurecoreError, MemoryError) as error:
+            words = delivery.last_words() if isinstance(error, SecurecoreError) else None
             delivery.close()
+            if words is not None:
+                raise words from error
             raise
-        self._delivery = delivery
+        self._delivery, self._allowance.store = delivery, delivery.store
 
     def _pass_on(self, frame: Frame) -> None:
         began = time.monotonic()
         self._custody.take(frame)
-        self._copying_s += time.monotonic() - began
+        self._allowance.copying_s += time.monotonic() - began
         if self._delivery is None:
-            self._custody.keep_ring()
+            self._custody.keep_ring(self._allowance.rest_bytes)
             self._let_go_of_what_is_lost()
             return
         try:
-            self._delivery.send_frame(frame.stored, self._patience_s(math.inf))
+            self._allowance.within_s(math.inf)
+            # Asked while it is waited: the room for the rest is taken when the time is over, and if there is none the wire is kept.
+            self._delivery.send_frame(frame.stored, self._allowance.left_s)
+            self._sent += 1
             # One wait for all acknowledgements that it takes: a receiver must not buy time with a small frame after the other.
-            wait = self._delivery.waiting(self._patience_s(math.inf))
+            wait = self._delivery.waiting(self._allowance.left_s)
             while self._custody.ring_bytes > limits.RING_BYTES:
                 self._delivery.wait_for_ack(wait)
         except SecurecoreError as error:
-            is_late = isinstance(error, UnreachableError) and time.monotonic() >= self._hold_ends
-            self._fall_back(BusyError(_TOO_SLOW) if is_late else error)
+            is_late = isinstance(error, UnreachableError) and self._allowance.is_too_slow
+            self._fall_back(BusyError(TOO_SLOW) if is_late else error)
 
-    def _patience_s(self, deadline_s: float) -> float:
-        """Return how long to wait for what has *deadline_s*; raises BusyError when the source has stood still for long enough."""
-        left_s = math.inf
-        # Without a spool that takes the rest the process must wait: a lost core is worse than one that takes long.
-        if self._hold_budget_s is not None and not self.source_closed.is_set() and self._custody.can_fall_back(self._rest_bytes()):
-            left_s = self._hold_budget_s + self._copying_s - self._pump.held_s
-        if left_s <= 0:
-            raise BusyError(_TOO_SLOW)
-        self._hold_ends = time.monotonic() + left_s
-        return min(deadline_s, left_s)
-
-    def _rest_bytes(self) -> int:
-        """Return how many bytes the frames that are still to come may take: as many of each as so far; nothing where none is known.
-
-        Before there is much to go by, what comes is taken for incompressible: a core begins with what compresses well.
-        """
-        rest = max(0, (self._pump.predicted_size or 0) - self._size)
-        return rest * (self._stored_bytes + _UNKNOWN_BYTES) // (self._size + _UNKNOWN_BYTES)
+    def _heed_time(self) -> None:
+        """Give the wire up if its time is over, while no frame comes with which that would be noticed."""
+        if self._delivery is not None:
+            try:
+                self._allowance.within_s(math.inf)
+            except BusyError as error:
+                self._fall_back(error)
 
     def _fall_back(self, error: SecurecoreError) -> None:
         """Give the wire up and open the spool; without one the transfer has failed."""
+        if self._allowance.is_over:
+            error = BusyError(TIME_IS_UP)
         self._failure = error
-        store: StoreId | None = None
         if self._delivery is not None:
-            store = self._delivery.store
-            self._delivery.close()
-            self._delivery = None
+            self._delivery.give_up()
+            self._given_up, self._delivery = self._delivery, None
         if self._spool is None:
             raise error
         try:
-            self._custody.fall_back(store)
+            self._custody.fall_back(self._allowance.store, self._allowance.least_bytes())
         except SecurecoreError as spool_error:
             raise error from spool_error
         self._let_go_of_what_is_lost()
@@ -295,7 +337,7 @@ class Transfer:
             raise Bug("the source has not ended")
         outcome = source.outcome(is_part_lost=self._custody.failure is not None or self._piece_failure is not None)
         tree = self._custody.all
-        return EntryEnd(self._size, source.predicted_size, outcome, int(self._clock() * 1000), tree.size, tree.root())
+        return EntryEnd(self._custody.size, source.predicted_size, outcome, int(self._clock() * 1000), tree.size, tree.root())
 
     def _conclude(self) -> None:
         """Say END and hear the receipt; if that fails, the spool keeps what the receiver has not."""
@@ -305,7 +347,8 @@ class Transfer:
             # A copy is whole from here on, whatever becomes of this process before the receipt is there.
             self._custody.finish(end)
             try:
-                facts = settle(self._delivery, credentials, Statement(*self._parcel, end, self._custody.all), self._clock)
+                statement = Statement(*self._parcel, end, self._custody.all)
+                facts = settle(self._delivery, credentials, statement, self._clock, self._allowance.left_s)
                 self._receipt = facts if self._spool is None else keep_receipt(self._spool, facts)
                 self._custody.settled()
                 return
@@ -325,19 +368,30 @@ def carry(
     patience: Patience | None = None,
     keeps_copy: bool = False,
     head: bytes = b"",
+    lifetime: Lifetime | None = None,
 ) -> Outcome:
     """Drain *source* to a receiver or the spool, close it as soon as it is drained, and return how it ended.
 
     *on_progress* is told the plaintext bytes read so far; *head* was read before. *hold_budget_s*, *patience* and
-    *keeps_copy* are as Transfer has them.
+    *keeps_copy* are as Transfer has them. With a *lifetime* wire and source are given up when it says so.
     """
     pump = Pump(Compressor, on_progress)
     transfer = Transfer(
-        parcel, pump, receivers, papers, spool, hold_budget_s=hold_budget_s, patience=patience, keeps_copy=keeps_copy
-    )
-    transfer.start()
+        parcel, pump, receivers, papers, spool, hold_budget_s=hold_budget_s, patience=patience, keeps_copy=keeps_copy,
+        lifetime=lifetime,
+    )  # fmt: skip
+    if lifetime is not None:
+        lifetime.attend(transfer.call_off, transfer.give_up)
+    find_cut = (lambda: lifetime.cut) if lifetime is not None else lambda: None
+    piece_s = lifetime.piece_s if lifetime is not None else math.inf
     try:
-        pump.read(source, head)
+        transfer.start()
+    except StorageError as error:
+        if spool is None:
+            raise
+        return keep_alone(source, parcel, spool, head, find_cut, error, piece_s)
+    try:
+        pump.read(source, head, find_cut, piece_s)
     finally:
         os.close(source)
         transfer.source_closed.set()

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from securecore import limits
 from securecore.report import CrashReport
+from securecore.sender import storm_limits
 from securecore.sender.admission import EXCLUDE, INCLUDE, Admission, Rule, StormLimit, parse_admission
 
 NGINX = CrashReport(executable="/usr/sbin/nginx", uid=33, cgroup="/system.slice/nginx.service", unit="nginx.service", signal=11)
@@ -80,14 +81,31 @@ counts = st.integers(0, (1 << 63) - 1)
 rules = st.builds(Rule, st.sampled_from([INCLUDE, EXCLUDE]), texts, texts, texts, texts, st.none() | st.integers(0, 64))
 bounds = st.builds(StormLimit, counts, counts)
 admissions = st.builds(
-    Admission, st.sampled_from(["respect", "ignore"]), st.none() | counts, st.lists(rules, max_size=3).map(tuple), bounds, bounds
-)
+    Admission, st.sampled_from(["respect", "ignore"]), st.none() | counts, st.lists(rules, max_size=3).map(tuple),
+    bounds, bounds, bounds,
+)  # fmt: skip
+
+
+def test_a_rule_may_say_so_much_and_no_more() -> None:
+    """The longest name of a file, of a unit and of a user: each handler makes a regular expression of it, and a process waits."""
+    longest = Admission(rules=(Rule(EXCLUDE, "x" * 255, "u" * 255, "c" * 255, "s" * 255),))
+    assert parse_admission(longest.encode()) == longest
+    for field in ("executable", "user", "cgroup", "unit"):
+        (rule,) = longest.rules
+        longer = longest._replace(rules=(rule._replace(**{field: "x" * 256}),))
+        with pytest.raises(ValueError):  # whatever the words
+            parse_admission(longer.encode())
 
 
 @given(admissions)
 def test_an_admission_survives(admission: Admission) -> None:
     """parse(encode(a)) == a."""
     assert parse_admission(admission.encode()) == admission
+
+
+def test_what_knows_no_limit_of_the_host_means_the_usual_one() -> None:
+    """Settings that an earlier version has compiled are still understood."""
+    assert parse_admission(changed(host="absent")).host == StormLimit(storm_limits.HOST_BURST, storm_limits.HOST_EVERY_S)
 
 
 def changed(**fields: Any) -> dict[str, Any]:
@@ -110,11 +128,17 @@ BAD = {
     "a user that is a number": changed(rules=[{"action": "exclude", "user": 7}]),
     "a signal that is text": changed(rules=[{"action": "exclude", "signal": "SIGABRT"}]),
     "a signal that is true": changed(rules=[{"action": "exclude", "signal": True}]),
+    "a pattern that is too long": changed(rules=[{"action": "exclude", "executable": "x" * 4097}]),
+    "a cgroup that is too long": changed(rules=[{"action": "exclude", "cgroup": "x" * 4097}]),
+    "a unit that is too long": changed(rules=[{"action": "exclude", "unit": "x" * 256}]),
+    "a user that is too long": changed(rules=[{"action": "exclude", "user": "x" * 256}]),
     "too many rules": changed(rules=[{"action": "exclude"}] * (limits.MAX_RULES + 1)),
     "a limit of one number": changed(program=[10]),
     "a limit that is text": changed(program="10 every 5m"),
     "a burst that is no whole number": changed(user=[1.5, 60]),
     "a burst below nothing": changed(user=[-1, 60]),
+    "a host's limit that is none": changed(host=[60]),
+    "a host's burst below nothing": changed(host=[-1, 60]),
 }
 
 

@@ -4,23 +4,27 @@ import os
 import socket
 import subprocess
 import time
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from securecore import limits
+from securecore.errors import BusyError
 from securecore.names import Address
 from securecore.receiver.server import Receiver
 from securecore.sender import backlog
 from securecore.sender.backlog import deliver_backlog
 from securecore.sender.schedule import Schedule, claim, read_schedule, write_schedule
-from securecore.sender.spool import Spool
+from securecore.sender.spool import Spool, open_spool
 from securecore.store.layout import open_store
+from securecore.wire.messages import Refusal, Refuse
 from tests.support.certificates import Fleet
 from tests.support.custody import CORE
 from tests.support.kernel import Installed, kernel_arguments
 from tests.support.receivers import papers_of, running_receiver, send_bytes
+from tests.support.scripted import scripted_receiver
 from tests.support.tails import FIRST, keep_tail
 
 NOWHERE: Final = Address("127.0.0.1:9")
@@ -40,14 +44,14 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> list[Line]:
 
 
 def test_what_waits_is_delivered_and_told(fleet: Fleet, receiver: Receiver, spool: Spool, lines: list[Line]) -> None:
-    """One line for each dump, with its place in the receiver's log."""
+    """One line for each dump, with its place in the receiver's log: behind the entry of the certificate."""
     papers = papers_of(fleet.host)
     send_bytes(CORE, papers, [NOWHERE], spool=spool)
     (dump,) = spool.dump_ids()
 
     deliver_backlog(spool, receiver.addresses, papers)
 
-    told = {"dump": str(dump), "receiver": str(receiver.addresses[0]), "entry": 0, "sent": 4}
+    told = {"dump": str(dump), "receiver": str(receiver.addresses[0]), "entry": 1, "sent": 4}
     assert lines == [("flushed", told)]
     assert spool.dump_ids() == []
 
@@ -153,3 +157,32 @@ def test_a_real_handler_takes_the_last_crash_along(fleet: Fleet, tmp_path: Path)
     with open_store(str(tmp_path / "store")) as store:
         (host,) = store.host_names()
         assert len(store.dump_ids(host)) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "claimed", "left_s"),
+    [(0, False, 7200), (60, False, 7200), (9000, False, 9000), (0, True, 0)],
+    ids=["nothing asked before", "less", "more", "a flush at work"],
+)
+def test_what_a_receiver_asks_a_handler_for_is_kept_for_the_timer(
+    before: int, claimed: bool, left_s: int, fleet: Fleet, tmp_path: Path
+) -> None:
+    """It is busy and says for how long: the core is spooled, and no timer dials sooner. Who has asked for more has that."""
+    now = int(time.time())
+    with scripted_receiver(fleet.receiver, lambda peer: peer.say(Refuse(Refusal.BUSY, "later", 7200))) as scripted:
+        installed = Installed(tmp_path, fleet.host, [scripted.address])
+        with closing(open_spool(str(installed.spool))) as spool:
+            write_schedule(spool.fd, Schedule(asked_until=now + before if before else 0))
+            os.chown("schedule.json", *spool.owner, dir_fd=spool.fd)
+            with claim(spool.fd) if claimed else nullcontext():
+                answer = subprocess.run(
+                    [str(installed.handler), *kernel_arguments()], input=CORE, env={}, cwd="/", check=False, timeout=60
+                )
+            schedule = read_schedule(spool.fd)
+
+    assert answer.returncode == BusyError.exit_code
+    assert len(installed.spooled()) == 1
+    least = now + left_s if left_s else 0
+    assert least <= schedule.asked_until <= least + (60 if left_s else 0)
+    assert (schedule.failures, schedule.not_before) == (0, 0)

@@ -7,17 +7,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from securecore import limits
-from securecore.sender.admission import StormLimit
-from securecore.sender.buckets import Bucket, State, Untaken
+from securecore.sender import storm_limits
+from securecore.sender.admission import Admission, StormLimit
+from securecore.sender.buckets import Bounds, Bucket, State, Untaken, Verdict
 
-PROGRAM, USER = StormLimit(3, 60), StormLimit(5, 10)
-BOUNDS = (PROGRAM, USER)
+PROGRAM, USER, HOST = StormLimit(3, 60), StormLimit(5, 10), StormLimit(0, 1)
+BOUNDS = Bounds(PROGRAM, USER, HOST)
+OF_PROGRAMS = Bounds(PROGRAM, HOST, HOST)
+"""No limit but the programs'."""
 NOW = 1_795_000_000_000
+PAUSE_MS = storm_limits.LOST_PAUSE_S * 1000
 
 
-def taken(state: State, crashes: int, program: str | None = "8:1", user: str = "33", now_ms: int = NOW) -> int:
+def taken(
+    state: State, crashes: int, program: str | None = "8:1", user: str = "33", now_ms: int = NOW, bounds: Bounds = BOUNDS
+) -> int:
     """Return how many of *crashes* at one moment are taken."""
-    return sum(state.admit(program, user, BOUNDS, now_ms).limit is None for _ in range(crashes))
+    return sum(state.admit(program, user, bounds, now_ms).limit is None for _ in range(crashes))
 
 
 def test_a_program_gets_its_burst_and_then_one_every_interval() -> None:
@@ -51,7 +57,7 @@ def test_a_suppressed_crash_takes_nothing() -> None:
 
 def test_a_burst_of_nothing_is_no_limit() -> None:
     """Everything is taken."""
-    state, free = State(), (StormLimit(0, 60), StormLimit(0, 60))
+    state, free = State(), Bounds(*[StormLimit(0, 60)] * 3)
     assert {state.admit("8:1", "33", free, NOW).limit for _ in range(1000)} == {None}
 
 
@@ -75,7 +81,7 @@ def test_a_clock_that_is_set_back_punishes_nobody() -> None:
 def test_a_limit_that_was_lowered_holds_at_once_and_no_longer_than_its_own() -> None:
     """What an earlier, larger burst had used up is not owed for longer than the new one takes to fill."""
     state = State()
-    assert sum(state.admit("8:1", "33", (StormLimit(100, 600), USER), NOW).limit is None for _ in range(5)) == 5
+    assert sum(state.admit("8:1", "33", Bounds(StormLimit(100, 600), USER, HOST), NOW).limit is None for _ in range(5)) == 5
     assert taken(state, 9, user="34") == 0
     assert taken(state, 9, user="34", now_ms=NOW + 60_000) == 1
 
@@ -123,23 +129,82 @@ def test_a_verdict_says_how_many_were_suppressed_so_far() -> None:
 
 
 def test_the_number_of_buckets_is_bounded_and_forgotten_counts_go_on_counting() -> None:
-    """The one used longest ago goes; the next dump counts what was counted with it."""
-    state = State()
+    """One that is full again goes, for nothing is owed by it; the next dump counts what was counted with it."""
+    state, later = State(), NOW + 10**6
     taken(state, 10, program="8:0", user="0")
-    for number in range(1, limits.MAX_STORM_PROGRAMS + 1):
-        assert taken(state, 1, program=f"8:{number}", user=str(number)) == 1
+    for number in range(1, storm_limits.MAX_STORM_PROGRAMS + 1):
+        assert taken(state, 1, program=f"8:{number}", user=str(number), now_ms=later, bounds=OF_PROGRAMS) == 1
 
-    assert len(state.programs) == limits.MAX_STORM_PROGRAMS
-    assert len(state.users) == limits.MAX_STORM_USERS
+    assert len(state.programs.keys() - {"*"}) == storm_limits.MAX_STORM_PROGRAMS
+    assert len(state.users.keys() - {"*"}) == storm_limits.MAX_STORM_USERS
     assert "8:0" not in state.programs
-    assert state.admit("8:1", "1", BOUNDS, NOW).untaken == Untaken(suppressed_of_others=7, untaken_since=NOW // 1000)
+    assert state.admit("8:1", "1", BOUNDS, later).untaken == Untaken(suppressed_of_others=7, untaken_since=NOW // 1000)
+
+
+def test_of_full_buckets_those_that_have_counted_nothing_go_first() -> None:
+    """What they have counted stays with its program as long as it can."""
+    state, later = State(), NOW + 10**6
+    taken(state, 8, program="8:0")
+    for number in range(1, storm_limits.MAX_STORM_PROGRAMS):
+        taken(state, 1, program=f"8:{number}", bounds=OF_PROGRAMS)
+    taken(state, 1, program="9:1", now_ms=later, bounds=OF_PROGRAMS)
+
+    assert "8:1" not in state.programs
+    assert state.programs["8:0"].suppressed == 5
+
+
+def test_newcomers_share_one_bucket_where_none_is_full() -> None:
+    """129 users in turn push nobody's bucket out: those beyond have one limit among them, and each other one keeps its own."""
+    state = State()
+    for number in range(storm_limits.MAX_STORM_USERS):
+        assert taken(state, 6, program=None, user=str(number)) == 5
+    newcomers = [state.admit(None, str(number), BOUNDS, NOW) for number in range(1000, 1009)]
+
+    assert [verdict.limit for verdict in newcomers] == [None] * 5 + ["user"] * 4
+    assert max(newcomers[-1].untaken) == state.others == 4
+    assert [taken(state, 1, program=None, user=str(number)) for number in range(storm_limits.MAX_STORM_USERS)] == [0] * 128
+    assert taken(state, 9, program=None, user="2000", now_ms=NOW + 10_000) == 1
+
+
+def test_the_next_dump_of_anybody_counts_what_newcomers_lost() -> None:
+    """It is of another program, so it must not call them its own."""
+    state = State()
+    for number in range(storm_limits.MAX_STORM_PROGRAMS):
+        taken(state, 1, program=f"8:{number}", bounds=OF_PROGRAMS)
+    verdicts = [state.admit(f"9:{number}", "7", OF_PROGRAMS, NOW).limit for number in range(4)]
+    told = state.admit("9:9", "8", OF_PROGRAMS, NOW + 60_000).untaken
+
+    assert verdicts == [None] * 3 + ["program"]
+    assert (told.suppressed, told.suppressed_of_others) == (0, 1)
+
+
+def test_the_host_has_a_limit_over_all_programs_and_users() -> None:
+    """Which counts for itself what it suppresses, and the next dump of anybody tells it."""
+    state, bounds = State(), Bounds(PROGRAM, USER, StormLimit(7, 60))
+    limits_met = [state.admit(f"8:{number}", str(number), bounds, NOW).limit for number in range(10)]
+    assert limits_met == [None] * 7 + ["host"] * 3
+
+    assert state.admit("9:1", "99", bounds, NOW + 59_999).untaken == Untaken(suppressed_of_host=4)
+    untaken = state.admit("9:1", "99", bounds, NOW + 60_000).untaken
+    assert untaken == Untaken(suppressed_of_host=4, untaken_since=NOW // 1000)
+    state.lose("9:1", "99", bounds, untaken, NOW // 1000 + 60)
+    assert state.admit("9:2", "98", bounds, NOW + 60_000 + PAUSE_MS).untaken == untaken._replace(lost=1)
+
+
+def test_what_the_host_suppresses_takes_nothing() -> None:
+    """A program and a user whose crash it kept from being taken have their own limits whole."""
+    state, bounds = State(), Bounds(PROGRAM, USER, StormLimit(1, 60))
+    taken(state, 0)
+    assert [state.admit("8:1", "33", bounds, NOW).limit for _ in range(9)] == [None] + ["host"] * 8
+
+    assert taken(state, 9) == 2
 
 
 def test_a_user_cannot_push_other_programs_out() -> None:
     """Crashes that the user's limit suppresses make no bucket for their programs."""
     state = State()
     taken(state, 3, program="8:0", user="0")
-    for number in range(1, 3 * limits.MAX_STORM_PROGRAMS):
+    for number in range(1, 3 * storm_limits.MAX_STORM_PROGRAMS):
         taken(state, 1, program=f"8:{number}")
 
     assert taken(state, 1, program="8:0", user="0") == 0
@@ -147,45 +212,173 @@ def test_a_user_cannot_push_other_programs_out() -> None:
 
 
 def test_what_a_lost_dump_had_counted_is_counted_again() -> None:
-    """With its time."""
+    """With its time, and the dump itself as one that was lost."""
     state = State()
     taken(state, 10)
     state.count(1, 2, 3, 50)
     untaken = state.admit("8:1", "33", BOUNDS, NOW + 60_000).untaken
-    state.give_back("8:1", "33", untaken)
+    state.lose("8:1", "33", BOUNDS, untaken, NOW // 1000 + 60)
 
     assert sum(untaken[:-1]) == 13
-    assert state.admit("8:1", "33", BOUNDS, NOW + 120_000).untaken == untaken
+    assert state.admit("8:1", "33", BOUNDS, NOW + 120_000).untaken == untaken._replace(lost=1)
+
+
+def test_a_lost_dump_keeps_no_place_in_any_limit_but_for_a_pause() -> None:
+    """Nothing was kept of it, so the next crash after the pause is the first that may be; a bucket is never more than full."""
+    state, bounds = State(), Bounds(StormLimit(1, 60), StormLimit(1, 60), StormLimit(1, 60))
+    for number in range(3):
+        verdict = state.admit("8:1", "33", bounds, NOW + number * PAUSE_MS)
+        assert verdict.limit is None
+        state.lose("8:1", "33", bounds, verdict.untaken, NOW // 1000)
+    state.lose("8:1", "33", bounds, Untaken(), NOW // 1000)
+
+    verdicts = [state.admit("8:1", "33", bounds, NOW + 3 * PAUSE_MS) for _ in range(2)]
+    assert [verdict.limit for verdict in verdicts] == [None, "program"]
+    assert verdicts[0].untaken == Untaken(lost=4, untaken_since=NOW // 1000)
+
+
+@pytest.mark.parametrize(("limit", "at_once"), [(StormLimit(2, 60), 7), (StormLimit(3, 10), 3), (StormLimit(4, 1), 4)])
+@pytest.mark.parametrize("kind", ["program", "user", "host"])
+def test_a_storm_of_crashes_that_are_all_lost_is_limited(kind: str, limit: StormLimit, at_once: int) -> None:
+    """Whoever has cores that nobody can keep drains so many at once, and one after each pause; the rest is suppressed and counted.
+
+    Where a limit takes one more sooner than after a pause, what was lost gives nothing back.
+    """
+    state, free = State(), StormLimit(0, 60)
+    bounds = Bounds(free, free, free)._replace(**{kind: limit})
+    pause_ms = min(PAUSE_MS, limit.every_s * 1000)
+
+    def lost(crashes: int, now_ms: int) -> int:
+        verdicts: list[Verdict] = []
+        for _ in range(crashes):
+            verdicts.append(state.admit("8:1", "33", bounds, now_ms))
+            if verdicts[-1].limit is None:
+                state.lose("8:1", "33", bounds, verdicts[-1].untaken, now_ms // 1000)
+        return [verdict.limit for verdict in verdicts].count(None)
+
+    assert lost(20, NOW) == at_once
+    assert [lost(20, NOW + number * pause_ms) for number in (1, 2, 3)] == [1, 1, 1]
+    told = state.admit("8:1", "33", bounds, NOW + 4 * pause_ms).untaken
+    assert sum(told[:-1]) == 80
+
+
+def test_the_first_crash_after_an_outage_is_taken() -> None:
+    """By the usual limits: of a service that was restarted and crashed every pause for an hour, with nothing that kept a core."""
+    state, usual = State(), Admission()
+    bounds = Bounds(usual.program, usual.user, usual.host)
+    for second in range(0, 3600, storm_limits.LOST_PAUSE_S):
+        verdict = state.admit("8:1", "33", bounds, NOW + second * 1000)
+        assert verdict.limit is None
+        state.lose("8:1", "33", bounds, verdict.untaken, NOW // 1000 + second)
+
+    assert state.admit("8:1", "33", bounds, NOW + 3_600_000).limit is None
+
+
+def test_a_lost_dump_gives_nothing_back_where_there_is_no_limit_and_no_bucket() -> None:
+    """A program whose file is not known, a burst of nothing, and buckets that are gone meanwhile."""
+    state = State()
+    taken(state, 5, program=None)
+    state.lose(None, "33", Bounds(PROGRAM, StormLimit(0, 60), HOST), Untaken(), NOW // 1000)
+    state.lose("8:7", "77", BOUNDS, Untaken(2, 3), NOW // 1000)
+
+    assert taken(state, 1, program=None) == 0
+    assert (state.others, state.lost) == (5, 2)
+
+
+def test_a_lost_newcomer_gives_its_place_back_to_those_that_share_one() -> None:
+    """Where it had taken it from."""
+    state, bounds = State(), BOUNDS._replace(user=StormLimit(5, 60))
+    for number in range(storm_limits.MAX_STORM_USERS):
+        taken(state, 6, program=None, user=str(number), bounds=bounds)
+    assert taken(state, 9, program=None, user="1000", bounds=bounds) == 5
+    state.lose(None, "1000", bounds, Untaken(), NOW // 1000)
+
+    assert taken(state, 9, program=None, user="1001", now_ms=NOW + PAUSE_MS, bounds=bounds) == 1
 
 
 programs = st.none() | st.integers(0, 5).map("8:{}".format)
 crashes = st.lists(st.tuples(programs, st.integers(0, 3).map(str), st.integers(-30_000, 90_000)), max_size=80)
 
 
-@given(crashes)
-def test_taken_and_counted_are_all_that_there_were(met: list[tuple[str | None, str, int]]) -> None:
-    """Whoever crashes in whatever order, by whatever clock: taken, reported, and still counted add up."""
-    state, admitted, reported, now_ms = State(), 0, 0, NOW
-    for program, user, step_ms in met:
-        now_ms += step_ms
-        verdict = state.admit(program, user, BOUNDS, now_ms)
-        if verdict.limit is None:
-            admitted, reported = admitted + 1, reported + sum(verdict.untaken[:-1])
-    left = state.others + sum(bucket.suppressed for kind in (state.programs, state.users) for bucket in kind.values())
+def left_of(state: State) -> int:
+    """Return how many suppressed crashes no dump has told yet."""
+    return state.others + state.host.suppressed + sum(b.suppressed for kind in (state.programs, state.users) for b in kind.values())
 
-    assert admitted + reported + left == len(met)
-    assert State.parse(state.encode()).encode() == state.encode()
+
+@given(crashes, st.integers(0, 9))
+def test_taken_and_counted_are_all_that_there_were(met: list[tuple[str | None, str, int]], burst: int) -> None:
+    """Whoever crashes in whatever order, by whatever clock: taken, reported, and still counted add up."""
+    state, bounds, admitted, reported, now_ms = State(), Bounds(PROGRAM, USER, StormLimit(burst, 5)), 0, 0, NOW
+    with pytest.MonkeyPatch.context() as few:
+        few.setattr(storm_limits, "MAX_STORM_PROGRAMS", 3)
+        few.setattr(storm_limits, "MAX_STORM_USERS", 2)
+        for program, user, step_ms in met:
+            now_ms += step_ms
+            verdict = state.admit(program, user, bounds, now_ms)
+            if verdict.limit is None:
+                admitted, reported = admitted + 1, reported + sum(verdict.untaken[:-1])
+        assert State.parse(state.encode()).encode() == state.encode()
+
+    assert admitted + reported + left_of(state) == len(met)
+
+
+storms = st.lists(
+    st.tuples(st.none() | st.integers(0, 40).map("8:{}".format), st.integers(0, 40).map(str), st.integers(0, 4_000)),
+    min_size=10, max_size=120,
+)  # fmt: skip
+
+
+@given(storms, st.integers(1, 6))
+def test_no_more_than_the_hosts_limit_is_taken_in_any_window(met: list[tuple[str | None, str, int]], burst: int) -> None:
+    """However many programs and users crash in whatever order, far more than are remembered too.
+
+    One user gets his own limit at most, and what newcomers share.
+    """
+    host, user, twice = StormLimit(burst, 7), StormLimit(2, 12), StormLimit(4, 6)
+    state, now_ms, times, owners = State(), NOW, [], []
+    with pytest.MonkeyPatch.context() as few:
+        few.setattr(storm_limits, "MAX_STORM_PROGRAMS", 3)
+        few.setattr(storm_limits, "MAX_STORM_USERS", 2)
+        for program, owner, step_ms in met:
+            now_ms += step_ms
+            if state.admit(program, owner, Bounds(PROGRAM, user, host), now_ms).limit is None:
+                times.append(now_ms)
+                owners.append(owner)
+
+    assert most_beyond(times, host) <= 0
+    for owner in set(owners):
+        own = [at_ms for at_ms, whose in zip(times, owners, strict=True) if whose == owner]
+        assert most_beyond(own, twice) <= 0
+
+
+def most_beyond(times: list[int], limit: StormLimit) -> int:
+    """Return by how many, in the worst window, crashes taken at *times* are more than a limit allows; below 0 where none is."""
+    windows = ((last - first + 1) - limit.burst - (times[last] - times[first]) // (1000 * limit.every_s)
+               for first in range(len(times)) for last in range(first, len(times)))  # fmt: skip
+    return max(windows, default=0)
 
 
 def test_the_largest_state_fits_its_file() -> None:
     """Every number at its longest."""
     state = State()
     bucket = Bucket(10**13, 10**13, 10**18, 10**10)
-    state.programs = {f"{1 << 63}:{(1 << 64) - 1 - number}": bucket for number in range(limits.MAX_STORM_PROGRAMS)}
-    state.users = {str((1 << 32) - number): bucket for number in range(limits.MAX_STORM_USERS)}
+    state.programs = {f"{1 << 63}:{(1 << 64) - 1 - number}": bucket for number in range(storm_limits.MAX_STORM_PROGRAMS)}
+    state.users = {str((1 << 32) - number): bucket for number in range(storm_limits.MAX_STORM_USERS)}
+    state.programs["*"] = state.users["*"] = state.host = bucket
     state.boot = "3b241101-e2bb-4255-8caf-4136c566a962"
 
     assert len(state.encode()) < 40 * limits.KIB
+
+
+@pytest.mark.parametrize(("version", "missing"), [(1, {"host", "read_at", "lost"}), (2, {"lost"})])
+def test_what_an_earlier_version_has_counted_goes_on_counting(version: int, missing: set[str]) -> None:
+    """Its state is read, and written as ours."""
+    state = State()
+    taken(state, 5)
+    state.host = Bucket()
+    fields = {key: value for key, value in json.loads(state.encode()).items() if key not in missing} | {"version": version}
+
+    assert State.parse(json.dumps(fields).encode()).encode() == state.encode()
 
 
 GOOD = json.loads(State().encode())
@@ -205,12 +398,14 @@ GOOD = json.loads(State().encode())
         *(
             json.dumps(GOOD | fields).encode()
             for fields in (
-                {"version": 2}, {"programs": []}, {"programs": {"8:1": [1, 2, 3]}}, {"programs": {"8:1": 7}}, {"users": 7},
+                {"version": 4}, {"programs": []}, {"programs": {"8:1": [1, 2, 3]}}, {"programs": {"8:1": 7}}, {"users": 7},
                 {"users": {"0": [1, 2, 3, -1]}}, {"users": {"0": [1, 2, 3, "4"]}}, {"users": {"0": [1, 2, 1.5, 4]}},
-                {"declined": "3"}, {"declined": -3}, {"skipped": 1.5}, {"since": None}, {"boot": 7}, {"record": "7"},
-                {"record": -2}, {"others": 1 << 70},
-                {"programs": {f"8:{number}": [1, 2, 3, 4] for number in range(limits.MAX_STORM_PROGRAMS + 1)}},
-                {"users": {str(number): [1, 2, 3, 4] for number in range(limits.MAX_STORM_USERS + 1)}},
+                {"host": 7}, {"host": [1, 2, 3]}, {"host": [1, 2, 3, -1]},
+                {"declined": "3"}, {"declined": -3}, {"lost": None}, {"lost": -1}, {"skipped": 1.5},
+                {"since": None}, {"boot": 7}, {"record": "7"},
+                {"record": -2}, {"read_at": None}, {"read_at": -1}, {"others": 1 << 70},
+                {"programs": {f"8:{number}": [1, 2, 3, 4] for number in range(storm_limits.MAX_STORM_PROGRAMS + 1)}},
+                {"users": {str(number): [1, 2, 3, 4] for number in range(storm_limits.MAX_STORM_USERS + 1)}},
             )
         ),
     ],

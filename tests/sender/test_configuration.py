@@ -1,5 +1,7 @@
 """sender.toml: what is written reads back, and what is wrong is named with file and line."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from securecore import limits
 from securecore.errors import ConfigError, SecurecoreError
 from securecore.names import Address, is_plain_path
+from securecore.sender import storm_limits
 from securecore.sender.admission import ACTIONS, CORE_LIMITS, Admission, Rule, StormLimit
 from securecore.sender.admission_table import resolve_users
 from securecore.sender.configuration import (
@@ -16,8 +19,11 @@ from securecore.sender.configuration import (
     SenderConfiguration,
     parse_configuration,
 )
+from securecore.sender.confinement import IO_PRIORITIES, Confinement
+from securecore.sender.floor import Floor
 from securecore.sender.local_mode import KEEP_MAX, LocalMode
 from securecore.sender.patience import Patience, usual_patience
+from securecore.sender.spool_limits import SpoolLimits
 
 GOOD = 'version = 1\nreceivers = ["collector.example:4455"]\nidentity = "/etc/securecore/identity"\n'
 
@@ -27,12 +33,26 @@ paths = st.lists(
 
 
 seconds = st.integers(1, 600) | st.floats(0, 600, exclude_min=True)
-patterns = st.none() | st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=20)
+patterns = st.none() | st.text(st.characters(exclude_characters="[", exclude_categories=("C", "Z")), min_size=1, max_size=20)
 users = st.none() | st.sampled_from(["root", "0", "4294967294", "CORP\\\\jane.doe"])
 rules = st.builds(Rule, st.sampled_from(ACTIONS), patterns, users, patterns, patterns, st.none() | st.integers(1, 64))
-bounds = st.builds(StormLimit, st.integers(0, limits.MAX_BURST), st.integers(1, 86400))
-sizes = st.none() | st.integers(0, 1 << 62)
-admissions = st.builds(Admission, st.sampled_from(CORE_LIMITS), sizes, st.lists(rules, max_size=3).map(tuple), bounds, bounds)
+bounds = st.builds(StormLimit, st.integers(0, storm_limits.MAX_BURST), st.integers(1, 86400))
+sizes = st.none() | st.integers(1, 1 << 62)
+admissions = st.builds(
+    Admission, st.sampled_from(CORE_LIMITS), sizes, st.lists(rules, max_size=3).map(tuple), bounds, bounds, bounds
+)
+spool_limits = st.builds(
+    SpoolLimits, st.none() | st.integers(1, 1 << 62), st.none() | st.integers(1, 1 << 62),
+    st.integers(0, 99_999).map(lambda share: share / 100_000), st.integers(0, 1 << 62),
+)  # fmt: skip
+confinements = st.builds(
+    Confinement,
+    st.integers(0, limits.MAX_NICE),
+    st.sampled_from(IO_PRIORITIES),
+    st.integers(limits.MIN_HANDLER_MEMORY_BYTES, limits.MAX_HANDLER_MEMORY_BYTES),
+    st.integers(1, int(limits.MAX_HANDLER_DEADLINE_S)).map(float),
+    st.integers(1, int(limits.MAX_HANDLER_DEADLINE_S)).map(float),
+)
 
 
 @given(
@@ -41,13 +61,23 @@ admissions = st.builds(Admission, st.sampled_from(CORE_LIMITS), sizes, st.lists(
     st.sampled_from(["securecore", "_x-1", "990:991"]),
     st.none() | st.builds(Patience, seconds, seconds, seconds),
     st.none() | admissions,
+    st.none() | spool_limits,
+    st.none() | confinements,
 )
 def test_written_configuration_reads_back(
-    identity: str, spool: str, user: str, deadlines: Patience | None, admission: Admission | None
+    identity: str,
+    spool: str,
+    user: str,
+    deadlines: Patience | None,
+    admission: Admission | None,
+    bounds: SpoolLimits | None,
+    confinement: Confinement | None,
 ) -> None:
     """For every path and user, parse(encode(x)) is x, quotes, backslashes and letters of any script included."""
     receivers = (Address("collector.example:4455"), Address("[fd00::5]:1"))
-    configuration = SenderConfiguration(receivers, identity, spool, user, deadlines=deadlines, admission=admission)
+    configuration = SenderConfiguration(
+        receivers, identity, spool, user, deadlines=deadlines, admission=admission, spool_limits=bounds, confinement=confinement
+    )
     assert parse_configuration(configuration.encode(), "sender.toml") == configuration
 
 
@@ -100,6 +130,18 @@ def refusal(data: bytes) -> str:
         (GOOD.replace('["collector.example:4455"]', '"collector.example:4455"'), "sender.toml:2: receivers must be a list"),
         (GOOD.replace("identity", "#"), "sender.toml: identity is missing"),
         (GOOD + "[deadlines]\nconect = 5\n", "sender.toml:5: unknown key 'conect'"),
+        (GOOD + "[handler]\nnise = 5\n", "sender.toml:5: unknown key 'nise'"),
+        (GOOD + "handler = 5\n", "sender.toml:4: handler must be a table"),
+        (GOOD + "[handler]\nnice = 20\n", "sender.toml:5: nice must be 0 to 19"),
+        (GOOD + "[handler]\nnice = -1\n", "sender.toml:5: nice must be 0 to 19"),
+        (GOOD + '[handler]\nio = "real-time"\n', "sender.toml:5: io must be normal, low or idle, not 'real-time'"),
+        (GOOD + '[handler]\nmemory = "127MiB"\n', "sender.toml:5: memory must be 128 MiB to 16.0 GiB"),
+        (GOOD + '[handler]\nmemory = "17GiB"\n', "sender.toml:5: memory must be 128 MiB to 16.0 GiB"),
+        (GOOD + '[handler]\nmemory = "much"\n', "sender.toml:5: memory must be a size"),
+        (GOOD + '[handler]\ndeadline = "0s"\n', "sender.toml:5: deadline must be a length of time"),
+        (GOOD + '[handler]\ndeadline = "2d"\n', "sender.toml:5: deadline must be a day at most"),
+        (GOOD + '[handler]\nsource_deadline = "2d"\n', "sender.toml:5: source_deadline must be a day at most"),
+        (GOOD + "[handler]\ndeadline = 60\n", "sender.toml:5: deadline must be a text"),
         (GOOD + "deadlines = 5\n", "sender.toml:4: deadlines must be a table"),
         (GOOD + "[deadlines]\nhold = 0\n", "sender.toml:5: hold must be seconds: a number above 0, at most 600"),
         (GOOD + "[deadlines]\n\nhold = -1.5\n", "sender.toml:6: hold must be seconds"),
@@ -127,6 +169,18 @@ def test_mistake_is_named_with_its_place(text: str, message: str) -> None:
     assert caught.value.message.startswith(message)
 
 
+def test_what_a_handler_may_take_is_the_version_s_where_nothing_is_said() -> None:
+    """A table [handler] changes what it names, and leaves the rest as it is."""
+    unsaid, said = (parse_configuration(text.encode(), "sender.toml") for text in (GOOD, GOOD + '[handler]\ndeadline = "2h"\n'))
+    assert isinstance(unsaid, SenderConfiguration)
+    assert isinstance(said, SenderConfiguration)
+    assert unsaid.confinement is None
+    assert said.confinement == Confinement(deadline_s=7200.0)
+    other = parse_configuration((GOOD + '[handler]\nsource_deadline = "10m"\n').encode(), "sender.toml")
+    assert isinstance(other, SenderConfiguration)
+    assert other.confinement == Confinement(source_deadline_s=600.0)
+
+
 ADMITTING = GOOD + "[admission]\n"
 
 
@@ -143,8 +197,9 @@ def test_an_admission_that_is_left_out_is_the_versions() -> None:
     assert isinstance(nothing, SenderConfiguration)
     assert nothing.admission is None
     assert admission_of("") == Admission()
-    assert admission_of("program_burst = 0\n") == Admission(program=StormLimit(0, limits.PROGRAM_EVERY_S))
-    assert admission_of('user_every = "1h"\n') == Admission(user=StormLimit(limits.USER_BURST, 3600))
+    assert admission_of("program_burst = 0\n") == Admission(program=StormLimit(0, storm_limits.PROGRAM_EVERY_S))
+    assert admission_of('user_every = "1h"\n') == Admission(user=StormLimit(storm_limits.USER_BURST, 3600))
+    assert admission_of("host_burst = 7\n") == Admission(host=StormLimit(7, storm_limits.HOST_EVERY_S))
     assert admission_of('max_size = "20GiB"\n') == Admission(max_size=20 << 30)
 
 
@@ -166,6 +221,7 @@ def test_the_example_that_every_new_file_has_is_one() -> None:
     assert configuration.admission is not None
     assert len(configuration.admission.rules) == 4
     assert configuration.admission._replace(rules=(), max_size=None) == Admission()
+    assert configuration.spool_limits == SpoolLimits()
 
 
 @pytest.mark.parametrize(
@@ -175,10 +231,12 @@ def test_the_example_that_every_new_file_has_is_one() -> None:
         ('core_limit = "perhaps"\n', "sender.toml:5: core_limit must be respect or ignore, not 'perhaps'"),
         ("core_limit = 0\n", "sender.toml:5: core_limit must be a text"),
         ('max_size = "much"\n', "sender.toml:5: max_size must be a size"),
+        ("\nmax_size = 0\n", "sender.toml:6: max_size must be above 0"),
         ("program_burst = -1\n", "sender.toml:5: program_burst must be 0 to 100000"),
         ("\nuser_burst = true\n", "sender.toml:6: user_burst must be a number"),
         ('user_every = "0s"\n', "sender.toml:5: user_every must be a length of time"),
         ("user_every = 60\n", "sender.toml:5: user_every must be a text"),
+        ("host_burst = 100001\n", "sender.toml:5: host_burst must be 0 to 100000"),
         ('program_every = "2d"\n', "sender.toml:5: program_every must be a day at most"),
         ("rules = 7\n", "sender.toml:5: rules must be a list"),
         ("rules = [7]\n", "sender.toml:5: rule 1: must be a table"),
@@ -186,6 +244,9 @@ def test_the_example_that_every_new_file_has_is_one() -> None:
         ('rules = [{ action = "drop" }]\n', "sender.toml:5: rule 1: action must be include or exclude"),
         ('rules = [\n{ action = "exclude" },\n{ action = "exclude", exe = "x" }]\n', "sender.toml:5: rule 2: unknown key 'exe'"),
         ('rules = [{ action = "exclude", executable = 7 }]\n', "sender.toml:5: rule 1: executable must be a text"),
+        (f'rules = [{{ action = "exclude", unit = "{"x" * 256}" }}]\n', "sender.toml:5: rule 1: unit has 256 characters"),
+        (f'rules = [{{ action = "exclude", user = "{"x" * 256}" }}]\n', "sender.toml:5: rule 1: user has 256 characters"),
+        (f'rules = [{{ action = "exclude", cgroup = "{"x" * 4097}" }}]\n', "sender.toml:5: rule 1: cgroup has 4097 characters"),
         ('rules = [{ action = "exclude", unit = "" }]\n', "sender.toml:5: rule 1: unit must be a text"),
         ('rules = [{ action = "exclude", cgroup = "a\\nb" }]\n', "sender.toml:5: rule 1: cgroup must be a text of printable"),
         ('rules = [{ action = "exclude", user = "4294967295" }]\n', "sender.toml:5: rule 1: user '4294967295' is no number"),
@@ -202,6 +263,79 @@ def test_mistake_in_an_admission_is_named_with_its_place(text: str, message: str
     """The line of the key; of a rule that of `rules`, and which one it is."""
     with pytest.raises(ConfigError) as caught:
         admission_of(text)
+    assert caught.value.message.startswith(message)
+
+
+def test_a_number_of_a_user_without_quotes_is_told_with_them() -> None:
+    """People write it so, and a text of characters is no word that helps them."""
+    with pytest.raises(ConfigError) as caught:
+        admission_of('rules = [{ action = "exclude", user = 1000 }]\n')
+
+    assert caught.value.hint == 'a number stands in quotes: user = "1000"'
+
+
+@pytest.mark.parametrize("field", ["executable", "cgroup", "unit"])
+@pytest.mark.parametrize("pattern", ["[a", "[", "a[b]c[d", "[]", "[!]", "[!"])
+def test_a_pattern_with_a_set_that_never_ends_is_refused(field: str, pattern: str) -> None:
+    """It would fit nothing but its own characters."""
+    with pytest.raises(ConfigError) as caught:
+        admission_of(f'rules = [{{ action = "exclude", {field} = "{pattern}" }}]\n')
+
+    assert caught.value.message == f"sender.toml:5: rule 1: {field} has a [ without its ]"
+    assert caught.value.hint == "[[] stands for the character itself"
+
+
+@pytest.mark.parametrize("pattern", ["[a]", "[[]", "[]]", "[!]]", "x[0-9][!a]]", "]"])
+def test_a_pattern_with_whole_sets_is_taken(pattern: str) -> None:
+    """A `]` that comes first belongs to the set, and one without a `[` is a character."""
+    (rule,) = admission_of(f'rules = [{{ action = "exclude", unit = "{pattern}" }}]\n').rules
+
+    assert rule.unit == pattern
+
+
+BOUNDING = GOOD + "[spool_limits]\n"
+
+
+def spool_limits_of(text: str) -> SpoolLimits | None:
+    """Return what the lines of a table [spool_limits] say."""
+    configuration = parse_configuration((BOUNDING + text).encode(), "sender.toml")
+    assert isinstance(configuration, SenderConfiguration)
+    return configuration.spool_limits
+
+
+def test_what_the_spool_may_take_is_the_versions_where_nothing_is_said() -> None:
+    """Who sets a quota keeps the floor; `none` lifts a bound."""
+    nothing = parse_configuration(GOOD.encode(), "sender.toml")
+    assert isinstance(nothing, SenderConfiguration)
+    assert nothing.spool_limits is None
+    assert spool_limits_of("") == SpoolLimits()
+    assert spool_limits_of('stored = "20GiB"\ndumps = 200\n') == SpoolLimits(20 << 30, 200, limits.SPOOL_FLOOR_SHARE)
+    assert spool_limits_of('floor_share = "none"\nfloor_free = "2GiB"\n') == SpoolLimits(floor_share=0.0, floor_bytes=2 << 30)
+    assert spool_limits_of('stored = "none"\ndumps = "none"\nfloor_free = "none"\nfloor_share = "0.5%"\n') == SpoolLimits(
+        floor_share=0.005
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("quota = 1\n", "sender.toml:5: unknown key 'quota'"),
+        ('stored = "much"\n', "sender.toml:5: stored must be a size"),
+        ("\nstored = 0\n", "sender.toml:6: stored must be above 0"),
+        ('dumps = "many"\n', "sender.toml:5: dumps must be a number"),
+        ("dumps = -1\n", "sender.toml:5: dumps must be 0 to"),
+        ("dumps = 0\n", "sender.toml:5: dumps must be above 0"),
+        ("floor_share = 5\n", "sender.toml:5: floor_share must be a text"),
+        ('floor_share = "5"\n', "sender.toml:5: floor_share must be a share below 100%"),
+        ('floor_share = "100%"\n', "sender.toml:5: floor_share must be a share below 100%"),
+        ('floor_share = "0%"\n', "sender.toml:5: floor_share must be above 0"),
+        ("floor_free = true\n", "sender.toml:5: floor_free must be a size"),
+    ],
+)
+def test_mistake_in_the_limits_of_the_spool_is_named_with_its_place(text: str, message: str) -> None:
+    """The line of the key, and what it must be."""
+    with pytest.raises(ConfigError) as caught:
+        spool_limits_of(text)
     assert caught.value.message.startswith(message)
 
 
@@ -224,16 +358,39 @@ LOCAL = 'version = 1\n[local]\ndirectory = "/var/cores"\n'
     st.none() | st.integers(1, 9),
     st.none() | st.integers(1, KEEP_MAX),
     st.sampled_from(["securecore", "_x-1", "990:991"]),
+    st.none() | admissions,
+    st.none() | spool_limits.map(lambda bounds: bounds.floor),
 )
-def test_written_local_configuration_reads_back(directory: str, kind: str, level: int | None, keep: int | None, user: str) -> None:
-    """For every mode and user, parse(encode(x)) is x."""
-    configuration = LocalConfiguration(LocalMode(directory, kind, level, keep), user)
+def test_written_local_configuration_reads_back(
+    directory: str, kind: str, level: int | None, keep: int | None, user: str, admission: Admission | None, floor: Floor | None
+) -> None:
+    """For every mode, user, admission and floor, parse(encode(x)) is x."""
+    configuration = LocalConfiguration(LocalMode(directory, kind, level, keep), user, admission, floor)
     assert parse_configuration(configuration.encode(), "sender.toml") == configuration
 
 
 def test_a_local_configuration_needs_its_directory_only() -> None:
     """Everything else has a default; all dumps are kept."""
     assert parse_configuration(LOCAL.encode(), "sender.toml") == LocalConfiguration(LocalMode("/var/cores"))
+
+
+@pytest.mark.parametrize(
+    ("text", "floor"),
+    [
+        ("", None),
+        ('floor_share = "0.5%"\n', Floor(0.005)),
+        ('floor_free = "2GiB"\n', Floor(limits.SPOOL_FLOOR_SHARE, 2 << 30)),
+        ('floor_share = "none"\nfloor_free = "none"\n', Floor(0.0)),
+    ],
+)
+def test_what_local_cores_leave_free_is_the_versions_where_nothing_is_said(text: str, floor: Floor | None) -> None:
+    """In the words of a spool's floor, in the table of the cores; what it is commented out with is what holds without it."""
+    configuration = parse_configuration((LOCAL + text).encode(), "sender.toml")
+    assert isinstance(configuration, LocalConfiguration)
+    assert configuration.floor == floor
+
+    shown = configuration.encode().replace(b"#floor", b"floor")
+    assert parse_configuration(shown, "sender.toml") == replace(configuration, floor=floor or Floor())
 
 
 @pytest.mark.parametrize(
@@ -254,7 +411,12 @@ def test_a_local_configuration_needs_its_directory_only() -> None:
         (LOCAL.replace("version = 1", "version = 1\nuser = 'root'"), "sender.toml: the user must not be root"),
         (LOCAL.replace("version = 1", "version = 1\nspool_mode = 'tail'"), "sender.toml:2: spool_mode and [local] exclude"),
         (LOCAL.replace("version = 1", "version = 1\nspool = '/x'"), "sender.toml:2: spool and [local] exclude each other"),
-        (LOCAL + "[admission]\n", "sender.toml:4: admission and [local] exclude each other"),
+        (LOCAL + 'floor_share = "0%"\n', "sender.toml:4: floor_share must be above 0"),
+        (LOCAL + "floor_free = true\n", "sender.toml:4: floor_free must be a size"),
+        (LOCAL + "[spool_limits]\n", "sender.toml:4: spool_limits and [local] exclude each other: cores are sent, or kept here"),
+        (LOCAL + "[handler]\n", "sender.toml:4: handler and [local] exclude each other: a handler that keeps its cores"),
+        (LOCAL + "[admission]\nmax_siz = 1\n", "sender.toml:5: unknown key 'max_siz'"),
+        (LOCAL + "[admission]\nrules = [{}]\n", "sender.toml:5: rule 1: action must be include or exclude"),
         (GOOD + "[local]\ndirectory = '/x'\n", "sender.toml:2: receivers and [local] exclude each other"),
         ("version = 1\nlocal = '/x'\n", "sender.toml:2: local must be a table"),
     ],

@@ -138,7 +138,7 @@ def test_a_living_handlers_core_is_left_alone(cores: CoreDirectory, tmp_path: Pa
     new.write(CORE)
     with closing(open_cores(str(tmp_path / "cores"))) as other:
         assert other.recover() == ([], [])
-        assert other.keep_newest(1, "none") == []
+        assert other.rotation.keep_newest(1, "none") == []
     new.publish(REPORT, {}, is_whole=True)
     assert names(tmp_path / "cores") == {f"{STEM}.gz", f"{STEM}.json"}
 
@@ -242,7 +242,7 @@ def test_the_newest_are_kept_and_the_others_go_in_pairs(cores: CoreDirectory, tm
     stems = stored(cores, tmp_path / "cores", range(5))
     cut = store(cores, stem_of_crash(5, "nginx", 7), is_whole=False)
 
-    gone = cores.keep_newest(3, cut)
+    gone = cores.rotation.keep_newest(3, cut)
 
     assert gone == [f"{stem}.{ending}" for stem in stems[:3] for ending in ("gz", "json")]
     assert names(tmp_path / "cores") == {
@@ -257,7 +257,30 @@ def test_within_a_second_the_files_times_decide(cores: CoreDirectory, tmp_path: 
         os.utime(tmp_path / f"cores/{stem}.gz", ns=(0, number))
         os.utime(tmp_path / f"cores/{stem}.json", ns=(0, number))
 
-    assert [name for name in cores.keep_newest(1, stems[2]) if name.endswith(".gz")] == [f"{stem}.gz" for stem in stems[:2]]
+    gone = cores.rotation.keep_newest(1, stems[2])
+
+    assert [name for name in gone if name.endswith(".gz")] == [f"{stem}.gz" for stem in stems[:2]]
+
+
+def test_files_times_are_asked_for_only_where_they_decide(
+    cores: CoreDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One dump for each second, and several of the newest second, which stay: of none that stays is a file looked at."""
+    stems = stored(cores, tmp_path / "cores", range(4))
+    burst = [store(cores, stem_of_crash(9, "nginx", pid)) for pid in (1, 2, 3)]
+    looked_at: set[str] = set()
+    stat_file = os.stat
+
+    def stat_and_note(path: str, *, dir_fd: int, follow_symlinks: bool) -> os.stat_result:
+        looked_at.add(path)
+        return stat_file(path, dir_fd=dir_fd, follow_symlinks=follow_symlinks)
+
+    with monkeypatch.context() as watched:
+        watched.setattr(os, "stat", stat_and_note)
+        gone = cores.rotation.keep_newest(5, burst[0])
+
+    assert gone == [f"{stem}.{ending}" for stem in stems[:2] for ending in ("gz", "json")]
+    assert looked_at == set(gone)
 
 
 def test_ones_own_dump_stays_whatever_the_clock_says(cores: CoreDirectory, tmp_path: Path) -> None:
@@ -265,7 +288,7 @@ def test_ones_own_dump_stays_whatever_the_clock_says(cores: CoreDirectory, tmp_p
     stored(cores, tmp_path / "cores", range(100, 103))
     own = store(cores, stem_of_crash(1, "nginx", 7))
 
-    cores.keep_newest(2, own)
+    cores.rotation.keep_newest(2, own)
 
     assert len(names(tmp_path / "cores")) == 4
     assert f"{own}.gz" in names(tmp_path / "cores")
@@ -285,7 +308,7 @@ def test_nothing_else_in_the_directory_is_touched(cores: CoreDirectory, tmp_path
     (tmp_path / "cores/sub/20261124T065359Z-a-1.gz").write_text("mine")
     stored(cores, tmp_path / "cores", range(3))
     cores.recover()
-    cores.keep_newest(1, "none")
+    cores.rotation.keep_newest(1, "none")
 
     assert {name: (tmp_path / "cores" / name).read_text() for name in FOREIGN} == dict.fromkeys(FOREIGN, "mine")
     assert (tmp_path / "cores/sub/20261124T065359Z-a-1.gz").exists()
@@ -297,7 +320,7 @@ def test_reports_without_cores_push_no_core_out(cores: CoreDirectory, tmp_path: 
     stems = stored(cores, tmp_path / "cores", range(2))
     for second in range(10, 16):
         cores.begin(stem_of_crash(second, "nginx", 7), "gz", REPORT).abandon(REPORT, {})
-    cores.keep_newest(2, "none")
+    cores.rotation.keep_newest(2, "none")
 
     assert {f"{stem}.gz" for stem in stems} <= names(tmp_path / "cores")
     assert len(names(tmp_path / "cores")) == 4 + 2

@@ -10,11 +10,14 @@ import pytest
 from securecore.cli.main import run
 from securecore.names import Address
 from securecore.report import CrashReport
-from securecore.sender import delivery, flush, network
+from securecore.sender import attempt, delivery, network
+from securecore.sender.buckets import Untaken
+from securecore.sender.head import Head
+from securecore.sender.parcel import Outcome
 from securecore.sender.patience import Patience, usual_patience
 from securecore.sender.settings import Settings, load_settings
 from securecore.sender.spool import Spool
-from securecore.sender.transfer import Outcome
+from securecore.sender.tally import Taken, Tally
 from tests.support.certificates import Fleet
 from tests.support.receivers import new_dump_id, papers_of, send_bytes
 
@@ -52,7 +55,10 @@ def test_a_handler_waits_by_its_settings(
     monkeypatch.setattr(network.privileges, "drop", lambda uid, gid: None)
     settings = load_settings(write_settings(tmp_path / "handler.json", fleet, tmp_path / "spool", deadlines))
 
-    assert network.send(core, settings, new_dump_id(), CrashReport(program="crasher")) == 0
+    report = CrashReport(program="crasher")
+    taken = Taken(Tally(spool.fd, report), Head(), Untaken())
+
+    assert network.send(core, settings, new_dump_id(), report, taken) == 0
     expected = deadlines or usual_patience()
     assert (asked["hold_budget_s"], asked["patience"]) == (expected.hold_s, expected)
 
@@ -69,7 +75,7 @@ def test_a_flush_waits_by_the_same_settings(
         return delivery.connect(*arguments, patience=patience, **options)
 
     send_bytes(b"core", papers_of(fleet.host), [NOWHERE], spool=spool)
-    monkeypatch.setattr(flush, "connect", connect)
+    monkeypatch.setattr(attempt, "connect", connect)
     settings = write_settings(tmp_path / "handler.json", fleet, tmp_path / "spool", deadlines)
 
     assert run(["spool", "flush", "--settings", settings]) != 0

@@ -3,17 +3,19 @@
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import pytest
 
-from securecore.errors import UnreachableError, UntrustedError
+from securecore.errors import BusyError, UnreachableError, UntrustedError
 from securecore.receiver.server import Receiver
 from securecore.sender import delivery
-from securecore.sender.delivery import Place, connect
+from securecore.sender.delivery import Delivery, Place, connect
+from securecore.sender.dialling import dial
 from tests.support.certificates import Fleet, make_fleet
 from tests.support.crash_cores import Crash
 from tests.support.processes import receiving, secluded, send_file
@@ -152,3 +154,42 @@ def test_a_resolver_that_never_answers_does_not_hold_a_sender(fleet: Fleet, tmp_
 
     assert ran.returncode == 10
     assert ran.stderr.splitlines()[0] == "securecore: collector.example:4455: its name could not be looked up in time"
+
+
+class Late(Delivery):
+    """A connection that nobody waits for any more."""
+
+    def __init__(self) -> None:
+        self.closed = threading.Event()
+
+    def close(self) -> None:
+        """Say so."""
+        self.closed.set()
+
+
+def test_a_connection_that_comes_too_late_is_closed() -> None:
+    """Who waits for it gives up between two looks; the thread that has it then is the only one to know of it."""
+    late, has_left = Late(), threading.Event()
+
+    def call() -> Delivery:
+        has_left.wait()
+        return late
+
+    def check() -> NoReturn:
+        raise BusyError("no time")
+
+    with pytest.raises(BusyError, match="no time"):
+        dial(call, check)
+    has_left.set()
+
+    assert late.closed.wait(60)
+
+
+def test_what_ends_a_call_ends_the_wait() -> None:
+    """Who waits is told why, as if the call were its own."""
+
+    def call() -> NoReturn:
+        raise UnreachableError("nobody is there")
+
+    with pytest.raises(UnreachableError, match="nobody is there"):
+        dial(call, lambda: None)

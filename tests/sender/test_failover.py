@@ -11,8 +11,8 @@ from securecore.errors import BusyError
 from securecore.names import Address, DumpId
 from securecore.receiver.server import Receiver
 from securecore.sender.flush import flush
+from securecore.sender.parcel import Papers
 from securecore.sender.spool import Spool
-from securecore.sender.transfer import Papers
 from securecore.store.layout import open_store
 from tests.support.certificates import Fleet
 from tests.support.local_files import noise

@@ -15,8 +15,8 @@ from securecore.dump.frames import ZERO_PIECE_FRAME
 from securecore.dump.manifest import MANIFEST_TYP, parse_manifest
 from securecore.errors import PeerError, RefusedError, SecurecoreError, UntrustedError
 from securecore.merkle import EMPTY_ROOT, leaf_hash, root_of
+from securecore.sender.parcel import Outcome, Papers
 from securecore.sender.spool import Spool
-from securecore.sender.transfer import Outcome, Papers
 from securecore.wire.messages import Accept, Data, End, Open, Ready, Receipt, Refusal, Refuse, Zero
 from securecore.wire.states import End as WireEnd
 from tests.support.certificates import HOST_NAME, Hierarchy, Made, make_hierarchy, mint

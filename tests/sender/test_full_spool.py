@@ -17,12 +17,16 @@ from securecore.certs import jws
 from securecore.dump.manifest import parse_manifest
 from securecore.dump.reader import open_container
 from securecore.errors import StorageError
+from securecore.merkle import Frontier
 from securecore.names import Address
 from securecore.receiver.server import Receiver
 from securecore.sender import network
 from securecore.sender.flush import flush
+from securecore.sender.parcel import Outcome
+from securecore.sender.room import NoRoomError, Room
 from securecore.sender.spool import Spool, create_spool, open_spool
-from securecore.sender.transfer import Outcome
+from securecore.sender.spool_entry import EntryStart
+from securecore.sender.spool_limits import SpoolLimits
 from securecore.store.layout import open_store
 from tests.support.certificates import Fleet
 from tests.support.local_files import noise, small_disk
@@ -294,3 +298,33 @@ def test_without_descriptors_a_core_is_kept_whole_or_its_loss_is_named(
     assert [flushed.failure for flushed in results] == [None] * outcome.spooled
     label = "complete" if outcome.spool_failure is None else "cut"
     assert stored(tmp_path / "store") == [(label, core)] * outcome.spooled
+
+
+@pytest.mark.parametrize("left", [1, 0])
+def test_without_descriptors_a_quota_cuts_no_core_that_there_is_room_for(left: int, tmp_path: Path) -> None:
+    """To look at the other dumps takes two: without them nobody can say that there is no room, and the disk has it."""
+    create_spool(str(tmp_path / "spool"), bytes(16))
+    spool = open_spool(str(tmp_path / "spool"), SpoolLimits(max_bytes=100 * limits.MIB))
+    entry = spool.begin(EntryStart(new_dump_id(), 1, None, Frontier()), b"{}")
+    with few_descriptors(left):
+        for at in range(0, len(CORE), limits.PIECE_BYTES):
+            entry.append(CORE[at : at + limits.PIECE_BYTES])
+
+    assert entry.stored_bytes == len(CORE)
+    entry.close()
+
+
+def test_without_descriptors_a_quota_that_is_used_up_is_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a killed handler may have kept cannot be looked for: the dump is refused for want of room all the same."""
+
+    def give_back(room: Room, dumps: int) -> bool:
+        raise StorageError("cannot list a directory: too many open files")
+
+    create_spool(str(tmp_path / "spool"), bytes(16))
+    spool = open_spool(str(tmp_path / "spool"), SpoolLimits(max_bytes=limits.MIB))
+    entry = spool.begin(EntryStart(new_dump_id(), 1, None, Frontier()), b"{}")
+    monkeypatch.setattr(Room, "give_back", give_back)
+    with pytest.raises(NoRoomError):
+        entry.append(CORE[: 2 * limits.PIECE_BYTES])
+
+    entry.close()

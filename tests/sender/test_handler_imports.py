@@ -13,12 +13,20 @@ DENIED: Final = {
 """Modules of a few milliseconds each, and libraries of tens of them."""
 
 
-HANDLER: Final = "import securecore.sender.handler, securecore.sender.crash, securecore.sender.network"
+_MET: Final = "import securecore.sender.handler, securecore.sender.crash, securecore.sender.settings, securecore.sender.tally"
+UNTAKEN: Final = f"{_MET}, securecore.sender.spool_directory"
+LOCAL_UNTAKEN: Final = f"{_MET}, securecore.sender.cores_directory"
+HANDLER: Final = f"{UNTAKEN}, securecore.sender.network"
 LOCAL: Final = (
-    "import securecore.sender.handler, securecore.sender.crash, securecore.sender.local\n"
+    "import securecore.sender.handler, securecore.sender.crash, securecore.sender.cores_directory, securecore.sender.local\n"
     "from securecore.dump.packing import make_packing\nmake_packing({kind!r}, None)"
 )
 NETWORK: Final = {"ssl", "_ssl", "socket", "selectors", "securecore.tls", "securecore.wire", "securecore.sender.network"}
+CARRIED: Final = {
+    "zstandard", "zlib", "hashlib", "threading", "securecore.sender.credentials", "securecore.sender.spool",
+    "securecore.sender.transfer", "securecore.sender.cores", "securecore.sender.local",
+}  # fmt: skip
+"""What only a crash needs that is taken, beside the network."""
 
 
 def loaded(statement: str) -> set[str]:
@@ -38,14 +46,20 @@ def test_the_handler_loads_only_its_rooms() -> None:
     names = {name.split(".")[1] for name in loaded(HANDLER) if name.startswith("securecore.")}
     everybodys = {"errors", "limits", "names", "identity", "report", "elfsize", "elfid", "merkle"}
     assert names <= everybodys | {"wire", "dump", "tls", "sender"}
-    late = {"securecore.sender.evidence", "securecore.sender.backlog", "securecore.sender.flush", "securecore.sender.schedule"}
+    late = {f"securecore.sender.{name}" for name in ("evidence", "backlog", "flush", "attempt", "schedule")}
     assert late & loaded(HANDLER) == set()
+
+
+@pytest.mark.parametrize("statement", [UNTAKEN, LOCAL_UNTAKEN], ids=["sent", "kept here"])
+def test_a_crash_that_is_not_taken_loads_nothing_of_the_network(statement: str) -> None:
+    """No TLS, no credentials, no compressor: in a storm most handlers end before they need any of it."""
+    assert (loaded(statement) - loaded("pass")) & (DENIED | NETWORK | CARRIED) == set()
 
 
 @pytest.mark.parametrize(("kind", "others"), [("zst", {"securecore.dump.deflate"}), ("gz", {"zstandard"}), ("zlib", {"zstandard"})])
 def test_a_local_handler_loads_no_network_and_one_format(kind: str, others: set[str]) -> None:
-    """No TLS, no sockets but the one to the system's log, no settings, no spool; of the compressors its own."""
+    """No TLS, no sockets but the one to the system's log, no spool; of the compressors its own."""
     found = loaded(LOCAL.format(kind=kind)) - loaded("pass")
 
     assert found & (DENIED | NETWORK | others) == set()
-    assert found & {"securecore.sender.settings", "securecore.sender.spool", "securecore.sender.transfer"} == set()
+    assert found & {"securecore.sender.spool", "securecore.sender.spool_directory", "securecore.sender.transfer"} == set()

@@ -20,10 +20,12 @@ from securecore.certs import jws
 from securecore.dump.manifest import CUT, parse_manifest
 from securecore.errors import ConfigError, UnreachableError
 from securecore.names import Address
+from securecore.sender.confinement import IDLE, Confinement
 from securecore.sender.flush import flush
 from securecore.sender.spool import open_spool
 from tests.support.certificates import Fleet
 from tests.support.kernel import Installed, kernel_arguments, wait_until, write_script
+from tests.support.launchers import as_by_the_kernel
 from tests.support.receivers import papers_of, running_receiver
 
 pytestmark = [
@@ -49,8 +51,8 @@ def before_tls(plain: socket.socket) -> socket.socket:
 def start(handler: Path, group: int = 0) -> Running:
     """Start a handler as the kernel does, 1 and 2 closed, but in some groups that it should leave."""
     return subprocess.Popen(
-        [str(handler), *kernel_arguments()],
-        stdin=subprocess.PIPE, env={}, cwd="/", group=group, extra_groups=[1, 2, 3], preexec_fn=lambda: os.closerange(1, 3),
+        [*as_by_the_kernel(), str(handler), *kernel_arguments()],
+        stdin=subprocess.PIPE, env={}, cwd="/", group=group, extra_groups=[1, 2, 3],
     )  # fmt: skip
 
 
@@ -149,6 +151,39 @@ def test_every_thread_has_given_everything_up_before_the_receiver_is_heard(waiti
         assert status["NoNewPrivs"] == ["1"]
 
 
+def test_every_thread_keeps_to_its_place_in_the_machine(waiting: Waiting) -> None:
+    """Nice 5, the lowest of the usual disk priorities, a bound on memory, the OOM killer's first choice, no core of its own."""
+    with waiting.handler(waiting.before_ready) as pid:
+        found = place_of(pid)
+
+    assert found == ({5}, {"best-effort: prio 7"}, limits.HANDLER_MEMORY_BYTES, 500, ["1", "1"])
+
+
+def test_the_settings_give_another_place(waiting: Waiting) -> None:
+    """Each value that sender.toml may give is taken as it is."""
+    waiting.installed.change(confinement=Confinement(1, IDLE, 1 << 30, 60))
+    with waiting.handler(waiting.before_ready) as pid:
+        found = place_of(pid)
+
+    assert found == ({1}, {"idle"}, 1 << 30, 500, ["1", "1"])
+
+
+def place_of(pid: int) -> tuple[set[int], set[str], int, int, list[str]]:
+    """Return the nice values and disk priorities of a process's threads, its bound on memory, its OOM score, its core limits."""
+    tasks = os.listdir(f"/proc/{pid}/task")
+    disk = subprocess.run(["ionice", "-p", *tasks], capture_output=True, check=True, text=True).stdout
+    bounds = {line[:25].strip(): line[25:].split()[:2] for line in Path(f"/proc/{pid}/limits").read_text().splitlines()}
+    assert len(tasks) >= 2
+    assert len(set(bounds["Max data size"])) == 1
+    return (
+        {os.getpriority(os.PRIO_PROCESS, int(task)) for task in tasks},
+        set(disk.splitlines()),
+        int(bounds["Max data size"][1]),
+        int(Path(f"/proc/{pid}/oom_score_adj").read_text()),
+        bounds["Max core file size"],
+    )
+
+
 def test_the_connection_is_the_user_s_own(waiting: Waiting) -> None:
     """The socket was made after the drop: a socket belongs to who made it, whatever its process becomes later."""
     with waiting.handler(before_tls):
@@ -228,7 +263,9 @@ def test_what_a_crashing_handler_had_spooled_is_kept_and_labelled(fleet: Fleet, 
     try:
         handler.stdin.write(os.urandom(3 * limits.PIECE_BYTES))
         handler.stdin.flush()
-        wait_until(lambda: any(core.stat().st_size for core in (installed.spool / "dumps").glob("*/core.zst")) or None)
+        # Once the second frame is begun the first one is whole.
+        cores = (installed.spool / "dumps").glob
+        wait_until(lambda: any(core.stat().st_size > limits.MAX_FRAME_BYTES for core in cores("*/core.zst")) or None)
         handler.send_signal(signal.SIGSEGV)
     finally:
         code = let_go(handler)

@@ -13,6 +13,7 @@ from securecore import limits
 from securecore.errors import ConfigError
 from tests.support.certificates import Fleet
 from tests.support.kernel import Installed, kernel_arguments, write_script
+from tests.support.launchers import as_by_the_kernel
 from tests.support.receivers import running_receiver
 from tests.support.stores import published
 
@@ -24,14 +25,9 @@ class Handler(Installed):
 
     def run(self, *changes: str, closed: tuple[int, ...] = (1, 2), cwd: str = "/", env: dict[str, str] | None = None) -> int:
         """Run it with a core on its standard input and return its exit code."""
-
-        def close() -> None:
-            for fd in closed:
-                os.close(fd)
-
         result = subprocess.run(
-            [str(self.handler), *(changes or kernel_arguments())],
-            input=CORE, env=env or {}, cwd=cwd, preexec_fn=close, check=False, timeout=60,
+            [*as_by_the_kernel(closed, env), str(self.handler), *(changes or kernel_arguments())],
+            input=CORE, cwd=cwd, check=False, timeout=60,
         )  # fmt: skip
         return result.returncode
 

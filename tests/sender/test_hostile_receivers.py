@@ -27,8 +27,8 @@ from securecore.errors import (
 )
 from securecore.receiver.material import load_material
 from securecore.sender.delivery import connect
+from securecore.sender.parcel import Papers
 from securecore.sender.spool import Spool
-from securecore.sender.transfer import Papers
 from securecore.wire import messages
 from securecore.wire.messages import Kind, Ready, Refusal, Refuse
 from tests.support import hostile
@@ -92,6 +92,7 @@ BY_TLS: Final = {
 BY_FORM: Final = {
     "no-extended-key-usage": "its extended key usage is not serverAuth alone",
     "client-and-server-auth": "its extended key usage is not serverAuth alone",
+    "an-enroller": "its extended key usage is not serverAuth alone",
     "ca-as-leaf": "it does not say that its holder is no CA",
     "wildcard": "it is for a wildcard name",
     "no-key-usage": "its key usage is not digitalSignature alone",

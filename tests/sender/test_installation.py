@@ -60,6 +60,17 @@ def test_units_are_what_systemd_understands(tmp_path: Path) -> None:
     assert [line for line in answer.stderr.splitlines() if "securecore" in line] == []
 
 
+def test_a_flush_stands_behind_a_handler() -> None:
+    """Nobody waits for a flush: it has less of the processor and no more of the disk, goes as early, and its memory is bound."""
+    lines = installation.flush_service("/bin/true").decode().splitlines()
+    found = dict(line.split("=", 1) for line in lines if "=" in line)
+
+    assert limits.HANDLER_NICE < int(found["Nice"]) <= limits.MAX_NICE
+    assert (found["IOSchedulingClass"], found["IOSchedulingPriority"]) == ("best-effort", "7")
+    assert found["OOMScoreAdjust"] == "500"
+    assert int(found["MemoryMax"]) == limits.FLUSH_MEMORY_BYTES
+
+
 def test_local_pattern_has_the_options_before_the_numbers() -> None:
     """All that the handler must know stands there, and it fits the kernel."""
     mode = LocalMode("/var/lib/securecore/cores", "gz", 9, 100)

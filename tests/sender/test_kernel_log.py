@@ -1,12 +1,15 @@
 """What the kernel's log says of crashes that it skipped, as records of /dev/kmsg."""
 
 import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from securecore import limits
 from securecore.sender import kernel_log
 from securecore.sender.kernel_log import Skips, count_skips, open_kernel_log, read_skips
 
@@ -93,6 +96,60 @@ def test_any_records_are_counted_or_passed_over(records: list[bytes]) -> None:
     assert skips is None or all(crashes > 0 for _, crashes in skips.found)
 
 
+def test_what_was_read_before_is_passed_over() -> None:
+    """But for what may be about a core: a silence that was read then may be about a line that comes now, and is counted once."""
+    records = [
+        record(1, b"usb 1-1: new device"),
+        record(2, b"coredump_pipe: 14 callbacks suppressed"),
+        record(3, b"coredump: 6(sh): " + SKIPPED),
+        record(4, b"coredump_pipe: 5 callbacks suppressed"),
+        record(5, b"usb 1-1: gone"),
+        record(6, b"coredump: 7(sh): " + SKIPPED),
+    ]
+    for last in range(-1, 7):
+        skips = count_skips(records, last)
+        assert skips is not None
+        assert skips.newest == 6
+        assert [one for one in skips.found if one[0] > last] == [one for one in ((3, 15), (6, 6)) if one[0] > last]
+
+
+@pytest.fixture
+def log() -> Iterator[tuple[int, socket.socket]]:
+    """A log that gives one record with each read and never waits, and its other end."""
+    reading, writing = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    reading.setblocking(False)
+    with reading, writing:
+        yield reading.fileno(), writing
+
+
+def test_a_log_is_read_to_its_end(log: tuple[int, socket.socket]) -> None:
+    """Where nothing is to be read any more, nobody waits."""
+    for number in range(5):
+        log[1].send(record(number, b"coredump: 7(sh): " + SKIPPED))
+
+    assert read_skips(log[0], 3) == Skips(4, tuple((number, 1) for number in range(5)))
+    assert read_skips(log[0]) is None
+
+
+def test_a_log_without_an_end_is_read_for_so_many_bytes(log: tuple[int, socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies beyond is left; what was found counts."""
+    line = record(1, b"coredump: 7(sh): " + SKIPPED)
+    monkeypatch.setattr(limits, "MAX_KERNEL_LOG_BYTES", 2 * len(line) + 1)
+    for _ in range(5):
+        log[1].send(line)
+
+    assert read_skips(log[0]) == Skips(1, ((1, 1),) * 3)
+
+
+def test_a_log_that_takes_long_is_left(log: tuple[int, socket.socket]) -> None:
+    """However little it says at a time, or only that something was overwritten."""
+    for number in range(5):
+        log[1].send(record(number, b"usb 1-1: new device"))
+    seconds = iter([0, 0, limits.KERNEL_LOG_S / 2, limits.KERNEL_LOG_S])
+
+    assert read_skips(log[0], clock=lambda: next(seconds)) == Skips(1, ())
+
+
 def test_a_log_that_may_not_be_read_is_no_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is said then."""
     monkeypatch.setattr(kernel_log, "KMSG", str(tmp_path / "absent"))
@@ -101,14 +158,23 @@ def test_a_log_that_may_not_be_read_is_no_log(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.skipif(not os.access("/dev/kmsg", os.R_OK), reason="the kernel's log may not be read here")
 def test_the_real_log_is_read_to_its_end_without_waiting() -> None:
-    """From its beginning, once; behind the last record there is nothing to say, and nobody waits for more."""
+    """From its beginning, once; behind the last record there is nothing to say, and nobody waits for more.
+
+    Whoever has read it finds its end again, and there is no shorter way to it.
+    """
     log = open_kernel_log()
     assert log is not None
     try:
         skips, more = read_skips(log), read_skips(log)
+        os.lseek(log, 0, os.SEEK_SET)
+        again = read_skips(log, skips.newest if skips is not None else -1)
+        with pytest.raises(OSError, match="Illegal seek"):
+            os.lseek(log, 1, os.SEEK_SET)
     finally:
         os.close(log)
 
     assert skips is not None
+    assert again is not None
+    assert again.newest >= skips.newest
     assert skips.newest >= len(skips.found)
     assert more is None or more.newest > skips.newest

@@ -54,6 +54,32 @@ def test_the_core_is_kept_with_its_report(kind: str, host: LocalHost) -> None:
     assert {(stat.S_IMODE(one.st_mode), one.st_uid, one.st_gid) for one in found} == {(0o600, *OWNER)}
 
 
+_WATCHED: Final = """
+import os, resource, signal
+from securecore.sender import crash, handler
+
+real = crash.report_crash
+
+def watched(*arguments):
+    with open({facts!r}, "w") as facts:
+        timer, core = signal.getitimer(signal.ITIMER_REAL)[0], resource.getrlimit(resource.RLIMIT_CORE)
+        print(os.getpriority(os.PRIO_PROCESS, 0), core, resource.getrlimit(resource.RLIMIT_DATA)[0], timer > 0, file=facts)
+    return real(*arguments)
+
+crash.report_crash = watched
+handler.main("none")
+"""
+
+
+def test_the_handler_has_its_place_and_its_deadline_before_it_looks_at_the_process(host: LocalHost, tmp_path: Path) -> None:
+    """What it reads of a hostile process, and of its program, it reads within its bounds."""
+    facts = tmp_path / "facts"
+    write_script(host.handler, f"#!{sys.executable} -I\n" + _WATCHED.format(facts=str(facts)))
+    assert host.run(CORE) == 0
+
+    assert facts.read_text() == f"{limits.HANDLER_NICE} (1, 1) {limits.HANDLER_MEMORY_BYTES} True\n"
+
+
 def test_programs_read_what_is_kept(host: LocalHost) -> None:
     """`zstd -d` and `gzip -d`, without our code."""
     host.run(CORE)
@@ -110,7 +136,7 @@ def test_crashes_in_one_second_are_kept_apart(host: LocalHost) -> None:
 @needs_root
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_full_disk_lets_go_at_once_and_says_so(kind: str, tmp_path: Path) -> None:
-    """gzCoredump left a part and exit code 0: here the part is removed, the report says that the core was not kept, exit code 5.
+    """gzCoredump left a part and exit code 0: here the part says in its name that it is one, the report says why, exit code 5.
 
     The source goes on for ever: the handler ends all the same, and whoever writes hears that nobody listens.
     """
@@ -125,10 +151,10 @@ def test_a_full_disk_lets_go_at_once_and_says_so(kind: str, tmp_path: Path) -> N
         names, reports = host.names(), host.reports()
 
         ((stem, report),) = reports.items()
-        assert names == [f"{stem}.json"]
-        assert (report["local"]["outcome"], report["local"]["file"]) == ("not-kept", None)
-        assert report["local"]["error"] == "cannot write: no space left on device"
-        assert host.run(write_core(), "--format", kind) == 0, "there is room again"
+        assert names == [f"{stem}.json", f"{stem}.truncated.{kind}"]
+        assert (report["local"]["outcome"], report["local"]["file"]) == ("cut", f"{stem}.truncated.{kind}")
+        assert "0.1 MiB are to stay free" in report["local"]["error"]
+        assert report["local"]["size"] == len(host.plain(f"{stem}.truncated.{kind}")) == 2 * limits.MIB
 
 
 def write_for_ever(fd: int) -> None:
@@ -173,7 +199,7 @@ def test_a_disk_without_room_for_one_more_gives_up_its_oldest(keep: str, tmp_pat
 @needs_root
 def test_a_disk_without_a_name_left_gives_up_its_oldest(tmp_path: Path) -> None:
     """The same for inodes: a disk for 2 dumps and what the third needs while it is written."""
-    with small_disk(tmp_path / "small", "8m,nr_inodes=9") as small:
+    with small_disk(tmp_path / "small", "8m,nr_inodes=12") as small:
         host = LocalHost(small)
         codes = [host.run(CORE, "--keep", "3", changes={5: str(second)}) for second in range(5)]
 
@@ -183,13 +209,15 @@ def test_a_disk_without_a_name_left_gives_up_its_oldest(tmp_path: Path) -> None:
 
 @needs_root
 def test_without_keep_a_full_disk_costs_nothing_that_is_there(tmp_path: Path) -> None:
-    """Nobody has said that an old core may go."""
+    """Nobody has said that an old core may go: of the new one what fits is kept."""
     with small_disk(tmp_path / "small", "3m") as small:
         host = LocalHost(small)
         cores = [write_core([Segment(noise(1_700_000, second))]) for second in range(2)]
         assert [host.run(core, changes={5: str(second)}) for second, core in enumerate(cores)] == [0, StorageError.exit_code]
-        (name,) = host.cores_kept()
-        assert host.plain(name) == cores[0]
+        whole, cut = host.cores_kept()
+        assert host.plain(whole) == cores[0]
+        assert host.plain(cut) == cores[1][: limits.MIB]
+        assert cut.endswith(".truncated.zst")
 
 
 @needs_root
@@ -202,7 +230,8 @@ def test_leftovers_are_named_even_when_no_core_can_be_begun(tmp_path: Path) -> N
         (host.cores / ".lock").touch()
         for path in host.cores.iterdir():
             os.chown(path, *OWNER)
-        for number in range(os.statvfs(small).f_ffree - 1):
+        # The state of the storm limits takes two: its directory and its file.
+        for number in range(os.statvfs(small).f_ffree - 3):
             (small / str(number)).touch()
 
         assert host.run(CORE) == StorageError.exit_code

@@ -26,10 +26,12 @@ from securecore.sender.flush import Flushed, flush
 from securecore.sender.schedule import Missed, Schedule, read_schedule, write_schedule
 from securecore.sender.spool import Spool
 from securecore.store.layout import open_store
+from securecore.wire.messages import Refusal, Refuse
 from tests.support.certificates import Fleet
 from tests.support.dumps import dump_id
 from tests.support.proxies import Cut, cutting
 from tests.support.receivers import papers_of, wait_until_idle
+from tests.support.scripted import scripted_receiver
 from tests.support.tails import CORE, FIRST, FRAMES, LABELLED, PIECES, keep_tail, put
 
 
@@ -326,6 +328,32 @@ def test_a_store_that_was_given_up_is_missed_anew(store: StoreId, fleet: Fleet, 
     assert (given_up.failure, given_up.lost_frames) == (None, FIRST)
     assert isinstance(waits.failure, OtherStoreError)
     assert read_schedule(spool.fd).missed == ((ELSEWHERE, Missed(0, int(clock.now))),)
+
+
+def test_a_store_is_missed_still_when_its_dump_was_passed_over(fleet: Fleet, receiver: Receiver, spool: Spool) -> None:
+    """Another process had it: nobody knows then which store it seeks."""
+    clock, papers = Clock(), papers_of(fleet.host)
+    missed = ((ELSEWHERE, Missed(5990, int(clock.now))),)
+    write_schedule(spool.fd, Schedule(missed=missed))
+    locked = spool.entry(keep_tail(spool, ELSEWHERE))
+    assert locked is not None
+
+    assert list(flush(spool, receiver.addresses, papers, clock)) == []
+    locked.close()
+
+    assert read_schedule(spool.fd).missed == missed
+
+
+def test_a_receiver_that_says_no_is_not_missed(store: StoreId, fleet: Fleet, receiver: Receiver, spool: Spool) -> None:
+    """It may well have the beginning: however often it refuses, nothing goes elsewhere, and it says when to come again."""
+    clock, papers = Clock(), papers_of(fleet.host)
+    write_schedule(spool.fd, Schedule(missed=((ELSEWHERE, Missed(limits.STORE_LOST_AFTER_S, int(clock.now))),)))
+    keep_tail(spool, ELSEWHERE)
+    with scripted_receiver(fleet.receiver, lambda peer: peer.say(Refuse(Refusal.BUSY, "too many", 60))) as busy:
+        (flushed,) = flush(spool, [busy.address, *receiver.addresses], papers, clock)
+
+    assert isinstance(flushed.failure, OtherStoreError)
+    assert (flushed.failure.is_missed, flushed.failure.retry_after_s) == (False, 60)
 
 
 @pytest.mark.parametrize("first", [0, 1, FIRST, len(FRAMES)])

@@ -63,6 +63,14 @@ def test_nobody_is_waited_for_longer_than_the_most(bytes_per_s: float) -> None:
     assert Link(bytes_per_s).patience(3.0) == pytest.approx(3.0)
 
 
+def test_the_most_may_change_its_mind_while_it_is_waited_for() -> None:
+    """It is asked each time: what was to be the end is none while there is nowhere to put the rest."""
+    answers = iter([0.5, math.inf, math.inf, 0.0])
+    wait = Wait(STOCK_S, lambda: next(answers), lambda: 0, lambda: 1000.0)
+
+    assert [wait.left_s() for _ in range(4)] == [0.5, 1.0, 1.0, 0.0]
+
+
 def test_a_wait_is_asked_often_enough_to_see_what_moves() -> None:
     """A stock that lasts less than a second is looked at four times."""
     assert Wait(0.4).left_s() == pytest.approx(0.1)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from securecore.sender.privileges import can_others_import
+from securecore.errors import ConfigError
+from securecore.sender.privileges import acting_as, can_others_import
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges to drop")
 
@@ -54,6 +55,58 @@ def test_root_is_no_user_to_drop_to(uid: int, gid: int) -> None:
 
     assert result.returncode != 0
     assert "the user to become is root" in result.stderr
+
+
+_ACT = """
+import ctypes, os, signal
+from securecore.sender import privileges
+
+def tell():
+    status = dict(line.rstrip("\\n").split(":\\t", 1) for line in open("/proc/self/status") if ":\\t" in line)
+    print(status["Uid"].split(), status["Gid"].split(), os.getgroups(), status["CapEff"] != "0" * 16, flush=True)
+    print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), flush=True)
+
+os.setgroups([0, 7])
+privileges.forbid_own_core()
+try:
+    with privileges.acting_as({uid}, {gid}):
+        tell()
+        target = os.getpid()
+        if os.fork() == 0:
+            os.seteuid(0)
+            privileges.drop({uid}, {gid})
+            for number in (0, signal.SIGKILL):
+                try:
+                    os.kill(target, number)
+                except PermissionError:
+                    print("no", flush=True)
+            os._exit(0)
+        os.wait()
+        raise KeyError
+except KeyError:
+    tell()
+privileges.drop({uid}, {gid})
+tell()
+"""
+
+
+@needs_root
+def test_who_acts_as_another_user_is_root_again_behind_it_and_can_still_drop() -> None:
+    """Meanwhile no capability works, and nobody of that user may reach the process; however the block ends, root is back."""
+    script = _ACT.format(uid=65534, gid=65533)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+
+    acting = "['0', '65534', '0', '65534'] ['0', '65533', '0', '65533'] [] False"
+    root, dropped = f"{['0'] * 4} {['0'] * 4} [] True", f"{['65534'] * 4} {['65533'] * 4} [] False"
+    assert result.stdout.splitlines() == [acting, "0", "no", "no", root, "0", dropped, "0"], result.stderr
+
+
+@needs_root
+@pytest.mark.parametrize(("uid", "gid"), [(0, 65534), (65534, 0)])
+def test_root_is_no_user_to_act_as(uid: int, gid: int) -> None:
+    """As it is none to drop to."""
+    with pytest.raises(ConfigError, match="the user to become is root"), acting_as(uid, gid):
+        pass
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 from securecore.report import CrashReport, parse_report
 from securecore.sender.kernel_arguments import KernelArguments
 from securecore.sender.procfs import ARGUMENTS, UNVERIFIED, VERIFIED, snapshot
+from tests.support.kernel import build_crasher, wait_until
 
 STATUS = "Name:\t{name}\nPPid:\t1\nUid:\t33\t33\t33\t33\nGid:\t34\t34\t34\t34\nThreads:\t7\n"
 STAT = "4711 ({comm}) R 1 1 1 0 -1 4194304 0 0 0 0 0 0 0 0 20 0 7 0 12345 0 0"
@@ -229,14 +230,14 @@ import json, os, sys
 from securecore.sender.kernel_arguments import KernelArguments
 from securecore.sender.procfs import snapshot
 
-pid, pidfd = map(int, sys.argv[1:])
-print(json.dumps(snapshot(KernelArguments(pid, pid, os.getuid(), os.getgid(), 11, 1, 0, 1, pidfd))))
+pid, pidfd, tid = map(int, sys.argv[1:])
+print(json.dumps(snapshot(KernelArguments(pid, tid, os.getuid(), os.getgid(), 11, 1, 0, 1, pidfd))))
 """
 
 
-def read_from_outside(pid: int, pidfd: int) -> dict[str, Any]:
+def read_from_outside(pid: int, pidfd: int, tid: int | None = None) -> dict[str, Any]:
     """Take the snapshot of a process in one that is younger, as a handler is."""
-    reader = [sys.executable, "-I", "-c", _READER, str(pid), str(pidfd)]
+    reader = [sys.executable, "-I", "-c", _READER, str(pid), str(pidfd), str(tid or pid)]
     result: dict[str, Any] = json.loads(subprocess.run(reader, pass_fds=(pidfd,), capture_output=True, check=True).stdout)
     return result
 
@@ -256,3 +257,27 @@ def test_a_live_process_on_the_real_proc() -> None:
     assert alive["metadata"] == VERIFIED
     assert alive["executable"] == os.path.realpath(sys.executable)
     assert reaped["metadata"] == ARGUMENTS
+
+
+@pytest.mark.slow
+def test_a_process_whose_main_thread_has_ended_is_read_through_the_one_that_crashed(tmp_path: Path) -> None:
+    """Without it the file that was run would not be known, and no rule and no storm limit of a program would hold."""
+    program = build_crasher(Path(__file__).parents[2] / "scripts" / "crashers" / "main-gone.c", tmp_path)
+    with subprocess.Popen([program, "--an-option"], stdin=subprocess.PIPE) as child:
+        pidfd = os.pidfd_open(child.pid)
+        try:
+            wait_until(lambda: None if os.access(f"/proc/{child.pid}/exe", os.F_OK) else True)
+            (tid,) = (int(name) for name in os.listdir(f"/proc/{child.pid}/task") if int(name) != child.pid)
+            found = read_from_outside(child.pid, pidfd, tid)
+            without = read_from_outside(child.pid, pidfd, os.getpid())
+        finally:
+            os.close(pidfd)
+            child.kill()
+
+    status = program.stat()
+    assert found["metadata"] == without["metadata"] == VERIFIED
+    assert (found["executable"], found["program"]) == (str(program), "main-gone")
+    assert found["command_line"] == f"{program} --an-option"
+    assert (found["executable_device"], found["executable_inode"]) == (status.st_dev, status.st_ino)
+    assert found.get("container") is None
+    assert "executable" not in without

@@ -107,6 +107,32 @@ def test_the_child_holds_nothing_of_the_core(tmp_path: Path) -> None:
     os.close(writing)
 
 
+def test_which_file_it_is_does_not_wait_for_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that take for ever to be read cost the names, and not what a storm limit goes by."""
+    holding, letting_go = os.pipe()
+    monkeypatch.setattr(program, "DEADLINE_S", 0.2)
+    monkeypatch.setattr(program, "identify", lambda read_at, size: os.read(holding, 1))
+    (tmp_path / "exe").write_bytes(b"anything")
+    with directory(tmp_path) as fd:
+        found = ProgramReader(fd, (letting_go,)).finish()
+    os.close(holding)
+    os.close(letting_go)
+
+    assert found == file_of(tmp_path / "exe")
+
+
+def test_a_line_cut_at_every_offset_says_nothing() -> None:
+    """Nor does one that is none of ours; the lines before and behind it count."""
+    file, names = b'{"executable_device": 8, "executable_inode": 7}\n', b'{"build_id": "00ff", "uuid": null}\n'
+    whole = {"executable_device": 8, "executable_inode": 7}
+    for cut in range(len(names)):
+        assert program._fields(file + names[:cut]) == whole
+    for cut in range(len(file)):
+        assert program._fields(file[:cut]) == {}
+    for other in (b"7\n", b"[]\n", b"\xff\n", b'{"executable_inode": "7"}\n', b"[" * 100_000 + b"\n"):
+        assert program._fields(other + file + other + names) == whole | {"build_id": "00ff"}
+
+
 _UMOUNT_DETACH = 2
 
 
@@ -160,7 +186,7 @@ def test_a_child_that_does_not_end_holds_nobody(tmp_path: Path, monkeypatch: pyt
 
     def answer_and_hang(process: int, writing: int, unwanted: Iterable[int]) -> NoReturn:
         try:
-            os.write(writing, b'{"build_id": "00ff"}')
+            os.write(writing, b'{"build_id": "00ff"}\n')
             os.close(writing)
             os.close(letting_go)
             select.select([holding], [], [], 30)

@@ -16,6 +16,7 @@ from securecore import limits
 from securecore.dump.compression import Compressor, Decompressor
 from securecore.errors import StorageError
 from securecore.merkle import leaf_hash
+from securecore.sender import pump as pump_module
 from securecore.sender.pump import Frame, Pump
 from tests.support.elf import write_core
 from tests.support.kernel import wait_until
@@ -190,3 +191,62 @@ def test_a_machine_without_memory_for_a_compressor_does_not_hold_the_process() -
             list(pump.frames())
         pump.abandon()
         assert list(pump.frames()) == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_without_workers_the_reading_thread_compresses(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process is left for them, or for one only: every byte comes out all the same."""
+    core, left = random.Random(5).randbytes(12 * limits.MIB + 5), workers
+
+    def start(worker: threading.Thread) -> None:
+        nonlocal left
+        if left == 0:
+            raise StorageError("a thread could not be started")
+        left -= 1
+        worker.start()
+
+    monkeypatch.setattr(pump_module, "start", start)
+    pump = Pump(Compressor)
+    with pumping(pump, [core]):
+        frames = list(pump.frames())
+
+    assert plaintext(frames) == core
+    assert pump.end is not None
+    assert pump.end.failure is None
+
+
+def test_who_stops_a_pump_loses_nothing_that_it_has_read() -> None:
+    """Every piece up to there becomes a frame, and the size that is told is theirs."""
+
+    def stop(size: int) -> None:
+        if size == 3 * limits.PIECE_BYTES:
+            pump.stop()
+
+    core = random.Random(15).randbytes(20 * limits.PIECE_BYTES)
+    pump = Pump(Compressor, stop)
+    with pumping(pump, [core]):
+        frames = list(pump.frames())
+
+    assert plaintext(frames) == core[: 3 * limits.PIECE_BYTES]
+    assert pump.end is not None
+    assert pump.end.size == 3 * limits.PIECE_BYTES
+
+
+def test_who_waits_for_a_frame_can_be_called() -> None:
+    """The source stands still; the consumer's thread does what it is called for, and goes on to wait."""
+    called: list[int | None] = []
+    reading, writing = os.pipe()
+    pump = Pump(Compressor)
+    reader = threading.Thread(target=pump.read, args=(reading,))
+    taker = threading.Thread(target=lambda: list(pump.frames(lambda: called.append(threading.current_thread().ident))))
+    taker.start()
+    reader.start()
+    pump.wake()
+    wait_until(lambda: called or None)
+    assert taker.is_alive()
+    os.close(writing)
+    reader.join()
+    taker.join()
+    os.close(reading)
+
+    assert called == [taker.ident]

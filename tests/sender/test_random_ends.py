@@ -76,6 +76,14 @@ class Keeping(RuleBasedStateMachine):
         self._leave()
         self.power.restart(loss)
         self._open()
+        if loss is Loss.POWER:
+            # As a flush begins: of what was not ended there may be anything, which is then there whole, or goes.
+            self.spool.sweep(self._moment())
+            ended = {number: kept for number, kept in self.model.entries.items() if kept.is_ended or self._is_there(number)}
+            self.model.entries = ended
+
+    def _is_there(self, number: int) -> bool:
+        return (self.power.root / "dumps" / str(dump_id(number))).exists()
 
     def _attempt(self, act: Callable[[], None], end: End | None) -> bool:
         """Act, and be ended as *end* says; return whether it did not come to that."""
@@ -124,7 +132,7 @@ class Keeping(RuleBasedStateMachine):
     def _settle(self, number: int) -> None:
         """See what a call that was ended has left, and go on from there."""
         kept = self.model.doubtful.pop(number, None)
-        if kept is not None and (self.power.root / "dumps" / str(dump_id(number))).exists():
+        if kept is not None and self._is_there(number):
             self.model.entries[number] = kept
 
     @precondition(lambda self: self.held)
@@ -187,7 +195,7 @@ class Keeping(RuleBasedStateMachine):
     def all_promises_hold(self) -> None:
         """On the disk as it is, and on what a power cut would leave of it this instant."""
         check(self.model, contents(self.power.root))
-        check(self.model, self.power.survivors())
+        check(self.model, self.power.survivors(), is_powerless=True)
 
     @invariant()
     def readers_see_it(self) -> None:
@@ -223,11 +231,12 @@ def nth(numbers: Collection[int], pick: int) -> int:
     return sorted(numbers)[pick % len(numbers)]
 
 
-def check(model: Model, found: Survivors) -> None:
-    """Hold a spool's files against the model."""
+def check(model: Model, found: Survivors, *, is_powerless: bool = False) -> None:
+    """Hold a spool's files against the model; without power nothing was promised of what was not ended."""
     listed = {name.split("/")[1] for name in found if name.count("/") == 1 and not name.split("/")[1].startswith(".")}
     for number, kept in model.entries.items():
-        check_entry(kept, f"dumps/{dump_id(number)}", found)
+        if kept.is_ended or not is_powerless:
+            check_entry(kept, f"dumps/{dump_id(number)}", found)
     known = {str(dump_id(number)) for number in (*model.entries, *model.doubtful)}
     assert listed <= known, "nothing that was removed comes back"
     lines = (found.get("receipts.jsonl") or b"").split(b"\n")[:-1]
@@ -259,6 +268,7 @@ def test_what_the_spool_promised_is_there_whenever_a_process_ends() -> None:
 
 PLANTED: Final[dict[str, tuple[object, str, Callable[..., object]]]] = {
     "no name is ever made durable": (directory, "sync", lambda fd: None),
+    "an entry's beginning is never made durable": (SpoolEntry, "_sync_start", lambda entry: None),
     "an entry's removal begins with its files": (Spool, "remove", lambda spool, entry: remove_files_first(spool, entry)),
     "a torn receipt takes the next one with it": (directory, "_end_of_lines", lambda fd: os.fstat(fd).st_size),
 }

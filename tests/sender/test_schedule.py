@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from securecore import limits
 from securecore.errors import BrokenError
 from securecore.names import StoreId
-from securecore.sender.schedule import Missed, Schedule, claim, parse_schedule, read_schedule, write_schedule
+from securecore.sender.schedule import Hope, Missed, Schedule, claim, parse_schedule, read_schedule, write_schedule
 from securecore.sender.spool import Spool
 from tests.support.dumps import dump_id
 
@@ -80,12 +80,28 @@ def test_nothing_is_due_before_its_time() -> None:
     assert [schedule.is_due(NOW + later) for later in (0, 59.9, 60, 1e6)] == [False, False, True, True]
 
 
-def test_a_clock_that_was_set_back_does_not_put_anything_off_for_years() -> None:
+@pytest.mark.parametrize(
+    ("asked_until", "most_s"),
+    [(0, limits.BACK_OFF_MAX_S), (int(NOW) + 60, limits.MAX_RETRY_AFTER_S)],
+    ids=["by us", "by a receiver"],
+)
+def test_a_clock_that_was_set_back_puts_nothing_off_for_long(asked_until: int, most_s: int) -> None:
     """A time to come again that is further ahead than anything could have put it counts as due."""
-    schedule = Schedule(1, int(NOW) + 60)
+    until = int(NOW) + 60
+    schedule = Schedule(1, until, asked_until=asked_until)
 
+    assert schedule.is_due(until - most_s - 1)
+    assert not schedule.is_due(until - most_s)
     assert schedule.is_due(NOW - 20 * 365 * 24 * 3600)
-    assert not schedule.is_due(NOW - limits.MAX_RETRY_AFTER_S + 60)
+
+
+@pytest.mark.parametrize("retry_after_s", [0, 1, 7200, limits.MAX_RETRY_AFTER_S, 10**9])
+def test_what_a_failure_puts_off_is_not_due_before(retry_after_s: int) -> None:
+    """However long a receiver has asked for, and whatever the lot adds, up to a day."""
+    schedule = Schedule(40).after_failure(NOW, retry_after_s, 1.0).after_request(NOW, retry_after_s)
+
+    assert not any(schedule.is_due(schedule.not_before - early) for early in range(1, schedule.not_before - int(NOW), 60))
+    assert schedule.is_due(schedule.not_before)
 
 
 def test_a_store_is_missed_since_the_first_time() -> None:
@@ -108,6 +124,40 @@ def test_between_two_looks_a_store_is_missed_for_as_long_as_a_host_at_work_leave
     assert schedule.missing(STORES[0], NOW - 1e9).missing_s(STORES[0], NOW - 1e9 + 5) == 5
 
 
+HOPE: Final = Hope(dump_id(1), STORES[0], 4, 100)
+
+
+@pytest.mark.parametrize(
+    ("next_one", "is_progress"),
+    [
+        (HOPE, False),
+        (HOPE._replace(held_frames=3, torn_bytes=500), False),
+        (HOPE._replace(held_frames=5, torn_bytes=0), True),
+        (HOPE._replace(torn_bytes=101), True),
+        (HOPE._replace(dump=dump_id(2)), True),
+        (HOPE._replace(store=STORES[1]), True),
+    ],
+    ids=["as much", "less", "a frame", "a byte of one", "another dump", "another store"],
+)
+def test_frames_that_nobody_vouched_for_are_progress_where_they_were_kept(next_one: Hope, is_progress: bool) -> None:
+    """The first ones are, for a receiver keeps what came. Of the next ones its ACCEPT tells; others say nothing of it."""
+    first, is_first = Schedule().hoping(HOPE)
+
+    assert is_first is True
+    assert first.hoping(next_one)[1] is is_progress
+
+
+def test_nothing_is_hoped_of_who_has_kept_nothing_until_somebody_vouches() -> None:
+    """Nor for other dumps; a dump that has left the spool tells nothing any more, and what is kept after all does."""
+    vain, _ = Schedule().hoping(HOPE)[0].hoping(HOPE)
+    other = HOPE._replace(dump=dump_id(2))
+
+    assert vain.hoping(other) == (vain, False)
+    assert vain.knowing([HOPE.dump]) == vain
+    for begun_anew in (vain.vouched(), vain.knowing([other.dump]), vain.hoping(HOPE._replace(held_frames=5))[0]):
+        assert begun_anew.hoping(other)[1] is True
+
+
 def test_the_stores_that_are_remembered_are_bounded() -> None:
     """What is written can be read, however many there were."""
     schedule = Schedule()
@@ -125,6 +175,7 @@ schedules = st.builds(
     st.dictionaries(st.sampled_from(STORES), st.builds(Missed, numbers, numbers), max_size=64),
     numbers,
     st.none() | st.builds(dump_id, st.integers(0, 255)),
+    st.none() | st.builds(Hope, st.builds(dump_id, st.integers(0, 255)), st.sampled_from(STORES), numbers, numbers, st.booleans()),
 )
 
 
@@ -143,6 +194,13 @@ def test_a_schedule_survives_whatever_comes(schedule: Schedule, now: float, retr
 TIMES: Final = [5, None, [], [5], [5, -1], [-1, 5], [5, None], [5, 5, 5], {"seconds": 5}]
 """What is not for how long a store was missed, and when it was looked for last."""
 
+_OF: Final = [str(dump_id(9)), str(STORES[0])]
+HOPES: Final[list[object]] = [
+    None, [], "", {}, _OF, [*_OF, 1, 2], [*_OF, 1, 2, 0], [*_OF, 1, 2, None], [*_OF, -1, 2, True], [*_OF, 1, True, True],
+    [*_OF, 1, 2, True, 3], ["x", _OF[1], 1, 2, True], [_OF[0], "x", 1, 2, True], [5, 5, 1, 2, True],
+]  # fmt: skip
+"""What is nobody's hope of frames."""
+
 WRONG: Final[list[bytes]] = [
     b"", b"{}", b"[]", b"null", b"\xff", b"[" * 60_000, b"9" * 5000,
     GOOD.encode() + b"\n",
@@ -153,6 +211,7 @@ WRONG: Final[list[bytes]] = [
     *(canonical(FIELDS | {"left_off_at": text}) for text in ("x", str(STORES[0]), str(dump_id(9)).upper())),
     *(canonical(FIELDS | {"missed": missed}) for missed in ({"x": [1, 2]}, *({str(STORES[0]): times} for times in TIMES))),
     canonical(FIELDS | {"missed": {str(store): [1, 2] for store in STORES[:65]}}),
+    *(canonical(FIELDS | {"hope": hope}) for hope in HOPES),
     canonical(FIELDS | {"more": 1}),
     canonical(FIELDS | {"version": 1}),
     canonical(FIELDS | {"version": 3}),

@@ -8,6 +8,7 @@ import random
 import select
 import ssl
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Final, NoReturn
@@ -24,6 +25,7 @@ from securecore.sender.delivery import Delivery, connect
 from securecore.sender.patience import Patience
 from securecore.sender.spool import Spool, create_spool, open_spool
 from securecore.sender.spool_entry import SpoolEntry
+from securecore.sender.spool_limits import SpoolLimits
 from securecore.wire.messages import Accept, Ack, Open, Ready, Receipt, Refusal, Refuse, encode
 from securecore.wire.states import State
 from tests.support.certificates import Fleet
@@ -286,6 +288,31 @@ def test_who_has_no_spool_or_holds_nobody_waits_for_a_slow_receiver(has_spool: b
     assert outcome.receipt is not None
 
 
+TEXT: Final = b"the quick brown fox " * (2 * limits.MIB)
+
+
+@pytest.mark.usefixtures("one_by_one")
+def test_noise_behind_text_is_not_cut_for_a_wire_that_is_slow(fleet: Fleet, tmp_path: Path) -> None:
+    """Text, then noise that the spool has not room for: to give the wire up amid the text, as it is slow, would cut the core.
+
+    Once all of the rest has room it may go there.
+    """
+    core = write_core([Segment(TEXT + LARGE[: ENOUGH * limits.MIB])])
+    take = always_in_time([], len(core) // limits.MIB + 1)
+
+    def script(peer: Peer) -> None:
+        take(peer)
+        peer.say(forge_receipt(fleet.receiver, peer.manifest))
+
+    create_spool(str(tmp_path / "spool"), bytes(16))
+    bounds = SpoolLimits(floor_share=0.0, max_bytes=ENOUGH // 2 * limits.MIB)
+    with closing(open_spool(str(tmp_path / "spool"), bounds)) as spool, scripted_receiver(fleet.receiver, script) as scripted:
+        outcome = send_bytes(core, papers_of(fleet.host), [scripted.address], spool=spool, hold_budget_s=EVERY_S)
+
+    assert (outcome.spool_failure, outcome.source_failure, outcome.size) == (None, None, len(core))
+    assert outcome.spooled or outcome.receipt is not None
+
+
 @pytest.mark.usefixtures("one_by_one")
 def test_who_could_not_keep_all_of_the_rest_waits_for_a_slow_receiver(fleet: Fleet, tmp_path: Path) -> None:
     """The spool's disk has room for a ring and a frame. By its headers more comes: to fall back would cut the core."""
@@ -357,8 +384,8 @@ def test_the_answer_to_the_opening_has_the_same_share(fleet: Fleet, spool: Spool
     """A receiver that greets and then says nothing does not use up what the next one needs."""
     given: list[float] = []
 
-    def open_nothing(self: Delivery, message: Open, on_ack: object, most_s: float) -> NoReturn:
-        given.append(most_s)
+    def open_nothing(self: Delivery, message: Open, on_ack: object, most_s: Callable[[], float]) -> NoReturn:
+        given.append(most_s())
         raise UnreachableError("no answer")
 
     monkeypatch.setattr(limits, "CONNECT_DEADLINE_S", PATIENT_S)

@@ -1,10 +1,10 @@
 """The spool: what is kept, what a killed handler leaves, who may look into it."""
 
+import fcntl
 import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +12,16 @@ import pytest
 
 from securecore import limits
 from securecore.dump import directory as files
-from securecore.dump.compression import Compressor
 from securecore.errors import BrokenError, ConfigError, StorageError
 from securecore.merkle import Frontier, leaf_hash
 from securecore.names import DumpId
 from securecore.sender.consignment import consign
 from securecore.sender.spool import Spool, create_spool, open_spool
 from securecore.sender.spool_entry import EntryEnd, EntryStart, parse_end
-from tests.support.disk import Disk
 from tests.support.dumps import dump_id
+from tests.support.kernel import OWNER
 from tests.support.receivers import new_dump_id
-
-REPORT = b'{"program":"crasher"}'
-FRAMES = [Compressor().frame(bytes([number]) * limits.PIECE_BYTES) for number in range(1, 4)]
-END = EntryEnd(3 * limits.PIECE_BYTES, None, "complete", 5)
-
-
-def start_of_new() -> EntryStart:
-    """Return the start of a dump of which no receiver has anything."""
-    return EntryStart(new_dump_id(), 1, None, Frontier())
+from tests.support.spools import END, FRAMES, REPORT, start_of_new
 
 
 def test_an_entry_reads_back_what_was_kept(spool: Spool) -> None:
@@ -78,22 +69,27 @@ def test_a_tail_knows_the_tree_before_it(spool: Spool) -> None:
     found.close()
 
 
-def test_a_beginning_that_the_disk_refuses_at_its_end_leaves_nothing(
-    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("where", ["write_all", "create_file", "open_directory"])
+def test_memory_that_ends_while_an_entry_is_begun_does_not_bar_the_next_try(
+    where: str, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The entry has its name when that cannot be made durable: it is taken back under that name."""
-    start, real = start_of_new(), files.sync
+    """Neither a name nor a locked descriptor stays: the same dump is begun again once there is memory."""
+    start, real = start_of_new(), getattr(files, where)
+    opened = len(os.listdir("/proc/self/fd"))
 
-    def sync(fd: int) -> None:
-        if os.readlink(f"/proc/self/fd/{fd}").endswith("/dumps") and str(start.dump) in os.listdir(fd):
-            raise StorageError("cannot sync: input/output error")
-        real(fd)
+    def fail(*arguments: Any, **options: Any) -> Any:
+        if any(".new" in name for name in os.listdir(tmp_path / "spool/dumps")):
+            raise MemoryError
+        return real(*arguments, **options)
 
-    monkeypatch.setattr(files, "sync", sync)
-    with pytest.raises(StorageError, match="input/output"):
-        spool.begin(start, REPORT)
+    with monkeypatch.context() as poor:
+        poor.setattr(files, where, fail)
+        with pytest.raises(MemoryError):
+            spool.begin(start, REPORT)
 
     assert os.listdir(tmp_path / "spool/dumps") == []
+    assert len(os.listdir("/proc/self/fd")) == opened
+    spool.begin(start, REPORT).close()
 
 
 def test_an_end_of_an_earlier_version_is_read(spool: Spool) -> None:
@@ -297,63 +293,6 @@ def test_a_spool_whose_format_is_not_whole_is_refused(spool: Spool, tmp_path: Pa
     open_spool(str(tmp_path / "spool")).close()
 
 
-def test_receipts_are_appended_and_a_torn_last_line_is_left_out(spool: Spool, tmp_path: Path) -> None:
-    """The receipt log is append-only; what a crash tore is not a receipt."""
-    spool.keep_receipt({"dump": "a"})
-    spool.keep_receipt({"dump": "b"})
-    with (tmp_path / "spool/receipts.jsonl").open("ab") as log:
-        log.write(b'{"dump":"c"')
-
-    assert [receipt["dump"] for receipt in spool.receipts()] == ["a", "b"]
-
-
-def test_a_receipt_behind_a_torn_line_is_kept(spool: Spool, tmp_path: Path) -> None:
-    """Wherever a crash has torn the last line, however long it is: the next receipt does not become a part of it."""
-    torn = b'{"dump":"' + b"b" * 200_000
-    for cut in (1, 10, 65_536, len(torn)):
-        (tmp_path / "spool/receipts.jsonl").write_bytes(b'{"dump":"a"}\n' + torn[:cut])
-        spool.keep_receipt({"dump": "c"})
-
-        assert [receipt["dump"] for receipt in spool.receipts()] == ["a", "c"]
-    (tmp_path / "spool/receipts.jsonl").write_bytes(torn)
-    spool.keep_receipt({"dump": "c"})
-    assert [receipt["dump"] for receipt in spool.receipts()] == ["c"]
-
-
-def test_receipts_cut_at_every_offset_are_the_whole_lines(spool: Spool, tmp_path: Path) -> None:
-    """A line counts with its newline, and no other line is lost with a torn one."""
-    for name in "abc":
-        spool.keep_receipt({"dump": name})
-    path = tmp_path / "spool/receipts.jsonl"
-    whole = path.read_bytes()
-    for cut in range(len(whole) + 1):
-        path.write_bytes(whole[:cut])
-        assert [receipt["dump"] for receipt in spool.receipts()] == list("abc")[: whole[:cut].count(b"\n")]
-
-
-def test_a_receipt_behind_a_torn_line_is_whole(spool: Spool, tmp_path: Path) -> None:
-    """What a crash tore, wherever, does not take the next receipt along; one that is torn does not come back either."""
-    path = tmp_path / "spool/receipts.jsonl"
-    for name in "ab":
-        spool.keep_receipt({"dump": name, "receipt": "x" * 100_000})
-    whole = path.read_bytes()
-    for cut in (0, 1, len(whole) // 2 - 1, len(whole) // 2, len(whole) // 2 + 1, len(whole) - 1, len(whole)):
-        path.write_bytes(whole[:cut])
-        spool.keep_receipt({"dump": "c"})
-        assert [receipt["dump"] for receipt in spool.receipts()] == [*list("ab")[: whole[:cut].count(b"\n")], "c"]
-
-
-def test_receipts_of_handlers_that_end_at_once_are_all_kept(spool: Spool) -> None:
-    """Also the very first ones, each of which finds no receipt log yet."""
-    threads = [threading.Thread(target=spool.keep_receipt, args=({"dump": str(number)},)) for number in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    assert sorted(int(receipt["dump"]) for receipt in spool.receipts()) == list(range(16))
-
-
 def test_a_lister_beside_a_crash_never_costs_the_core(spool: Spool) -> None:
     """An entry appears whole and locked: whoever looks into the spool meanwhile cannot take its lock first."""
     stop = threading.Event()
@@ -397,6 +336,27 @@ def test_what_a_killed_handler_began_is_swept_when_it_is_old(spool: Spool, tmp_p
     assert list(dumps.iterdir()) == [young]
 
 
+def test_a_sweep_takes_no_lock_that_a_handler_is_about_to_take(
+    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An entry that is being begun has no lock for a moment: who took it then, for a look, would cost the core."""
+    dumps, locked = tmp_path / "spool/dumps", []
+    young, old = dumps / f".{new_dump_id()}.new", dumps / f".{new_dump_id()}.new"
+    for directory in (young, old):
+        directory.mkdir(mode=0o700)
+    os.utime(old, (1, 1))
+    real = fcntl.flock
+
+    def flock(fd: int, operation: int) -> None:
+        locked.append(Path(os.readlink(f"/proc/self/fd/{fd}")))
+        real(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    spool.sweep(time.time())
+
+    assert locked == [old]
+
+
 def test_no_directory_of_somebody_else_becomes_a_spool(tmp_path: Path) -> None:
     """A slip such as --spool /tmp must not close a directory that is in use, nor give it away."""
     (tmp_path / "shared").mkdir(mode=0o755)
@@ -411,160 +371,23 @@ def test_no_directory_of_somebody_else_becomes_a_spool(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "shared").iterdir()] == ["theirs"]
 
 
-Watch = Callable[[], tuple[Disk, list[tuple[str, dict[str, bytes | None]]]]]
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("what", ["a second name", "a link", "another text"])
+def test_no_file_that_is_put_in_the_place_of_a_spools_own_is_given_away(what: str, tmp_path: Path) -> None:
+    """Whose spool it is can put root's /etc/shadow there: a set-up that is run again refuses that before it gives anything away."""
+    create_spool(str(tmp_path / "spool"), bytes(16), OWNER)
+    stated, precious = tmp_path / "spool/FORMAT", tmp_path / "precious"
+    precious.write_bytes(stated.read_bytes())
+    stated.unlink()
+    if what == "a second name":
+        os.link(precious, stated)
+    elif what == "a link":
+        stated.symlink_to(precious)
+    else:
+        stated.write_text("root:!:20000::::::\n")
 
-
-@pytest.fixture
-def watch(spool: Spool, tmp_path: Path) -> Iterator[Watch]:
-    """Begins to watch the spool: gives the disk, and every call from then on with what a power cut just before it leaves."""
-    with pytest.MonkeyPatch.context() as patch:
-        disk = Disk(tmp_path / "spool")
-
-        def begin() -> tuple[Disk, list[tuple[str, dict[str, bytes | None]]]]:
-            calls: list[tuple[str, dict[str, bytes | None]]] = []
-            disk.before = lambda call: calls.append((call, disk.survivors()))
-            disk.watch(patch)
-            return disk, calls
-
-        yield begin
-    disk.close()
-
-
-def test_an_entry_that_has_its_name_survives_whole(spool: Spool, watch: Watch) -> None:
-    """A power cut leaves an entry with report, start and core, or none at all; and once it is begun, it is there."""
-    start = start_of_new()
-    disk, calls = watch()
-    entry = spool.begin(start, REPORT)
-    entry.close()
-    name = f"dumps/{start.dump}"
-    files = {f"{name}/{file}" for file in ("report.json", "entry.json", "core.zst")}
-
-    assert calls[-2][0] == f"rename {name}"
-    assert {old.replace(f".{start.dump}.new", str(start.dump)) for old in calls[-2][1] if str(start.dump) in old} == {name, *files}
-    assert {path for path in disk.survivors() if str(start.dump) in path} == {name, *files}
-    assert disk.survivors()[f"{name}/report.json"] == REPORT
-
-
-def test_an_end_is_stated_when_its_frames_are_durable(spool: Spool, watch: Watch) -> None:
-    """Before end.json has its name the frames survive a power cut, and after finish both do."""
-    start = start_of_new()
-    disk, calls = watch()
-    entry = spool.begin(start, REPORT)
-    for frame in FRAMES:
-        entry.append(frame)
-    entry.finish(END)
-    entry.close()
-    name = f"dumps/{start.dump}"
-    (before,) = [left for call, left in calls if call == f"link {name}/end.json"]
-
-    assert before[f"{name}/core.zst"] == b"".join(FRAMES)
-    assert disk.survivors()[f"{name}/core.zst"] == b"".join(FRAMES)
-    assert disk.survivors()[f"{name}/end.json"]
-
-
-def test_a_kept_receipt_survives(spool: Spool, watch: Watch, tmp_path: Path) -> None:
-    """When keep_receipt returns, a power cut takes neither the first receipt nor a later one."""
-    disk, _ = watch()
-    for number, dump in enumerate(("a", "b"), start=1):
-        spool.keep_receipt({"dump": dump})
-        kept = disk.survivors().get("receipts.jsonl")
-        assert kept == (tmp_path / "spool/receipts.jsonl").read_bytes()
-        assert kept.count(b"\n") == number
-
-
-def test_a_removed_entry_is_gone_from_its_start_on(spool: Spool, watch: Watch, tmp_path: Path) -> None:
-    """Wherever removal is ended, the entry is there whole, or it is none any more and a later flush sweeps what is left of it."""
-    start = start_of_new()
-    entry = spool.begin(start, REPORT)
-    entry.finish(END)
-    files = {".", "core.zst", "end.json", "entry.json", "report.json"}
-    disk, calls = watch()
-
-    spool.remove(entry)
-
-    assert calls[-1][0] == "fsync dumps"
-    for _, left in calls:
-        paths = [path.removeprefix(f"dumps/{start.dump}") for path in left if path.startswith(f"dumps/{start.dump}")]
-        found = {path.lstrip("/") or "." for path in paths}
-        assert found in (files, set())
-    assert [path for path in disk.survivors() if str(start.dump) in path] == []
-
-
-class Killed(BaseException):
-    """The process ends here; no handler of errors sees it."""
-
-
-def ends_before(fatal: int, root: Path, act: Callable[[], None]) -> bool:
-    """Act on what is under *root*, and be killed before the call with that number; return whether it did not come to that."""
-    disk, left = Disk(root), iter(range(fatal))
-
-    def count(call: str) -> None:
-        if next(left, None) is None:
-            raise Killed
-
-    disk.before = count
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            disk.watch(patch)
-            act()
-        return True
-    except Killed:
-        return False
-    finally:
-        disk.close()
-
-
-def test_a_removal_that_was_killed_leaves_no_entry(spool: Spool, tmp_path: Path) -> None:
-    """Killed before any of its calls: the entry is still whole, or the spool is empty once what is left has been swept."""
-    fatal, is_done = 0, False
-    while not is_done:
-        start = start_of_new()
-        entry = spool.begin(start, REPORT)
-        entry.finish(END)
-        is_done = ends_before(fatal, tmp_path / "spool", lambda entry=entry: spool.remove(entry))
-        entry.close()
-        fatal += 1
-        found = spool.entry(start.dump) if start.dump in spool.dump_ids() else None
-        if found is not None:
-            assert found.end() == END
-            spool.remove(found)
-        spool.sweep(time.time() + 7200)
-        assert list((tmp_path / "spool/dumps").iterdir()) == []
-    assert fatal > 5
-
-
-def test_a_spool_that_was_half_made_is_finished(tmp_path: Path) -> None:
-    """Killed before any of its calls, create_spool is called again and makes a spool that takes entries."""
-    fatal, is_done = 0, False
-    while not is_done:
-        path = tmp_path / f"spool-{fatal}"
-        path.mkdir(mode=0o700)
-        is_done = ends_before(fatal, path, lambda path=path: create_spool(str(path), bytes(16)))
-        fatal += 1
-        create_spool(str(path), bytes(16))
-        spool = open_spool(str(path))
-        spool.begin(start_of_new(), REPORT).close()
-        assert len(spool.dump_ids()) == 1
-        spool.close()
-    assert fatal > 5
-
-
-def test_two_that_make_one_spool_both_have_it(tmp_path: Path) -> None:
-    """Two sends to a spool that is not there yet, at the same moment: neither is refused."""
-    for number in range(20):
-        path, together, failures = str(tmp_path / f"spool-{number}"), threading.Barrier(2), []
-
-        def make(path: str = path, together: threading.Barrier = together, failures: list[Exception] = failures) -> None:
-            together.wait()
-            try:
-                create_spool(path, os.urandom(16))
-            except StorageError as error:
-                failures.append(error)
-
-        threads = [threading.Thread(target=make) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert failures == []
-        open_spool(path).close()
+    with pytest.raises((StorageError, ConfigError)):
+        create_spool(str(tmp_path / "spool"), bytes(16), (OWNER[0] + 1, OWNER[1]))
+    assert {path.stat().st_uid for path in (precious, stated)} == {0}
+    assert stated.lstat().st_uid == 0
+    assert [(tmp_path / name).stat().st_uid for name in ("spool", "spool/dumps")] == [OWNER[0]] * 2

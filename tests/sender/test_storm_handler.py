@@ -1,26 +1,35 @@
 """A handler that does not take its crash: by a rule, by size, by a storm limit; and what the next dump tells of it."""
 
+import errno
 import json
 import os
+import resource
 import subprocess
+import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from securecore.dump.compression import Decompressor
+from securecore.dump.reader import scan_frames
 from securecore.errors import StorageError, UnreachableError
 from securecore.names import Address
 from securecore.report import CrashReport
-from securecore.sender import network, storms
+from securecore.sender import network, storm_limits, storms, tally
 from securecore.sender.admission import EXCLUDE, INCLUDE, Admission, Rule, StormLimit
-from securecore.sender.buckets import State
+from securecore.sender.buckets import State, Untaken, Verdict
+from securecore.sender.kernel_log import Skips
+from securecore.sender.parcel import Outcome
 from securecore.sender.settings import Settings
 from securecore.sender.spool import Spool, open_spool
-from securecore.sender.transfer import Outcome
+from securecore.sender.tally import Tally
 from tests.support.certificates import Fleet
 from tests.support.elf import Segment, write_core
-from tests.support.kernel import Installed, kernel_arguments
+from tests.support.kernel import OWNER, Installed, kernel_arguments, write_script
+from tests.support.launchers import Limits, limited
 from tests.support.receivers import new_dump_id
 
 NOWHERE = Address("127.0.0.1:9")
@@ -31,17 +40,14 @@ CORE = write_core([Segment(os.urandom(5000))])
 class Handler(Installed):
     """An installed handler without a receiver, that meets crashes of this very process."""
 
-    def crash(self, core: bytes = CORE, **changes: str) -> int:
+    def crash(self, core: bytes = CORE, limits: Limits = (), **changes: str) -> int:
         """Run it and return its exit code; 0 is for what was declined, UnreachableError's for what was spooled."""
         numbers = kernel_arguments()
         for position, number in changes.items():
             numbers[int(position.removeprefix("argument_"))] = number
-        return subprocess.run([str(self.handler), *numbers], input=core, env={}, cwd="/", check=False, timeout=60).returncode
-
-    @property
-    def state(self) -> State:
-        """The state of the storm limits."""
-        return State.parse((self.spool / "storms.json").read_bytes())
+        return subprocess.run(
+            [*limited(limits), str(self.handler), *numbers], input=core, env={}, cwd="/", check=False, timeout=60,
+        ).returncode  # fmt: skip
 
 
 @pytest.fixture
@@ -102,13 +108,15 @@ def test_a_size_that_is_not_known_is_taken(handler: Handler) -> None:
 
 @pytest.mark.slow
 def test_a_limit_on_cores_is_respected_or_ignored(handler: Handler) -> None:
-    """RLIMIT_CORE below a page: respected unless the settings say otherwise."""
+    """RLIMIT_CORE below a page: respected unless the settings say otherwise, and counted like what a rule declines."""
     assert handler.crash(argument_6="4095") == 0
     assert handler.spooled() == []
+    assert handler.state.declined == 1
     handler.change(admission=Admission(core_limit="ignore"))
     handler.crash(argument_6="0")
 
-    assert len(handler.spooled()) == 1
+    (report,) = handler.spooled_reports()
+    assert report["declined"] == 1
 
 
 @pytest.mark.slow
@@ -125,6 +133,72 @@ def test_a_storm_is_limited_and_counted(handler: Handler) -> None:
     assert ["suppressed" in report for report in before] == [False, False]
     assert last["suppressed"] == 3
     assert before[-1]["crashed_at"] <= last["untaken_since"] <= last["crashed_at"]
+
+
+_NO_NETWORK = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name in {{"ssl", "_ssl", "socket", "zstandard", "securecore.tls", "securecore.sender.credentials"}}:
+            raise ImportError(f"{{name}} is loaded")
+
+sys.meta_path.insert(0, Refuse())
+from securecore.sender.handler import main
+main({settings!r})
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "admission",
+    [Admission(program=StormLimit(1, 3600)), Admission(max_size=len(CORE) - 1), Admission(rules=(Rule(EXCLUDE, signal=11),))],
+    ids=["storm", "size", "rule"],
+)
+def test_what_is_not_taken_asks_for_no_network_and_no_key(admission: Admission, handler: Handler, tmp_path: Path) -> None:
+    """A handler that could load neither, and whose identity is gone, lets the process go all the same, and counts."""
+    handler.crash()
+    handler.change(admission=admission, identity=str(tmp_path / "gone"))
+    write_script(handler.handler, f"#!{sys.executable} -I\n" + _NO_NETWORK.format(settings=str(handler.settings)))
+
+    assert handler.crash() == 0
+    state = handler.state
+    assert state.declined + sum(bucket.suppressed for bucket in state.programs.values()) == 1
+
+
+_WATCHED = """
+import os, sys
+from securecore.sender import handler, storms, tally
+
+file = open({facts!r}, "a")
+
+def watch(module, name):
+    real = getattr(module, name)
+    def watched(*arguments, **options):
+        status = dict(line.split(":\\t") for line in open("/proc/self/status").read().splitlines() if ":\\t" in line)
+        facts = os.geteuid(), os.getegid(), os.getgroups(), int(status["CapEff"], 16), os.stat("/proc/self/mem").st_uid
+        print(name, *facts, file=file, flush=True)
+        return real(*arguments, **options)
+    setattr(module, name, watched)
+
+watch(tally, "read_head")
+watch(storms, "_read")
+handler.main({settings!r})
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has something to give up")
+def test_what_is_hostile_is_read_without_roots_rights(handler: Handler, tmp_path: Path) -> None:
+    """The head of a core, and a state that the handler's own user can write: no capability works then, nobody may look on."""
+    handler.change(admission=Admission(max_size=1 << 40))
+    facts = tmp_path / "facts"
+    script = _WATCHED.format(facts=str(facts), settings=str(handler.settings))
+    write_script(handler.handler, f"#!{sys.executable} -I\n{script}")
+    handler.crash()
+
+    uid, gid = OWNER
+    assert set(facts.read_text().splitlines()) == {f"{name} {uid} {gid} [] 0 0" for name in ("read_head", "_read")}
 
 
 @pytest.mark.slow
@@ -164,10 +238,121 @@ def test_the_state_belongs_to_the_handlers_own_user(handler: Handler) -> None:
     assert declined.st_uid == taken.st_uid == handler.spool.stat().st_uid
 
 
+class Said:
+    """What a handler has written to the system's log."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, dict[str, Any]]] = []
+
+    def __call__(self, event: str, **facts: Any) -> None:
+        self.lines.append((event, facts))
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> Said:
+    """The log's place, as a tally writes to it."""
+    log = Said()
+    monkeypatch.setattr(tally, "log", log)
+    return log
+
+
+def test_a_state_that_the_disk_cannot_read_is_said_and_the_crash_taken(
+    spool: Spool, said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the state as it was: what it has counted is there again when the disk is."""
+    admission, crash = Admission(program=StormLimit(1, 3600)), CrashReport(uid=1, executable_device=8, executable_inode=1)
+    verdicts = [Tally(spool.fd, crash).admit(admission) for _ in range(3)]
+
+    def fail(fd: int, length: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "read", fail)
+        verdicts.append(Tally(spool.fd, crash).admit(admission))
+    verdicts.append(Tally(spool.fd, crash).admit(admission))
+
+    assert [verdict.limit for verdict in verdicts] == [None, "program", "program", None, "program"]
+    assert verdicts[-1].untaken.suppressed == 3
+    assert said.lines == [("untidy", {"error": "cannot read 'storms.json': input/output error"})]
+
+
+def test_a_damaged_state_is_said_and_begins_anew(spool: Spool, said: Said, tmp_path: Path) -> None:
+    """The crash is judged by the new one, and counted in it."""
+    admission, crash = Admission(program=StormLimit(1, 3600)), CrashReport(uid=1, executable_device=8, executable_inode=1)
+    (tmp_path / "spool" / "storms.json").write_bytes(b"{")
+    verdicts = [Tally(spool.fd, crash).admit(admission).limit for _ in range(2)]
+
+    assert verdicts == [None, "program"]
+    words = "storms.json is damaged, and is storms.json.damaged now: what was counted there is lost"
+    assert said.lines == [("untidy", {"error": words})]
+
+
+@pytest.mark.parametrize("is_declined", [False, True], ids=["taken", "declined"])
+def test_a_state_that_is_kept_from_us_is_waited_for_once(
+    is_declined: bool, spool: Spool, said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever was stopped with it costs a crash one wait, whatever there is to count; the kernel's log waits for the next one."""
+    waits: list[float] = []
+    log = os.open("/dev/null", os.O_RDONLY)
+    monkeypatch.setattr(tally.kernel_log, "open_kernel_log", lambda: log)
+    monkeypatch.setattr(storms, "take_turn", lambda fd, patience_s: waits.append(patience_s))
+    met = Tally(spool.fd, CrashReport(uid=1, boot_id="boot"))
+    if is_declined:
+        met.decline(new_dump_id(), "rule 1")
+    else:
+        met.admit(Admission())
+        met.count_skips()
+
+    assert waits == [storm_limits.STORM_LOCK_S]
+    assert ("untidy", {"error": "storms.json is locked by another process"}) in said.lines
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(log)
+
+
+def test_of_crashes_that_are_not_taken_one_now_and_then_reads_the_kernels_log(
+    spool: Spool, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it has to be read each time, and of those that are taken a process waits meanwhile."""
+    read: list[int] = []
+    boot = "boot"
+
+    def read_skips(log: int, last: int) -> Skips:
+        read.append(last)
+        return Skips(100 + len(read), ())
+
+    monkeypatch.setattr(tally.kernel_log, "read_skips", read_skips)
+    monkeypatch.setattr(tally.kernel_log, "open_kernel_log", lambda: os.open("/dev/null", os.O_RDONLY))
+    for _ in range(3):
+        Tally(spool.fd, CrashReport(uid=1, boot_id=boot)).suppress(new_dump_id(), Verdict("user", Untaken(0, 1)))
+        Tally(spool.fd, CrashReport(uid=1, boot_id=boot)).decline(new_dump_id(), "rule 1")
+    Tally(spool.fd, CrashReport(uid=1, boot_id=boot)).count_skips()
+    Tally(spool.fd, CrashReport(uid=1, boot_id="the next")).count_skips()
+
+    assert read == [-1, -1]
+
+
+def test_the_kernels_log_is_closed_before_a_taken_crash_meets_the_network(
+    spool: Spool, said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was read by then: who takes over the process that talks to a receiver finds nothing of root's open."""
+    log = os.open("/dev/null", os.O_RDONLY)
+    monkeypatch.setattr(tally.kernel_log, "open_kernel_log", lambda: log)
+    monkeypatch.setattr(tally.kernel_log, "read_skips", lambda fd, last: Skips(7, ((7, 3),)) if fd == log else None)
+    monkeypatch.setattr(tally.privileges, "acting_as", lambda uid, gid: nullcontext())
+    storms.count_skips(spool.fd, "earlier", Skips(1, ()), lambda: 1.0)
+    place, report = tally.Place(lambda: spool.fd, 1, 1), CrashReport(uid=1, boot_id="boot")
+    taken = tally.judge(os.open("/dev/null", os.O_RDONLY), place, Admission(), new_dump_id(), report)
+
+    assert taken is not None
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(log)
+    assert State.parse((tmp_path / "spool" / "storms.json").read_bytes()).skipped == 3
+
+
 def test_the_count_of_a_dump_that_went_nowhere_is_counted_again(
     fleet: Fleet, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither delivered nor spooled: the dump is lost, and says so; what it would have told is told by the next one."""
+    """Neither delivered nor spooled: what it would have told is told by the next one, and that it was lost."""
     crash = CrashReport(uid=1, executable_device=8, executable_inode=1)
     storms.count_declined(spool.fd)
     asked: list[dict[str, Any]] = []
@@ -175,19 +360,130 @@ def test_the_count_of_a_dump_that_went_nowhere_is_counted_again(
     def carry(core: int, parcel: Any, *arguments: object, **options: object) -> Outcome:
         os.close(core)
         asked.append(json.loads(parcel.report))
-        is_kept = len(asked) > 1
+        is_kept = len(asked) > 2
         return Outcome(None, StorageError("refused"), is_kept, None, 0, 0, 0, None)
 
     monkeypatch.setattr(network, "carry", carry)
     monkeypatch.setattr(network.privileges, "drop", lambda uid, gid: None)
+    monkeypatch.setattr(network.privileges, "acting_as", lambda uid, gid: nullcontext())
     settings = Settings((NOWHERE,), str(fleet.host), str(tmp_path / "spool"), 1, 1)
-    for _ in range(3):
+    place = tally.Place(lambda: spool.fd, 1, 1)
+    settings = settings._replace(admission=Admission(program=StormLimit(3, 3600), user=FREE, host=FREE))
+    for _ in range(4):
         reading, writing = os.pipe()
         os.close(writing)
-        network.send(reading, settings, new_dump_id(), crash)
+        dump = new_dump_id()
+        taken = tally.judge(reading, place, settings.admission, dump, crash)
+        assert taken is not None
+        network.send(reading, settings, dump, crash, taken)
 
-    assert [report.get("declined") for report in asked] == [1, 1, None]
+    assert [(report.get("declined"), report.get("lost")) for report in asked] == [(1, None), (1, 1), (1, 2), (None, None)]
     assert asked[0]["untaken_since"] == asked[1]["untaken_since"]
+
+
+def test_what_a_receiver_has_a_part_of_is_neither_lost_nor_counted_again(
+    fleet: Fleet, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its report, there, has told the counts, and its dump is one that is not complete; the place in the limits is taken."""
+    crash = CrashReport(uid=1, executable_device=8, executable_inode=1)
+    storms.count_declined(spool.fd)
+
+    def carry(core: int, *arguments: object, **options: object) -> Outcome:
+        os.close(core)
+        return Outcome(None, UnreachableError("gone"), False, StorageError("refused"), 0, 0, 0, None, None, True)
+
+    monkeypatch.setattr(network, "carry", carry)
+    monkeypatch.setattr(network.privileges, "drop", lambda uid, gid: None)
+    monkeypatch.setattr(network.privileges, "acting_as", lambda uid, gid: nullcontext())
+    settings = Settings((NOWHERE,), str(fleet.host), str(tmp_path / "spool"), 1, 1)
+    settings = settings._replace(admission=Admission(program=StormLimit(1, 3600)))
+    reading, writing = os.pipe()
+    os.close(writing)
+    taken = tally.judge(reading, tally.Place(lambda: spool.fd, 1, 1), settings.admission, new_dump_id(), crash)
+    assert taken is not None
+    network.send(reading, settings, new_dump_id(), crash, taken)
+    verdict = storms.admit(spool.fd, settings.admission, crash)
+
+    assert (verdict.limit, verdict.untaken.suppressed) == ("program", 1)
+    state = State.parse((tmp_path / "spool" / "storms.json").read_bytes())
+    assert (state.declined, state.lost) == (0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="RLIMIT_NPROC does not bind root, who a handler begins as")
+def test_a_handler_that_may_start_no_thread_keeps_its_core_in_the_spool(handler: Handler) -> None:
+    """As where somebody has used up all processes: no receiver is asked, but the core is whole."""
+    handler.change(admission=Admission(max_size=1 << 30))
+    core = write_core([Segment(os.urandom(3_000_000))])
+    code = handler.crash(core, limits=[(resource.RLIMIT_NPROC, 1)])
+    (name,) = handler.spooled()
+    entry = handler.spool / "dumps" / name
+    end = json.loads((entry / "end.json").read_bytes())
+
+    assert code == StorageError.exit_code
+    assert (end["outcome"], end["size"], end["predicted_size"]) == ("complete", len(core), len(core))
+    with (entry / "core.zst").open("rb") as frames:
+        assert b"".join(Decompressor().piece(frame.data) for frame in scan_frames(frames.fileno())) == core
+    assert handler.state.lost == 0
+
+
+_FAILS = """
+import sys
+from securecore.sender import handler
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            raise MemoryError
+
+sys.meta_path.insert(0, Refuse())
+handler.main({settings!r})
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["securecore.sender.network", "securecore.sender.transfer", "securecore.tls"])
+def test_a_handler_that_fails_on_its_way_counts_its_crash_as_lost(name: str, handler: Handler) -> None:
+    """Whatever fails, as memory does: what its dump would have told is not forgotten, and its place in the limits is free again."""
+    handler.change(admission=Admission(program=StormLimit(2, 3600), rules=(Rule(EXCLUDE, signal=5),)))
+    handler.crash(argument_4="5")
+    script = handler.handler.read_text()
+    write_script(handler.handler, f"#!{sys.executable} -I\n" + _FAILS.format(name=name, settings=str(handler.settings)))
+    codes = [handler.crash() for _ in range(2)]
+    state = (handler.spool / "storms.json").stat()
+    write_script(handler.handler, script)
+    handler.crash()
+    (report,) = handler.spooled_reports()
+
+    assert codes == [1, 1]
+    assert state.st_uid == handler.spool.stat().st_uid
+    assert (report["declined"], report["lost"]) == (1, 2)
+
+
+_FAILS_LATE = """
+from securecore.sender import transfer
+
+class Broken(transfer.Transfer):
+    def wait(self):
+        super().wait()
+        raise MemoryError
+
+transfer.Transfer = Broken
+"""
+
+
+@pytest.mark.slow
+def test_what_an_unforeseen_error_leaves_in_the_spool_is_not_lost(handler: Handler) -> None:
+    """Its report tells what was not taken before it, and nobody else does."""
+    handler.change(admission=Admission(rules=(Rule(EXCLUDE, signal=5),)))
+    handler.crash(argument_4="5")
+    first, _, rest = handler.handler.read_text().partition("\n")
+    write_script(handler.handler, f"{first}\n{_FAILS_LATE}{rest}")
+    code = handler.crash()
+    (report,) = handler.spooled_reports()
+
+    assert (code, report["declined"]) == (1, 1)
+    assert (handler.state.declined, handler.state.lost) == (0, 0)
 
 
 @pytest.mark.slow

@@ -1,23 +1,30 @@
 """The state of storm limits on disk: shared, locked for an instant, worth nothing more than advice."""
 
+import errno
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from securecore import limits
-from securecore.errors import StorageError
+from securecore.errors import BrokenError, StorageError
 from securecore.report import CrashReport
-from securecore.sender import storms
+from securecore.sender import storm_limits, storms
 from securecore.sender.admission import Admission, StormLimit
 from securecore.sender.buckets import State, Untaken
 from securecore.sender.kernel_log import Skips
-from securecore.sender.spool import Spool
+from securecore.sender.spool import Spool, create_spool, open_spool
+from tests.support.file_systems import fill
+from tests.support.kernel import OWNER
+from tests.support.local_files import small_disk
 
 ADMISSION = Admission(program=StormLimit(3, 60), user=StormLimit(9, 60))
 CRASH = CrashReport(uid=33, executable_device=8, executable_inode=1)
@@ -73,29 +80,75 @@ def test_the_file_is_its_owners_only_and_nothing_is_left_beside_it(spool: Spool,
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\0" * 4096, b"x" * 100_000], ids=["empty", "torn", "zeroes", "long"])
-def test_a_torn_file_is_an_empty_one(content: bytes, spool: Spool, tmp_path: Path) -> None:
-    """It is replaced by the next crash."""
+def test_a_damaged_state_is_moved_aside_and_said(content: bytes, spool: Spool, tmp_path: Path) -> None:
+    """Once, and whoever asks again begins with nothing counted; the last damaged one is kept for whoever wants to look at it."""
+    damaged = tmp_path / "spool" / "storms.json.damaged"
+    damaged.write_bytes(b"an earlier one")
     state_of(tmp_path).write_bytes(content)
+    with pytest.raises(BrokenError, match=r"storms\.json is damaged, and is storms\.json\.damaged now"):
+        admit(spool)
 
+    assert damaged.read_bytes() == content
     assert [admit(spool) for _ in range(4)] == [None] * 3 + ["program"]
 
 
+def test_a_state_cut_at_every_offset_is_damaged_or_whole(spool: Spool, tmp_path: Path) -> None:
+    """No beginning of one is taken for another state; the spaces behind it are nothing but room."""
+    admit(spool)
+    data = state_of(tmp_path).read_bytes().rstrip()
+    state_of(tmp_path).write_bytes(data)
+    assert admit(spool) is None
+    data = state_of(tmp_path).read_bytes().rstrip()
+    for cut in range(len(data)):
+        state_of(tmp_path).write_bytes(data[:cut])
+        with pytest.raises(BrokenError):
+            admit(spool)
+        assert not state_of(tmp_path).exists()
+
+
+def test_a_disk_that_cannot_read_costs_no_count(spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One read error is no reason to forget what was counted: the state stays as it is, and is there again when the disk is."""
+    for _ in range(5):
+        admit(spool)
+    before = state_of(tmp_path).read_bytes()
+
+    def fail(fd: int, length: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "read", fail)
+        for step in (lambda: admit(spool), lambda: storms.count_declined(spool.fd), lambda: storms.find_last_record(spool.fd, "b")):
+            with pytest.raises(StorageError, match="input/output error"):
+                step()
+
+    assert sorted(os.listdir(tmp_path / "spool")) == ["FORMAT", "dumps", "storms.json"]
+    assert state_of(tmp_path).read_bytes() == before
+    assert admit(spool) == "program"
+
+
+def damage_of(spool: Spool) -> None:
+    """Have a crash meet what stands in the state's place, and be judged all the same."""
+    with pytest.raises(BrokenError):
+        admit(spool)
+    assert admit(spool) is None
+
+
 def test_nothing_that_stands_in_its_place_is_followed(spool: Spool, tmp_path: Path) -> None:
-    """A symbolic link, a hard link or a FIFO at either name is replaced; what it leads to stays as it is."""
+    """A symbolic link, a hard link or a FIFO at either name is moved aside or replaced; what it leads to stays as it is."""
     precious = tmp_path / "precious"
     precious.write_bytes(b"precious")
     state, aside = state_of(tmp_path), tmp_path / "spool" / ".storms.json.new"
     state.symlink_to(precious)
     aside.symlink_to(precious)
-    admit(spool)
+    damage_of(spool)
     state.unlink()
     os.link(precious, state)
     os.link(precious, aside)
-    admit(spool)
+    damage_of(spool)
     state.unlink()
     os.mkfifo(state)
     os.mkfifo(aside)
-    admit(spool)
+    damage_of(spool)
 
     assert precious.read_bytes() == b"precious"
     assert state.is_file()
@@ -109,6 +162,22 @@ def test_a_directory_in_its_place_is_refused_in_words(spool: Spool, tmp_path: Pa
         admit(spool)
 
 
+def test_what_stands_where_a_damaged_state_goes_is_replaced_or_refused(spool: Spool, tmp_path: Path) -> None:
+    """A link itself, never what it leads to; with a directory there the damaged state stays, and the crash is taken."""
+    precious, damaged = tmp_path / "precious", tmp_path / "spool" / "storms.json.damaged"
+    precious.write_bytes(b"precious")
+    damaged.symlink_to(precious)
+    state_of(tmp_path).write_bytes(b"{")
+    damage_of(spool)
+    assert (precious.read_bytes(), damaged.is_symlink(), damaged.read_bytes()) == (b"precious", False, b"{")
+
+    damaged.unlink()
+    damaged.mkdir()
+    state_of(tmp_path).write_bytes(b"{")
+    with pytest.raises(StorageError, match=r"cannot keep storms\.json: is a directory"):
+        admit(spool)
+
+
 def test_a_disk_that_refuses_leaves_the_state_as_it_was(spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the crash would have counted is counted by a later one."""
     for _ in range(5):
@@ -116,7 +185,7 @@ def test_a_disk_that_refuses_leaves_the_state_as_it_was(spool: Spool, tmp_path: 
     before = state_of(tmp_path).read_bytes()
 
     def refuse(fd: int, data: object) -> int:
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as full:
         full.setattr(os, "write", refuse)
@@ -126,9 +195,157 @@ def test_a_disk_that_refuses_leaves_the_state_as_it_was(spool: Spool, tmp_path: 
     assert storms.admit(spool.fd, ADMISSION, CRASH, lambda: NOW + 60).untaken.suppressed == 2
 
 
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[tuple[Spool, Path]]:
+    """A spool on a disk of its own, with the function that fills it to the last block left to its reader."""
+    with small_disk(tmp_path / "disk", "2m,nr_inodes=100") as disk:
+        create_spool(str(disk / "spool"), bytes(16))
+        opened = open_spool(str(disk / "spool"))
+        yield opened, disk
+        opened.close()
+
+
+def counted(disk: Path) -> State:
+    """Return the state on that disk."""
+    return State.parse((disk / "spool" / "storms.json").read_bytes())
+
+
+def test_a_full_disk_switches_no_limit_off(full_disk: tuple[Spool, Path]) -> None:
+    """Whoever can fill the spool's file system has no more crashes taken by that; the state may become as large as it can."""
+    spool, disk = full_disk
+    assert admit(spool) is None
+    fill(disk)
+    assert [admit(spool) for _ in range(4)] == [None] * 2 + ["program"] * 2
+    crashes = [CRASH._replace(uid=number % 200, executable_inode=1 << 60 | number) for number in range(600)]
+    verdicts = [storms.admit(spool.fd, ADMISSION._replace(host=StormLimit(0, 1)), crash, lambda: NOW).limit for crash in crashes]
+
+    most = (storm_limits.MAX_STORM_PROGRAMS + 1, storm_limits.MAX_STORM_USERS + 1)
+    assert (len(counted(disk).programs), len(counted(disk).users)) == most
+    assert "user" in verdicts
+    storms.count_declined(spool.fd)
+    storms.lose(spool.fd, ADMISSION, CRASH, Untaken(), lambda: NOW)
+    assert (counted(disk).declined, counted(disk).lost) == (1, 1)
+    assert sorted(os.listdir(disk / "spool")) == ["FORMAT", "dumps", "storms.json"]
+
+
+def test_a_disk_without_inodes_switches_no_limit_off(full_disk: tuple[Spool, Path]) -> None:
+    """Nor does one whose blocks are free, but where no file can be made."""
+    spool, disk = full_disk
+    admit(spool)
+    with suppress(OSError):
+        for number in range(100):
+            (disk / str(number)).touch()
+
+    assert [admit(spool) for _ in range(4)] == [None] * 2 + ["program"] * 2
+
+
+def test_a_state_that_was_prepared_limits_from_the_first_crash_on(full_disk: tuple[Spool, Path]) -> None:
+    """Set-up leaves it for the handler's user, and what is there already as it is."""
+    spool, disk = full_disk
+    storms.prepare(spool.fd, OWNER)
+    fill(disk)
+    assert (disk / "spool" / "storms.json").stat().st_uid == OWNER[0]
+    assert [admit(spool) for _ in range(4)] == [None] * 3 + ["program"]
+
+    before = (disk / "spool" / "storms.json").read_bytes()
+    storms.prepare(spool.fd, OWNER)
+    assert (disk / "spool" / "storms.json").read_bytes() == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_no_file_that_takes_the_place_of_a_prepared_state_is_given_away(
+    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose spool it is can put a second name of a file of root's there, the moment that the state has its own."""
+    precious, real = tmp_path / "precious", os.rename
+    precious.touch()
+
+    def rename(old: str, new: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+        real(old, new, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+        real(state_of(tmp_path), tmp_path / "state")
+        os.link(precious, state_of(tmp_path))
+
+    monkeypatch.setattr(os, "rename", rename)
+    storms.prepare(spool.fd, OWNER)
+
+    assert (precious.stat().st_uid, (tmp_path / "state").stat().st_uid) == (0, OWNER[0])
+
+
+def test_a_state_that_a_killed_handler_has_torn_on_a_full_disk_begins_anew_there(full_disk: tuple[Spool, Path]) -> None:
+    """The damaged one gives its room, for there is none to keep it in; a link or a second name in its place gives nothing."""
+    spool, disk = full_disk
+    admit(spool)
+    fill(disk)
+    state, damaged = disk / "spool" / "storms.json", disk / "spool" / "storms.json.damaged"
+    with state.open("r+b") as file:
+        file.write(b"}" * 20)
+    with pytest.raises(BrokenError):
+        admit(spool)
+    assert [admit(spool) for _ in range(4)] == [None] * 3 + ["program"]
+    assert not damaged.exists()
+
+    precious = disk / "spool" / "precious"
+    os.rename(state, precious)
+    os.link(precious, damaged)
+    before = precious.read_bytes()
+    with pytest.raises(StorageError, match="no space left"):
+        admit(spool)
+    assert precious.read_bytes() == before
+
+
+def test_how_the_limits_stand_is_told_without_a_change(spool: Spool, tmp_path: Path) -> None:
+    """All that is counted for whichever dump, and who has no place left at that moment."""
+    assert storms.look(spool.fd, ADMISSION, lambda: NOW) == storms.Standing(Untaken(), (), None)
+    for _ in range(5):
+        admit(spool)
+    for number in range(8):
+        admit(spool, CRASH._replace(uid=34, executable_inode=number))
+        admit(spool, CRASH._replace(uid=34, executable_inode=number))
+    storms.count_declined(spool.fd, lambda: NOW + 5)
+    storms.lose(spool.fd, ADMISSION, CRASH._replace(uid=99), Untaken(), lambda: NOW + 6)
+    before = state_of(tmp_path).read_bytes()
+    found = storms.look(spool.fd, ADMISSION, lambda: NOW)
+
+    assert found.waiting == Untaken(2, 7, declined=1, lost=1, untaken_since=int(NOW))
+    assert found.used_up == ("program 8:1:33", "user 34")
+    assert storms.look(spool.fd, ADMISSION, lambda: NOW + 3600).used_up == ()
+    assert storms.look(spool.fd, ADMISSION._replace(host=StormLimit(1, 60)), lambda: NOW).used_up[-1] == "host"
+    assert state_of(tmp_path).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda state: state.write_bytes(b"{"), "is damaged: the next crash begins anew"),
+        (lambda state: state.mkdir(), "is no file: no crash is limited"),
+        (lambda state: state.symlink_to("/dev/null"), "is no file: no crash is limited"),
+        (lambda state: state.with_name("storms.json.damaged").touch(), r"storms\.json\.damaged lies there"),
+    ],
+)
+def test_a_state_that_is_no_use_is_told_and_left(
+    spoil: Callable[[Path], object], words: str, spool: Spool, tmp_path: Path
+) -> None:
+    """The next handler moves aside what is damaged, and not whoever looks."""
+    spoil(state_of(tmp_path))
+    before = sorted(os.listdir(tmp_path / "spool"))
+    problem = storms.look(spool.fd, ADMISSION).problem
+
+    assert re.search(words, problem or "")
+    assert sorted(os.listdir(tmp_path / "spool")) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to have a file of another user")
+def test_a_state_that_is_another_users_is_told(spool: Spool, tmp_path: Path) -> None:
+    """As one that root has copied back: the handler could not read it."""
+    admit(spool)
+    os.chown(state_of(tmp_path), 4711, 4711)
+
+    assert storms.look(spool.fd, ADMISSION).problem == "storms.json belongs to uid 4711, not 0: no crash is limited or counted"
+
+
 def test_who_keeps_the_lock_keeps_nobody(spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A handler that was stopped while it held the state costs the next ones a bounded wait."""
-    monkeypatch.setattr(limits, "STORM_LOCK_S", 0.05)
+    monkeypatch.setattr(storm_limits, "STORM_LOCK_S", 0.05)
     other = os.open(tmp_path / "spool", os.O_RDONLY | os.O_DIRECTORY)
     fcntl.flock(other, fcntl.LOCK_EX)
     with pytest.raises(StorageError, match="locked by another process"):
@@ -148,15 +365,15 @@ def test_a_flush_and_a_writer_of_entries_are_not_in_the_way(spool: Spool, tmp_pa
         os.close(dumps)
 
 
-def test_what_was_given_back_is_counted_again(spool: Spool) -> None:
-    """A dump that went nowhere takes no count with it."""
+def test_a_dump_that_is_lost_takes_no_count_with_it_and_no_place(spool: Spool) -> None:
+    """The next one after the pause tells what it would have told, and of it."""
     for _ in range(7):
         admit(spool)
     found = storms.admit(spool.fd, ADMISSION, CRASH, lambda: NOW + 60).untaken
-    storms.give_back(spool.fd, CRASH, found)
+    storms.lose(spool.fd, ADMISSION, CRASH, found, lambda: NOW + 61)
 
     assert found.suppressed == 4
-    assert storms.admit(spool.fd, ADMISSION, CRASH, lambda: NOW + 120).untaken == found
+    assert storms.admit(spool.fd, ADMISSION, CRASH, lambda: NOW + 60 + storm_limits.LOST_PAUSE_S).untaken == found._replace(lost=1)
 
 
 def test_declined_crashes_are_counted_for_whichever_dump_comes_next(spool: Spool) -> None:
@@ -181,6 +398,17 @@ def test_skipped_crashes_are_counted_once(spool: Spool) -> None:
 
     assert (first.skipped_by_kernel, first.untaken_since) == (21, int(NOW))
     assert untaken(spool).skipped_by_kernel == 1
+
+
+def test_how_far_the_log_was_read_is_known_and_when(spool: Spool) -> None:
+    """By boot; a clock that was set back puts no look off."""
+    assert storms.find_last_record(spool.fd, "boot-1", lambda: NOW) == (-1, False)
+    storms.count_skips(spool.fd, "boot-1", Skips(100, ()), lambda: NOW)
+
+    assert storms.find_last_record(spool.fd, "boot-1", lambda: NOW + limits.KERNEL_LOG_EVERY_S - 1) == (100, True)
+    assert storms.find_last_record(spool.fd, "boot-1", lambda: NOW + limits.KERNEL_LOG_EVERY_S) == (100, False)
+    assert storms.find_last_record(spool.fd, "boot-1", lambda: NOW - 1) == (100, False)
+    assert storms.find_last_record(spool.fd, "boot-2", lambda: NOW) == (-1, False)
 
 
 def test_the_log_of_another_boot_counts_from_its_beginning(spool: Spool) -> None:

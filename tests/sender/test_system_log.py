@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.kernel import needs_kernel
-from tests.support.machines import SystemLog, seeing
+from tests.support.launchers import seeing
+from tests.support.machines import SystemLog
 
 pytestmark = [pytest.mark.slow, pytest.mark.root, needs_kernel]
 
@@ -24,8 +25,8 @@ for event in ("started", "spooled", "pattern-drift", "failed"):
 def test_whatever_a_value_holds_it_is_one_line_with_its_level(words: str, tmp_path: Path) -> None:
     """R14: one datagram for each event, printable, the values quoted; nothing of a value stands outside its quotes."""
     with SystemLog(tmp_path / "dev") as log:
-        script = [sys.executable, "-c", _SAY.format(words=words)]
-        subprocess.run(script, preexec_fn=seeing(log.places), check=True)
+        script = [*seeing(log.places), sys.executable, "-c", _SAY.format(words=words)]
+        subprocess.run(script, check=True)
         lines = log.lines()
 
     assert [line.partition("securecore[")[0] for line in lines] == ["<29>", "<28>", "<28>", "<27>"]

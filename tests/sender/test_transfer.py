@@ -10,19 +10,24 @@ from securecore import limits
 from securecore.certs import jws
 from securecore.dump.compression import Compressor
 from securecore.dump.manifest import parse_manifest
-from securecore.errors import Bug, UnreachableError
+from securecore.errors import Bug, BusyError, StorageError, UnreachableError
 from securecore.names import Address
 from securecore.receiver.server import Receiver
 from securecore.sender import evidence, network, transfer
+from securecore.sender.custody import Custody
 from securecore.sender.flush import flush
-from securecore.sender.pump import Pump
+from securecore.sender.parcel import Outcome, Parcel
+from securecore.sender.pump import Frame, Pump
 from securecore.sender.spool import Spool
-from securecore.sender.transfer import Outcome, Parcel, Transfer
+from securecore.sender.transfer import Transfer
 from securecore.store.layout import open_store
+from securecore.wire.states import State
 from tests.support.certificates import Fleet
 from tests.support.custody import kept
 from tests.support.elf import write_core
+from tests.support.kernel import wait_until
 from tests.support.receivers import new_dump_id, papers_of, running_receiver, send_bytes
+from tests.support.scripted import Peer, scripted_receiver
 
 NOWHERE = Address("127.0.0.1:9")
 
@@ -64,12 +69,12 @@ class InterruptedPump(Pump):
     """A pump whose reading ends with an exception, after a piece."""
 
     def read(self, fd: int) -> None:
-        """Read one piece and fail as a machine without memory does."""
+        """Read one piece and fail as nobody foresaw."""
         self._on_progress = self._fail
         super().read(fd)
 
     def _fail(self, size: int) -> None:
-        raise MemoryError
+        raise RuntimeError("upgraded in the middle of a crash")
 
 
 def test_an_exception_while_reading_is_never_a_complete_dump(fleet: Fleet, receiver: Receiver, tmp_path: Path) -> None:
@@ -80,7 +85,7 @@ def test_an_exception_while_reading_is_never_a_complete_dump(fleet: Fleet, recei
     pump = InterruptedPump(Compressor)
     running = Transfer(Parcel(new_dump_id(), b"{}", 1), pump, receiver.addresses, papers_of(fleet.host), None)
     running.start()
-    with pytest.raises(MemoryError):
+    with pytest.raises(RuntimeError):
         pump.read(reading)
     os.close(reading)
     running.source_closed.set()
@@ -165,6 +170,78 @@ def test_the_log_tells_why_a_dump_is_cut(monkeypatch: pytest.MonkeyPatch) -> Non
     assert lines == [("delivered", None), ("delivered", "out of memory"), ("spooled", "out of memory")]
 
 
+def test_an_entry_of_nothing_is_no_dump_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one frame came of the core, and not because it has none: the log says that it failed."""
+    lines: list[str] = []
+    monkeypatch.setattr(network, "log", lambda event, **facts: lines.append(event))
+    nothing = Outcome(None, UnreachableError("gone"), True, None, 0, 0, 0, "out of memory")
+
+    assert network.conclude(new_dump_id(), nothing) == UnreachableError.exit_code
+    network.conclude(new_dump_id(), nothing._replace(source_failure=None))
+
+    assert lines == ["failed", "spooled"]
+
+
+def test_the_size_is_that_of_the_frames(fleet: Fleet, spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read and could not be kept is not told as if it were there."""
+    take, calls = Custody.take, []
+
+    def take_two(self: Custody, frame: Frame) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise MemoryError
+        take(self, frame)
+
+    monkeypatch.setattr(Custody, "take", take_two)
+    outcome = send_bytes(bytes(4 * limits.PIECE_BYTES), papers_of(fleet.host), [], spool=spool)
+
+    assert (outcome.frames, outcome.size) == (2, 2 * limits.PIECE_BYTES)
+
+
+@pytest.mark.parametrize("has_spool", [True, False])
+def test_a_frame_that_finds_no_memory_ends_the_dump(
+    has_spool: bool, fleet: Fleet, receiver: Receiver, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dump has no holes: what came before it is signed for as cut over the wire, which is well, and the source is let go."""
+    take = Custody.take
+    frames = iter(range(100))
+
+    def take_some(custody: Custody, frame: Frame) -> None:
+        if next(frames) == 3:
+            raise MemoryError
+        take(custody, frame)
+
+    monkeypatch.setattr(Custody, "take", take_some)
+    papers = papers_of(fleet.host)
+    outcome = send_bytes(os.urandom(40 * limits.PIECE_BYTES), papers, receiver.addresses, spool=spool if has_spool else None)
+
+    assert outcome.receipt is not None
+    assert (outcome.failure, outcome.spooled, outcome.source_failure) == (None, False, "out of memory")
+    assert (outcome.frames, outcome.size < 40 * limits.PIECE_BYTES) == (3, True)
+    assert outcomes(tmp_path / "store") == ["cut"]
+    assert spool.dump_ids() == []
+
+
+def test_a_statement_that_finds_no_memory_does_not_make_a_whole_dump_a_cut_one(
+    fleet: Fleet, receiver: Receiver, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every frame was there by then: the dump waits, and a later flush delivers it as what it is."""
+
+    def fail(*arguments: object) -> bytes:
+        raise MemoryError
+
+    papers = papers_of(fleet.host)
+    with monkeypatch.context() as poor:
+        poor.setattr(evidence, "sign_manifest", fail)
+        outcome = send_bytes(os.urandom(5 * limits.MIB), papers, receiver.addresses, spool=spool)
+    flushed = list(flush(spool, receiver.addresses, papers))
+
+    assert (outcome.spooled, outcome.spool_failure, outcome.source_failure) == (True, None, None)
+    assert isinstance(outcome.failure, StorageError)
+    assert [result.failure for result in flushed] == [None]
+    assert outcomes(tmp_path / "store") == ["complete"]
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_error_that_nobody_foresaw_does_not_cost_the_core(
     fleet: Fleet, receiver: Receiver, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -184,6 +261,41 @@ def test_an_error_that_nobody_foresaw_does_not_cost_the_core(
     assert isinstance(outcome.failure, Bug)
     assert [result.failure for result in flushed] == [None]
     assert outcomes(tmp_path / "store") == ["complete"]
+
+
+def test_a_source_that_stands_still_keeps_nothing_in_memory_once_the_time_is_up(fleet: Fleet, spool: Spool) -> None:
+    """No frame comes with which that would be noticed: what was sent and not acknowledged goes to the spool at once."""
+    core, dump, arrived = os.urandom(3 * limits.PIECE_BYTES), new_dump_id(), threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.reach(State.STREAMING)
+        peer.hear()
+        peer.hear()
+        arrived.set()
+        peer.stay()
+
+    reading, writing = os.pipe()
+    pump = Pump(Compressor)
+    reader = threading.Thread(target=pump.read, args=(reading,))
+    with scripted_receiver(fleet.receiver, script) as scripted:
+        running = Transfer(Parcel(dump, b"{}", 1), pump, [scripted.address], papers_of(fleet.host), spool)
+        running.start()
+        reader.start()
+        with os.fdopen(writing, "wb") as source:
+            source.write(core)
+            source.flush()
+            assert arrived.wait(60)
+            running.call_off()
+            place = Path(f"/proc/self/fd/{spool.fd}").readlink() / "dumps" / str(dump) / "core.zst"
+            wait_until(lambda: (place.exists() and place.stat().st_size > len(core)) or None)
+            assert reader.is_alive()
+        reader.join()
+        os.close(reading)
+        running.source_closed.set()
+        outcome = running.wait()
+
+    assert isinstance(outcome.failure, BusyError)
+    assert (outcome.spooled, outcome.spool_failure, kept(spool, dump)) == (True, None, (0, core))
 
 
 def test_the_second_receiver_gets_what_the_first_refuses(

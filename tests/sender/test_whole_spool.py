@@ -20,10 +20,11 @@ from securecore.names import Address, DumpId
 from securecore.receiver.server import Receiver
 from securecore.sender import transfer
 from securecore.sender.flush import flush
+from securecore.sender.parcel import Parcel
 from securecore.sender.pump import Pump
 from securecore.sender.spool import Spool
 from securecore.sender.spool_entry import SpoolEntry
-from securecore.sender.transfer import Parcel, Transfer
+from securecore.sender.transfer import Transfer
 from securecore.store.layout import open_store
 from securecore.wire.messages import Accept, Ack, Ready
 from tests.support.certificates import Fleet
