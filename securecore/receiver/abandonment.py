@@ -6,7 +6,8 @@
 4. The directory is moved among the published ones: durable. It has no manifest.
 
 A crash before step 3 leaves a dump that is coming in as far as anybody can see; it is old, so it is given up again, and the entry
-that is there already is used when it names these frames. A crash after it leaves a dump with a receipt, which the next start moves.
+that is there already is used when it names these frames and as much that damage has cut off. A crash after it leaves a dump with a
+receipt, which the next start moves.
 
 When the sender opens the dump again, the directory is moved back and the receipt removed (store/recovery.py), each durable before
 the next, and only then the seek table is cut off. The log keeps what it said; a later entry says more.
@@ -58,21 +59,25 @@ class Abandonment:
         Not checked: what check does.
         """
         dump.give_up()
+        damaged_bytes = dump.remains_bytes
         with self._logs.using(dump.host) as audit:
             standing = audit.standing(dump.dump_id)
-            if standing is not None and (standing.event, standing.digest) == (INCOMPLETE, dump.root):
+            # The same frames with more damage are another thing to say: what came in between, and was acknowledged, is lost.
+            said = (standing.event, standing.digest, standing.damaged_bytes) if standing is not None else None
+            if standing is not None and said == (INCOMPLETE, dump.root, damaged_bytes):
                 receipt = audit.receipt_for(standing.index)
             else:
-                receipt = audit.append(self._entry(dump, last_at))
+                receipt = audit.append(self._entry(dump, last_at, damaged_bytes))
         dump.put_receipt(receipt)
         dump.publish()
 
-    def revoke(self, host: HostName, dump_id: DumpId, report: bytes) -> None:
+    def revoke(self, host: HostName, dump_id: DumpId, report: bytes, between: Callable[[], None] = lambda: None) -> None:
         """Take a dump back that was given up, because its sender opens it again with *report*; nothing happens to any other dump.
 
         Raises PeerError when the dump began with another report, BrokenError when a dump under incoming has a receipt and no
         manifest and was not given up by the log, and when the frames are not those of the log's entry: then nothing is changed.
-        (A published dump that was received and has lost its manifest keeps its receipt.)
+        (A published dump that was received and has lost its manifest keeps its receipt.) *between* is called before each frame that
+        is read again; what it raises ends that, and changes nothing.
         """
         if self._store.find_place(host, dump_id) is None:
             return
@@ -88,21 +93,21 @@ class Abandonment:
             raise BrokenError(f"dump {dump_id} has a receipt and no manifest, and was not given up by the audit log")
         if report != stored_report:
             raise PeerError(f"dump {dump_id} was begun with another report")
-        if self._root_of(host, dump_id) != standing.digest:
+        if self._root_of(host, dump_id, between) != standing.digest:
             raise BrokenError(f"dump {dump_id} was given up, and its frames are damaged since: it is not taken back")
         take_back(self._store, host, dump_id)
         log.info("returned host=%s dump=%s", host, dump_id)
 
-    def _root_of(self, host: HostName, dump_id: DumpId) -> bytes:
+    def _root_of(self, host: HostName, dump_id: DumpId, between: Callable[[], None]) -> bytes:
         with self._store.open_dump(host, dump_id) as files:
             core = GrowingCore(files.open_core(), f"dump {dump_id}")
         try:
-            core.walk(lambda: None)
+            core.walk(between)
             return core.frontier.root()
         finally:
             core.close()
 
-    def _entry(self, dump: IncomingDump, last_at: datetime) -> bytes:
+    def _entry(self, dump: IncomingDump, last_at: datetime, damaged_bytes: int) -> bytes:
         stored_report = dump.read_report()
         report = parse_report(stored_report)
         held = Held(dump.frames, dump.plain_bytes, dump.root, sha256(stored_report).digest(), dump.container_bytes)
@@ -115,4 +120,6 @@ class Abandonment:
             last_at=last_at,
             program=report.program,
             signal=report.signal,
+            damaged_bytes=damaged_bytes,
+            wide_head=self._logs.find_wide_head(),
         )

@@ -1,31 +1,38 @@
 """From the last frame to the receipt, in the one order that survives a crash at any instant.
 
 1. The manifest is checked against what is held.
-2. The core with its seek table, then the manifest: durable.
-3. The audit entry, then the checkpoint over it: durable. From here on the dump counts as received.
+2. The revocation lists by which the certificate was judged, the core with its seek table, then the manifest: durable.
+3. The audit entry, which refers to these lists, then the checkpoint over it: durable. From here on the dump counts as received.
 4. The receipt into the dump's directory: durable.
 5. The directory is moved among the published ones: durable.
 6. Only then does the sender hear of it.
 
 A start, or the caretaker, finds a dump in any of these states and goes on from step 3: an entry that is there is not written
-again. It is this dump's when it names this manifest; a dump whose files were lost may have been received before.
+again. It is this dump's when it names this manifest; a dump whose files were lost may have been received before. By which lists the
+certificate was judged is not known then. The entry refers to those of now if they do not speak against it, else to none.
 """
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import sha256
 
 from securecore.audit.entry import RECEIVED, received_entry
-from securecore.audit.log import HostLogs
+from securecore.audit.introductions import Introduction
+from securecore.audit.log import HostLog, HostLogs
+from securecore.audit.log_files import ENTRIES
 from securecore.certs import jws
 from securecore.certs.chain import Anchors
 from securecore.certs.judge import Purpose, Refusal, judge
+from securecore.dump import directory
 from securecore.dump.manifest import COMPLETE, MANIFEST_TYP, Manifest, parse_manifest
 from securecore.errors import BrokenError, BusyError, SecurecoreError
 from securecore.limits import MAX_MANIFEST_BYTES
 from securecore.names import DumpId, HostName, StoreId
-from securecore.receiver.deletion import Tombstone, find_tombstone, roll_forward_deletions
+from securecore.receiver.deletion import Tombstone, Tombstones, roll_forward_deletions, settle
 from securecore.report import parse_report
+from securecore.store.crls import CrlArchive, CrlFile
 from securecore.store.layout import Place, Store
 from securecore.store.recovery import sweep_incoming
 from securecore.store.writer import IncomingDump
@@ -38,20 +45,32 @@ class ManifestRefused(BrokenError):
 class Committer:
     """Writes audit entries and publishes dumps; for several threads at once. The caller holds the store's lock."""
 
-    def __init__(self, store: Store, logs: HostLogs, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        logs: HostLogs,
+        clock: Callable[[], datetime],
+        find_crl: Callable[[bytes], CrlFile | None] = lambda certificate: None,
+    ) -> None:
+        """*find_crl* returns the CRLs in force, for a certificate (DER) that they do not speak against."""
         self._store = store
         self._logs = logs
+        self._tombstones = Tombstones(logs)
         self._clock = clock
+        self._find_crl = find_crl
+        self._crls = CrlArchive(store)
 
-    def finish(self, dump: IncomingDump, token: bytes, report: bytes, certificate: bytes) -> bytes:
+    def finish(self, dump: IncomingDump, token: bytes, report: bytes, certificate: bytes, crl: CrlFile | None = None) -> bytes:
         """Do steps 1 to 5 for a dump whose frames are all here; return its receipt.
 
-        *report* is as the session's OPEN had it, *certificate* the leaf (DER) that the session was opened with. Raises
-        ManifestRefused when the manifest does not hold; then nothing was written and the frames stay for another try.
+        *report* is as the session's OPEN had it, *certificate* the leaf (DER) that the session was opened with, *crl* that by which
+        it was judged just now. Raises ManifestRefused when the manifest does not hold; then nothing was written and the frames stay
+        for another try, as they do where the disk does not take the CRL.
         """
         check_manifest(token, dump, self._store.store_id, report, certificate)
+        self.keep_lists(crl)
         dump.finish(token)
-        return self._commit(dump)
+        return self._commit(dump, crl)
 
     def commit(self, dump: IncomingDump) -> bytes:
         """Do steps 1 and 3 to 5 for a dump that was resumed with its manifest; return its receipt.
@@ -59,10 +78,13 @@ class Committer:
         Raises BrokenError when the manifest does not hold for what is here now; then nothing was written.
         """
         try:
-            check_manifest(dump.read_manifest(), dump, self._store.store_id, dump.read_report(), None)
+            token = dump.read_manifest()
+            check_manifest(token, dump, self._store.store_id, dump.read_report(), None)
         except ManifestRefused as error:  # It did hold when it was stored: the disk is to blame, and no sender.
             raise BrokenError(f"dump {dump.dump_id} is damaged since its manifest was durable: {error.message}") from error
-        return self._commit(dump)
+        crl = self._find_crl(jws.parse(token, MAX_MANIFEST_BYTES).chain_der[0]) if not dump.has_receipt else None
+        self.keep_lists(crl)
+        return self._commit(dump, crl)
 
     def find_tombstone(self, host: HostName, dump_id: DumpId) -> Tombstone | None:
         """Return the tombstone of a dump that is not in the store; None for one that is, or was never received, or not deleted.
@@ -71,7 +93,7 @@ class Committer:
         """
         if self._store.find_place(host, dump_id) is not None:
             return None
-        tombstone = find_tombstone(self._logs, host, dump_id)
+        tombstone = self._tombstones.find(host, dump_id)
         if tombstone is None and str(dump_id) in self._store.dump_names(Place.DELETING, host):
             raise BusyError(f"dump {dump_id} is being deleted")
         return tombstone
@@ -81,7 +103,8 @@ class Committer:
 
         A dump that cannot be finished stays where it is, for its operator to look at, and does not keep the receiver from starting.
         """
-        # Deletions first: what is put back may itself have to be published.
+        self._finish_new_logs()
+        # Deletions before dumps: what is put back may itself have to be published.
         done = roll_forward_deletions(self._store, self._logs)
         leftovers = sweep_incoming(self._store)
         done += [(f"{dump_id} of {host}", error) for host, dump_id, error in leftovers.stuck]
@@ -92,6 +115,22 @@ class Committer:
             except SecurecoreError as error:
                 done.append((f"{dump_id} of {host}", error))
         return done
+
+    def _finish_new_logs(self) -> None:
+        """Make the logs whole whose making a crash has interrupted, so that none is missed in a store that nobody has touched.
+
+        What is wrong with another one is found by whoever uses it, and by `audit verify`.
+        """
+        for host in self._store.audited_hosts():
+            with suppress(SecurecoreError):
+                fd = self._store.audit_directory(host, create=False)
+                try:
+                    is_made = ENTRIES in directory.names_in(fd)
+                finally:
+                    os.close(fd)
+                if not is_made:
+                    with self._logs.using(host):
+                        pass
 
     def finish_interrupted(self, host: HostName, dump_id: DumpId, between: Callable[[], None] = lambda: None) -> None:
         """Publish a dump under incoming whose manifest or receipt is durable; *between* and errors as of IncomingDump.resume.
@@ -107,7 +146,19 @@ class Committer:
         finally:
             dump.close()
 
-    def _commit(self, dump: IncomingDump) -> bytes:
+    def settle_deletion(self, host: HostName, dump_id: DumpId) -> bool:
+        """Finish, or undo, a deletion that was interrupted, as a start does; return whether the dump is deleted.
+
+        Raises NotFoundError where none is under way any more. The caller has claimed the dump.
+        """
+        return settle(self._store, self._logs, host, dump_id)
+
+    def keep_lists(self, crl: CrlFile | None) -> None:
+        """Keep revocation lists in the store, durably, once; raises StorageError."""
+        if crl is not None:
+            self._crls.keep(crl)
+
+    def _commit(self, dump: IncomingDump, crl: CrlFile | None) -> bytes:
         if dump.has_receipt:
             receipt = dump.read_receipt()
         else:
@@ -117,24 +168,28 @@ class Committer:
                 if standing is not None and (standing.event, standing.digest) == (RECEIVED, digest):
                     receipt = log.receipt_for(standing.index)
                 else:
-                    receipt = log.append(self._entry(dump))
+                    receipt = self._append(log, dump, crl)
             dump.put_receipt(receipt)
         dump.publish()
         return receipt
 
-    def _entry(self, dump: IncomingDump) -> bytes:
-        token = dump.read_manifest()
+    def _append(self, log: HostLog, dump: IncomingDump, crl: CrlFile | None) -> bytes:
+        """Write the entry, and with it that of its certificate, where a session of an earlier version began the dump."""
+        token, moment = dump.read_manifest(), self._clock().astimezone(UTC)
         parts = jws.parse(token, MAX_MANIFEST_BYTES)
         report = parse_report(dump.read_report())
-        return received_entry(
-            self._clock().astimezone(UTC),
+        entry = received_entry(
+            moment,
             parse_manifest(parts.payload),
             token,
             stored_bytes=dump.container_bytes,
             certificate=sha256(parts.chain_der[0]).hexdigest(),
+            crl_sha256=crl.sha256 if crl is not None else None,
             program=report.program,
             signal=report.signal,
+            wide_head=self._logs.find_wide_head(),
         )
+        return log.append_all([entry], Introduction(dump.host, dump.dump_id, parts.chain_der[0], moment))[0]
 
 
 def _parse(token: bytes) -> tuple[jws.Jws, Manifest]:

@@ -104,20 +104,15 @@ def _read_connections(table: TomlTable, key: str) -> int | None:
     return number
 
 
-def _read_seconds(table: TomlTable, key: str) -> float | None:
+def _read_session(table: TomlTable, key: str) -> float | None:
     span = table.span(key)
+    if span is not None and span.total_seconds() < limits.IDLE_DEADLINE_S:
+        raise table.refuse(key, f"must be {limits.IDLE_DEADLINE_S:.0f} s or more", hint="slow hosts must get further with each one")
     return span.total_seconds() if span is not None else None
 
 
 def _read_share(table: TomlTable, key: str) -> float | None:
-    text: str | None = table.find(key, str)
-    if text is None:
-        return None
-    whole, _, part = text.removesuffix("%").partition(".")
-    digits = whole + part
-    if not (text.endswith("%") and digits.isascii() and digits.isdigit() and 1 <= len(whole) <= 2 and len(part) <= 3):
-        raise table.refuse(key, 'must be a share below 100%, as in "5%" or "0.5%"')
-    return _above_zero(table, key, float(Decimal(f"{whole}.{part or 0}") / 100))
+    return _above_zero(table, key, table.share(key))
 
 
 _Number = TypeVar("_Number", int, float)
@@ -146,7 +141,7 @@ _SIZE: Final = _Kind(_read_size, lambda size: _quoted(exact_size(size)) if size 
 _COUNT: Final = _Kind(_read_count, str)
 _LIMITED_COUNT: Final = _Kind(_read_connections, str)
 _SPAN: Final = _Kind(TomlTable.span, lambda span: _quoted(exact_span(span)))
-_SECONDS: Final = _Kind(_read_seconds, lambda seconds: _quoted(exact_span(timedelta(seconds=seconds))))
+_SESSION: Final = _Kind(_read_session, lambda seconds: _quoted(exact_span(timedelta(seconds=seconds))))
 _SHARE: Final = _Kind(_read_share, _write_share)
 
 _QUOTA: Final = (
@@ -165,14 +160,14 @@ _CONNECTIONS: Final = (
     _Key("strangers", "strangers", _LIMITED_COUNT, "Of these, whose peer has not shown a certificate yet.", none=()),
     _Key("strangers_per_address", "strangers_per_address", _LIMITED_COUNT, "Of these, of one address.", none=()),
     _Key("per_host", "per_host", _LIMITED_COUNT, "Of one host.", none=()),
-    _Key("session", "session_s", _SECONDS, "The longest that one may last, as in 12h; its dump goes on over another one."),
+    _Key("session", "session_s", _SESSION, "The longest that one may last, as in 12h (60s or more); a dump goes on over another."),
 )
 _RETENTION: Final = (
     _Key("max_age", "max_age", _SPAN, "Older dumps go, as in 90d."),
     _Key("max_stored", "max_bytes", _SIZE, "Of all hosts together, on the disk: the oldest go until it is no more than that."),
     _Key("max_dumps", "max_dumps", _COUNT, "The same by number."),
-    _Key("host_stored", "host_bytes", _SIZE, "The same of each host."),
-    _Key("host_dumps", "host_dumps", _COUNT, ""),
+    _Key("host_stored", "host_bytes", _SIZE, "Of each host, half for incoming ones; less than its quota, or no room is made."),
+    _Key("host_dumps", "host_dumps", _COUNT, "The same by number, without what comes in."),
     _Key("min_age", "min_age", _SPAN, "Younger dumps stay, whatever else is said, as in 7d.", none=(timedelta(),)),
 )
 
@@ -186,14 +181,15 @@ _TEMPLATE: Final = """\
 
 version = {version}
 
-# Where to listen, IPv6 addresses in brackets. After a change here, of store or of identity: securecore setup receiver, and then
+# Where to listen, IPv6 addresses in brackets. After a change here or of store: securecore setup receiver, and then
 # systemctl restart securecore-receiver.
 {listen}
 
 # The store's directory; it is made when it is absent or empty.
 {store}
 
-# The identity directory that `securecore pki issue receiver` made.
+# The identity directory that `securecore pki issue receiver` made. After a change: securecore setup receiver, so that the
+# receiver's user may read it, and then a reload.
 {identity}
 
 # How long after its last frame a dump is given up and listed as incomplete. After a change: systemctl restart securecore-receiver.

@@ -7,10 +7,13 @@ request asks for a core. Who asks is what the kernel says (SO_PEERCRED), and onl
         ->  {"ok": true} and core.zst, open for reading, once the entry is durable
     {"verb": "delete", "host": HOST, "dump": ID, "reason": TEXT or null}
         ->  {"ok": true} once the entry is durable and the files are gone
-    {"verb": "delete-all", "host": HOST, "dumps": [ID, ...], "reason": TEXT or null}
+    {"verb": "delete-all", "host": HOST, "dumps": [ID, ...], "reason": TEXT or null,
+     "received_at": [TEXT, ...], what a DumpRow said of each when it was chosen}
         ->  {"ok": true, "failed": {ID: [EXIT_CODE, MESSAGE], ...}} once that holds for all of them that did not fail
+    {"verb": "verified", "host": HOST, "findings": [[ID, what does not hold or null], ...]}
+        ->  {"ok": true, "unknown": [ID, ...]} once the entries are durable, but for dumps that the log does not know
     any
-        ->  {"error": MESSAGE, "code": EXIT_CODE}
+        ->  {"error": MESSAGE, "code": EXIT_CODE}, and "hint": TEXT where there is one
 """
 
 import array
@@ -21,6 +24,7 @@ import pwd
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import datetime
@@ -31,16 +35,23 @@ from securecore.audit.entry import extracted_entry
 from securecore.audit.log import HostLogs
 from securecore.errors import BrokenError, BusyError, ConfigError, NotFoundError, PeerError, SecurecoreError, StorageError
 from securecore.names import DumpId, HostName, NameRefused
+from securecore.receiver import findings
 from securecore.receiver.deletion import Order, delete
+from securecore.receiver.findings import Finding
 from securecore.receiver.mass_deletion import delete_all
 from securecore.receiver.presence import Presence
 from securecore.store.layout import Store
 
 SOCKET: Final = "control.sock"
-_REQUEST_BYTES: Final = 4096
+_REQUEST_BYTES: Final = 8192
 _ANSWER_BYTES: Final = 64 * 1024
 """Of an answer to delete-all, when none of DELETION_BATCH dumps could be deleted: half a kibibyte of words for each, twice over."""
 _DEADLINE_S: Final = 10.0
+"""For a request to come, and for its answer to leave: who asks is a command, which writes all of it at once."""
+_LEAST_S: Final = 0.001
+"""A time-out of 0 would mean another thing."""
+_PAUSE_S: Final = 1.0
+"""Until a request is taken that could not be: who asks waits for a minute."""
 _ANSWER_S: Final = 60.0
 """How long a command waits: a disk may take seconds to let go of a file of 100 GB, and requests are answered one by one."""
 _KINDS: Final = {kind.exit_code: kind for kind in (NotFoundError, StorageError, BrokenError, BusyError)}
@@ -52,11 +63,23 @@ logger = logging.getLogger("securecore.receiver")
 class ControlServer:
     """Answers requests one at a time in a thread of its own; they are rare and short."""
 
-    def __init__(self, store: Store, logs: HostLogs, presence: Presence, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        logs: HostLogs,
+        presence: Presence,
+        clock: Callable[[], datetime],
+        on_end: Callable[[], None] = lambda: None,
+        on_deletion: Callable[[], None] = lambda: None,
+    ) -> None:
+        """*on_end* is told, by the thread, that it ends though nobody has closed it; *on_deletion* that dumps are gone."""
         self._store = store
         self._logs = logs
         self._presence = presence
         self._clock = clock
+        self._on_end = on_end
+        self._on_deletion = on_deletion
+        self._closing = threading.Event()
         self._listener: socket.socket | None = None
         self._thread: threading.Thread | None = None
 
@@ -86,6 +109,7 @@ class ControlServer:
         """Take no more requests, and return whether the one that is under way, if one is, was answered within that time."""
         if self._listener is None or self._thread is None:
             return True
+        self._closing.set()
         # A shutdown wakes the thread that waits in accept; closing alone would not.
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -98,17 +122,29 @@ class ControlServer:
         return not self._thread.is_alive()
 
     def _serve(self, listener: socket.socket) -> None:
-        while True:
+        try:
+            while not self._closing.is_set():
+                self._serve_next(listener)
+        finally:
+            # What comes here unasked is an error that nobody has thought of, and must not go unseen.
+            if not self._closing.is_set():
+                self._on_end()
+
+    def _serve_next(self, listener: socket.socket) -> None:
+        try:
+            connection, _ = listener.accept()
+        except OSError as error:
+            if not self._closing.is_set():
+                # Out of descriptors or memory: who asks waits in the backlog, and the loop must not spin on it.
+                logger.error("control request cannot be taken: %s", error.strerror or error)
+                self._closing.wait(_PAUSE_S)
+            return
+        with connection:
+            connection.settimeout(_DEADLINE_S)
             try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            with connection:
-                connection.settimeout(_DEADLINE_S)
-                try:
-                    self._answer(connection)
-                except OSError as error:
-                    logger.warning("control request was not answered: %s", error.strerror or error)
+                self._answer(connection)
+            except OSError as error:
+                logger.warning("control request was not answered: %s", error.strerror or error)
 
     def _answer(self, connection: socket.socket) -> None:
         core = None
@@ -120,10 +156,14 @@ class ControlServer:
             answer: dict[str, Any] = {"ok": True}
             if request.get("verb") == "delete-all":
                 answer["failed"] = self._delete_all(request, uid)
+            elif request.get("verb") == "verified":
+                answer["unknown"] = self._record(request, uid)
             else:
                 core = self._act(request, uid)
         except SecurecoreError as error:
             answer = {"error": error.message, "code": error.exit_code}
+            if error.hint is not None:
+                answer["hint"] = error.hint
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [core]))] if core is not None else []
         try:
             connection.sendmsg([json.dumps(answer).encode("ascii") + b"\n"], ancillary)
@@ -145,6 +185,7 @@ class ControlServer:
             # Whoever opens it meanwhile waits, and hears what became of it.
             with self._presence.claim_idle(host, dump, lambda: None):
                 delete(self._store, self._logs, host, dump, order, self._clock())
+            self._on_deletion()
         logger.info("%s host=%s dump=%s uid=%d", "extracted" if verb == "extract" else "deleted", host, dump, uid)
         return core
 
@@ -153,6 +194,9 @@ class ControlServer:
         if not isinstance(dumps, list) or not 1 <= len(dumps) <= limits.DELETION_BATCH:
             raise PeerError(f"the request's dumps are no list of 1 to {limits.DELETION_BATCH}")
         host, named = _names(request, dumps)
+        said = request.get("received_at")
+        if said is not None and not (isinstance(said, list) and len(said) == len(named) and all(type(one) is str for one in said)):
+            raise PeerError("the request's received_at is no list of texts, one for each dump")
         order = Order(uid, user_name(uid), _reason(request))
         failed: dict[DumpId, SecurecoreError] = {}
         with ExitStack() as claims:
@@ -162,9 +206,18 @@ class ControlServer:
                 except BusyError as error:
                     failed[dump] = error
             free = [dump for dump in named if dump not in failed]
-            failed |= delete_all(self._store, self._logs, host, free, order, self._clock())
+            chosen = {dump: text for dump, text in zip(named, said or (), strict=False) if dump in free}
+            failed |= delete_all(self._store, self._logs, host, free, order, self._clock(), chosen)
+        if len(failed) < len(named):
+            self._on_deletion()
         logger.info("deleted host=%s dumps=%d failed=%d uid=%d", host, len(named) - len(failed), len(failed), uid)
         return {str(dump): [error.exit_code, error.message[: limits.MAX_WORDS]] for dump, error in failed.items()}
+
+    def _record(self, request: dict[str, Any], uid: int) -> list[str]:
+        host, found = _names(request, [])[0], findings.read(request.get("findings"))
+        unknown = findings.record(self._store, self._logs, host, found, uid, user_name(uid), self._clock())
+        logger.info("verified host=%s dumps=%d uid=%d", host, len(found) - len(unknown), uid)
+        return [str(dump) for dump in unknown]
 
 
 def take_core(store: Store, logs: HostLogs, host: HostName, dump: DumpId, uid: int, now: datetime) -> int:
@@ -204,12 +257,15 @@ def ask_for_deletion(store: Store, host: HostName, dump: DumpId, reason: str | N
     return answer is not None
 
 
-def ask_for_deletions(store: Store, host: HostName, dumps: Sequence[DumpId], reason: str) -> dict[DumpId, SecurecoreError] | None:
+def ask_for_deletions(
+    store: Store, host: HostName, dumps: Sequence[DumpId], reason: str, received_at: Sequence[str] | None = None
+) -> dict[DumpId, SecurecoreError] | None:
     """Have the receiver that runs on *store* delete published dumps, at most DELETION_BATCH; return what delete_all returns there.
 
-    None when no receiver runs. Raises as ask_for_core does.
+    *received_at* is of each what delete_all's is. None when no receiver runs. Raises as ask_for_core does.
     """
-    answer = _ask(store, {"verb": "delete-all", "host": str(host), "dumps": list(map(str, dumps)), "reason": reason})
+    request: dict[str, Any] = {"verb": "delete-all", "host": str(host), "dumps": list(map(str, dumps)), "reason": reason}
+    answer = _ask(store, request | ({"received_at": list(received_at)} if received_at is not None else {}))
     if answer is None:
         return None
     failed: Any = answer.fields.get("failed")
@@ -218,6 +274,22 @@ def ask_for_deletions(store: Store, host: HostName, dumps: Sequence[DumpId], rea
     except (AttributeError, TypeError, ValueError) as error:
         raise StorageError(f"the receiver on {store.path} does not answer: it says {failed!a:.100} of what failed") from error
     return {dump: _error(code, str(message)) for dump, code, message in pairs}
+
+
+def ask_to_record(store: Store, host: HostName, found: Sequence[Finding]) -> list[DumpId] | None:
+    """Have the receiver that runs on *store* write down what was found, at most a batch of findings.batches; return what
+    findings.record returns there.
+
+    None when no receiver runs. Raises as ask_for_core does.
+    """
+    answer = _ask(store, {"verb": "verified", "host": str(host), "findings": findings.written(found)})
+    if answer is None:
+        return None
+    unknown: Any = answer.fields.get("unknown")
+    try:
+        return [DumpId.parse(text) for text in unknown]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise StorageError(f"the receiver on {store.path} does not answer: it says {unknown!a:.100} of what it knows") from error
 
 
 class _Answer(NamedTuple):
@@ -254,13 +326,14 @@ def _ask(store: Store, request: dict[str, Any]) -> _Answer | None:
     finally:
         connection.close()
     if not answer.get("ok"):
-        raise _error(answer.get("code"), f"the receiver on {store.path} refused: {answer.get('error', 'no reason')}")
+        words = f"the receiver on {store.path} refused: {answer.get('error', 'no reason')}"
+        raise _error(answer.get("code"), words, answer.get("hint"))
     return _Answer(answer, fds)
 
 
-def _error(code: object, message: str) -> SecurecoreError:
+def _error(code: object, message: str, hint: object = None) -> SecurecoreError:
     kind = _KINDS.get(code, ConfigError) if isinstance(code, int) else ConfigError
-    return kind(message)
+    return kind(message, hint=hint if isinstance(hint, str) else None)
 
 
 def _socket_path(store: Store) -> str:
@@ -274,12 +347,15 @@ def _peer_uid(connection: socket.socket) -> int:
 
 
 def _read_request(connection: socket.socket) -> dict[str, Any]:
-    data = b""
+    data, deadline = b"", time.monotonic() + _DEADLINE_S
     while not data.endswith(b"\n") and len(data) < _REQUEST_BYTES:
+        # For all of it: others wait meanwhile, and bytes that drip in must not renew anything.
+        connection.settimeout(max(deadline - time.monotonic(), _LEAST_S))
         part = connection.recv(_REQUEST_BYTES - len(data))
         if not part:
             break
         data += part
+    connection.settimeout(_DEADLINE_S)
     try:
         request = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -290,8 +366,11 @@ def _read_request(connection: socket.socket) -> dict[str, Any]:
 
 
 def _names(request: dict[str, Any], dumps: Sequence[object]) -> tuple[HostName, list[DumpId]]:
+    host = request.get("host")
+    if not isinstance(host, str) or not all(isinstance(dump, str) for dump in dumps):
+        raise PeerError("the request's host and dumps are no texts")
     try:
-        return HostName(str(request.get("host"))), [DumpId.parse(str(dump)) for dump in dumps]
+        return HostName(host), [DumpId.parse(str(dump)) for dump in dumps]
     except NameRefused as error:
         raise PeerError(error.message) from error
 

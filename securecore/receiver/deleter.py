@@ -1,7 +1,7 @@
 """Who deletes many dumps: the receiver that runs on the store, else the command itself, with the store's lock."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -31,15 +31,16 @@ class Deleter:
         self._stack = ExitStack()
         self._logs: HostLogs | None = None
 
-    def delete(self, host: HostName, dump_ids: Sequence[DumpId], reason: str) -> dict[DumpId, SecurecoreError]:
-        """Do what delete_all does with a batch; raises what stands in the way of deleting anything."""
+    def delete(self, host: HostName, received_at: Mapping[DumpId, str], reason: str) -> dict[DumpId, SecurecoreError]:
+        """Do what delete_all does with a batch, of which each was chosen as it says; raises what stands in the way of all."""
         if self._logs is None:
-            failed = control.ask_for_deletions(self._store, host, dump_ids, reason)
+            failed = control.ask_for_deletions(self._store, host, list(received_at), reason, list(received_at.values()))
             if failed is not None:
                 return failed
             self._logs = self._stack.enter_context(standalone.appending_alone(self._store, self._identity))
         uid = os.getuid()
-        return delete_all(self._store, self._logs, host, dump_ids, Order(uid, control.user_name(uid), reason), self._clock())
+        order = Order(uid, control.user_name(uid), reason)
+        return delete_all(self._store, self._logs, host, list(received_at), order, self._clock(), received_at)
 
     def __enter__(self) -> "Deleter":
         return self

@@ -1,9 +1,10 @@
 """Who holds connections, and who must make room when there are too many.
 
-Before its handshake is over a peer is a stranger, and strangers cost whoever opens them nothing. So none is refused for being one
-too many: the oldest of the network that has most of them goes instead. A flood pushes out itself, and a host, whose handshake takes
-a few round trips, comes through as long as the flood opens fewer than MAX_STRANGERS connections in that time. (Refusing the newest
-would shut out everybody for as long as one peer holds all places.)
+Until it is let in as a host a peer is a stranger, and strangers cost whoever opens them nothing; one that was refused, and stays to
+read why, is a stranger still. So none is refused for being one too many: the oldest of the network that has most of them goes
+instead. A flood pushes out itself, and a host, whose handshake takes a few round trips, comes through as long as the flood opens
+fewer than MAX_STRANGERS connections in that time. (Refusing the newest would shut out everybody for as long as one peer holds all
+places.)
 """
 
 import ipaddress
@@ -15,11 +16,13 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
-from securecore import limits
+from securecore import limits, units
 from securecore.errors import BusyError
 from securecore.names import HostName
 from securecore.receiver.listeners import SocketAddress, written
 from securecore.receiver.policy import Doors
+from securecore.receiver.refusals import NotAdmitted
+from securecore.wire.messages import Refusal
 
 if TYPE_CHECKING:
     from securecore.receiver.session import Session
@@ -43,15 +46,22 @@ class Visitor:
         """Once it is judged; until then it is a stranger."""
         self.is_sent_away = False
         """It had to make room."""
-        self._socket: socket.socket | None = None
+        self._handle: socket.socket | None = None
+        """By which others can end the connection, as long as it is a stranger's."""
 
     def hang_up(self) -> None:
-        """End the connection below TLS, if it is in its handshake, and so wake the thread that waits for its peer."""
-        if self._socket is not None:
+        """End a stranger's connection below TLS, and so wake the thread that waits for its peer."""
+        if self._handle is not None:
             try:
-                self._socket.shutdown(socket.SHUT_RDWR)
+                self._handle.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass  # The peer was faster.
+
+    def let_go(self) -> None:
+        """Close what others could end the connection by."""
+        if self._handle is not None:
+            self._handle.close()
+            self._handle = None
 
 
 class Doorkeeper:
@@ -73,13 +83,14 @@ class Doorkeeper:
         """Return a new connection's visitor, after a stranger was sent away if one had to be; None when hosts have all places."""
         visitor, doors = Visitor(where), self._doors()
         with self._changed:
+            if len(self._visitors) >= doors.connections + doors.strangers:
+                return None  # Who was sent away is here for a moment still, and there are only so many such moments.
             strangers = self._strangers()
             own = [other for other in strangers if other.network == visitor.network]
             if len(own) >= doors.strangers_per_address:
                 _send_away(own[0])
             elif len(strangers) >= doors.strangers:
                 self._make_room(strangers)
-            # Who was sent away is still here for a moment.
             elif sum(not other.is_sent_away for other in self._visitors) >= doors.connections and not self._make_room(strangers):
                 return None
             self._visitors.append(visitor)
@@ -90,25 +101,33 @@ class Doorkeeper:
         with self._changed:
             self._make_room(self._strangers())
 
-    def shake_hands(self, visitor: Visitor, handle: socket.socket | None) -> None:
-        """Note the socket by which a handshake can be ended, None once it is over."""
+    def hold(self, visitor: Visitor, handle: socket.socket) -> None:
+        """Keep a descriptor of the visitor's connection, to end it by; it is closed when the visitor is identified, or leaves."""
         with self._changed:
-            visitor._socket = handle
+            visitor._handle = handle
             if visitor.is_sent_away:
                 visitor.hang_up()
 
     def identify(self, visitor: Visitor, host: HostName) -> None:
-        """Note which host a visitor is; raises BusyError when that host has too many connections."""
+        """Note which host a visitor is; raises NotAdmitted when that host has too many connections.
+
+        Raises BusyError when the visitor was sent away meanwhile.
+        """
         most = self._doors().per_host
         with self._changed:
+            if visitor.is_sent_away:
+                raise BusyError("too many connections are in their handshake here")
             if sum(other.host == host for other in self._visitors) >= most:
-                raise BusyError(f"this host has {most} connections here already, the most that one may have")
+                words = f"this host has {units.count(most, 'connection')} here already, the most that one may have"
+                raise NotAdmitted(Refusal.BUSY, words, retry_after_s=limits.BUSY_RETRY_AFTER_S)
             visitor.host = host
+            visitor.let_go()
 
     def leave(self, visitor: Visitor) -> None:
         """Forget a connection that is over."""
         with self._changed:
             self._visitors.remove(visitor)
+            visitor.let_go()
             self._changed.notify_all()
 
     def visitors(self) -> list[Visitor]:
@@ -117,10 +136,11 @@ class Doorkeeper:
             return list(self._visitors)
 
     def hang_up_strangers(self) -> None:
-        """End every handshake."""
+        """End every handshake; who is through with it can be told why it ends."""
         with self._changed:
             for visitor in self._visitors:
-                visitor.hang_up()
+                if visitor.session is None:
+                    visitor.hang_up()
 
     def wait_for_change(self, timeout_s: float) -> None:
         """Return when somebody leaves, or after *timeout_s*."""
@@ -142,9 +162,9 @@ class Doorkeeper:
 
 
 class StrangerLog:
-    """The log's lines about peers that were never let in: so many in an hour, and the others are counted.
+    """The log's lines about peers that have not proved who they are: so many in an hour, and the others are counted.
 
-    Nobody must fill the disk with lines by knocking.
+    Nobody must fill the disk with lines by knocking, nor memory, nor keep an operator from hearing what ails the machine itself.
     """
 
     def __init__(self, clock: Callable[[], datetime]) -> None:
@@ -155,24 +175,37 @@ class StrangerLog:
     def failed(self, network: str, line: str) -> None:
         """Say why a connection ended; *network* is whose it was, and what its peer has chosen is quoted in *line* already."""
         with self._lock:
-            counted = network if network in self._lines or len(self._lines) < limits.MAX_CONNECTIONS else _OTHERS
+            counted = network if network in self._came or len(self._came) < limits.MAX_CONNECTIONS else _OTHERS
+            self._came[counted] += 1
             is_told = self._lines[counted] < limits.STRANGER_LINES and self._lines.total() < limits.ALL_STRANGERS_LINES
-            (self._lines if is_told else self._untold)[counted] += 1
+            self._lines[counted] += is_told
+        if is_told:
+            log.warning("%s", line)
+
+    def faulted(self, line: str) -> None:
+        """Say that the machine could not take a connection, whoever came: out of lines of its own."""
+        with self._lock:
+            self._faults += 1
+            is_told = self._faults <= limits.FAULT_LINES
         if is_told:
             log.warning("%s", line)
 
     def summarise(self) -> None:
         """Say how many were only counted, and begin anew; the caller knows when an hour is over."""
         with self._lock:
-            untold, since = self._untold, self._since
+            untold, since, faults = self._came - self._lines, f"{self._since:%H:%M}", self._faults - limits.FAULT_LINES
             self._begin()
         for network, number in untold.items():
-            log.warning("%d more connections of %s were not let in since %s", number, network, f"{since:%H:%M}")
+            log.warning("%d more connections of %s were not let in since %s", number, network, since)
+        if faults > 0:
+            log.warning("%d more connections of any address were not let in since %s, by a fault of this machine", faults, since)
 
     def _begin(self) -> None:
         self._since = self._clock()
+        self._came: Counter[str] = Counter()
+        """The networks that are known, at most MAX_CONNECTIONS and one, and how often each came."""
         self._lines: Counter[str] = Counter()
-        self._untold: Counter[str] = Counter()
+        self._faults = 0
 
 
 def network_of(where: SocketAddress) -> str:

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from securecore.errors import ConfigError, SecurecoreError
+from securecore.errors import ConfigError, SecurecoreError, StorageError
 from securecore.names import HostName
 from securecore.receiver.material import load_material
 from securecore.receiver.server import ReceiverSettings, utc_now
@@ -29,7 +29,12 @@ def check_settings(settings: ReceiverSettings) -> tuple[HostName | None, list[Se
 
 
 def _check_store(path: Path) -> None:
-    if path.is_dir() and any(path.iterdir()):
+    try:
+        is_there = path.is_dir()
+        has_anything = is_there and any(path.iterdir())
+    except OSError as error:
+        raise StorageError(f"cannot open the store {path}: {(error.strerror or '').lower()}") from error
+    if has_anything:
         open_store(str(path)).close()
-    elif not os.access(path if path.is_dir() else path.parent, os.W_OK):
+    elif not os.access(path if is_there else path.parent, os.W_OK):
         raise ConfigError(f"{path}: a store cannot be made there by this user")

@@ -13,7 +13,9 @@ from hashlib import sha256
 from typing import Final, Protocol
 
 from securecore import limits, units
+from securecore.errors import SecurecoreError
 from securecore.names import DumpId, HostName
+from securecore.store.writer import IncomingDump
 
 _EVERY_S: Final = 1.0
 """Between two lines of progress: 256 connections together stay below the 10,000 lines in 30 s from which journald drops some
@@ -166,9 +168,23 @@ def observer_of(peer: str) -> Observer:
     return Narrator(peer) if log.isEnabledFor(logging.DEBUG) else Observer()
 
 
+def note_damage(dump: IncomingDump) -> None:
+    """Log what resume has found to be damaged of a dump, if anything."""
+    if dump.damaged_bytes:
+        log.error(
+            "damaged host=%s dump=%s frame=%d kept=%d why='acknowledged frames may be among what was cut off and kept'",
+            dump.host, dump.dump_id, dump.frames, dump.damaged_bytes,
+        )  # fmt: skip
+
+
 def quoted(text: str | None) -> str:
     """Return peer-supplied text as one printable word for a log line."""
     return ascii(text[: limits.MAX_WORDS]) if text is not None else "-"
+
+
+def words_of(error: SecurecoreError | OSError) -> str:
+    """Return why, quoted: of an OSError too, for a receiver that is out of descriptors must not lose a thread by it."""
+    return quoted(error.message if isinstance(error, SecurecoreError) else str(error.strerror or error).lower())
 
 
 def _column(size: float) -> str:

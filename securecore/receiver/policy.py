@@ -33,17 +33,21 @@ class Floor(NamedTuple):
     free_bytes: int = 0
     """At least so many, where the share is less."""
 
+    def least_free(self, total_bytes: int) -> int:
+        """Return how many bytes stay free of so many."""
+        return max(int(total_bytes * self.share), self.free_bytes)
+
 
 class Doors(NamedTuple):
     """What a peer that has not shown a certificate may take of us, and how long one that has may stay."""
 
     connections: int = limits.MAX_CONNECTIONS
     strangers: int = limits.MAX_STRANGERS
-    """Connections in their handshake."""
+    """Connections in their handshake, or refused and not gone yet."""
     strangers_per_address: int = limits.MAX_STRANGERS_PER_ADDRESS
     per_host: int = limits.MAX_CONNECTIONS_PER_HOST
     session_s: float | None = None
-    """The longest that a connection may last in all."""
+    """The longest that a connection may last in all, but for the time in which we walk what we hold of its dumps."""
 
 
 class Policy(NamedTuple):

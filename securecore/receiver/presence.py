@@ -72,7 +72,7 @@ class Presence:
         key = (host, dump)
         with self._changed:
             if key in self._claims:
-                raise BusyError("a session has this dump")
+                raise BusyError("a session has this dump", hint="wait until its sender has finished, or has gone")
             self._claims[key] = _Claim(interrupt)
         with self._letting_go(key):
             yield

@@ -1,7 +1,8 @@
 """What a peer is told when a receiver says no, and what a host's audit log says of it.
 
 An authenticated host may ask again as often as it likes. So its log gets one entry for a code in an hour at most, which counts
-those that had none. A stranger has no log.
+those that had none. A stranger has no log; nor does a host get one by a certificate that is not believed any more, of which
+somebody may have stolen many: only where something of the host is here is it on record.
 """
 
 import time
@@ -20,6 +21,7 @@ from securecore.errors import BrokenError, BusyError, PeerError, SecurecoreError
 from securecore.names import DumpId, HostName
 from securecore.receiver.commit import ManifestRefused
 from securecore.receiver.observer import log, quoted
+from securecore.store.layout import Store
 from securecore.wire.messages import Refusal, Refuse
 
 _CERTIFICATE_CODES: Final = {
@@ -48,11 +50,18 @@ class NotAdmitted(Rejection):
     """The receiver's policy, or its disk, takes no more from this host now."""
 
 
+ON_RECORD: Final = (NotAdmitted, CertificateRefusal, PeerError, ManifestRefused)
+"""What a host is refused for by its own doing, or by our policy. A disk's fault, or a newer connection, is nothing to say of it."""
+
+
 class RefusalNotes:
     """Writes into hosts' audit logs what they were refused. Safe for use by several threads."""
 
-    def __init__(self, logs: HostLogs, clock: Callable[[], datetime], ticks: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, store: Store, logs: HostLogs, clock: Callable[[], datetime], ticks: Callable[[], float] = time.monotonic
+    ) -> None:
         """*ticks* gives seconds of which only differences count."""
+        self._store = store
         self._logs = logs
         self._clock = clock
         self._ticks = ticks
@@ -60,9 +69,16 @@ class RefusalNotes:
         self._noted: dict[tuple[HostName, Refusal], tuple[float, int]] = {}
         """When an entry was last tried, and how many refusals had none since."""
 
-    def note(self, host: HostName, dump_id: DumpId | None, error: NotAdmitted) -> None:
-        """Write an entry, or count the refusal for the next one; a log that takes none is logged, and tried again in an hour."""
-        key, now = (host, error.code), self._ticks()
+    def note(self, host: HostName, dump_id: DumpId | None, error: SecurecoreError) -> None:
+        """Write an entry, or count the refusal for the next one; a log that takes none is logged, and tried again in an hour.
+
+        *error* is one of ON_RECORD. Not checked: that *host* is the one to whom the refused certificate was issued, and that its
+        peer holds the key.
+        """
+        if isinstance(error, CertificateRefusal) and not self._store.knows(host):
+            return
+        code, now = Refusal(refuse(error).code), self._ticks()
+        key = (host, code)
         with self._lock:
             noted_at, others = self._noted.get(key, (None, 0))
             if noted_at is not None and now - noted_at < limits.REFUSED_ENTRY_EVERY_S:
@@ -73,9 +89,9 @@ class RefusalNotes:
         moment = self._clock().astimezone(UTC)
         try:
             with self._logs.using(host) as audit:
-                audit.append(refused_entry(moment, dump_id, host, code=error.code, reason=error.message, others=others))
+                audit.append(refused_entry(moment, dump_id, host, code=code, reason=error.message, others=others))
         except SecurecoreError as failure:
-            log.error("refusal not audited host=%s code=%s error=%s", host, error.code.name, quoted(failure.message))
+            log.error("refusal not audited host=%s code=%s error=%s", host, code.name, quoted(failure.message))
             with self._lock:
                 noted_at, since = self._noted[key]
                 self._noted[key] = (noted_at, since + others + 1)

@@ -20,18 +20,23 @@ from typing import Final, NamedTuple
 
 from securecore import limits, tls
 from securecore.audit.log import HostLogs
-from securecore.errors import NotFoundError, SecurecoreError
+from securecore.errors import Bug, NotFoundError, SecurecoreError
 from securecore.names import Address, StoreId
 from securecore.receiver.abandonment import Abandonment
 from securecore.receiver.caretaker import Caretaker
 from securecore.receiver.commit import Committer
 from securecore.receiver.control import ControlServer
-from securecore.receiver.doors import Doorkeeper, StrangerLog, Visitor
+from securecore.receiver.doors import Doorkeeper, StrangerLog, Visitor, network_of
+from securecore.receiver.handshake import handshake_words
+from securecore.receiver.known_lists import check_at_start, keep_after_reload
 from securecore.receiver.listeners import bound_address, listen, written
+from securecore.receiver.log_keeper import LogKeeper
+from securecore.receiver.log_keys import put_log_keys
 from securecore.receiver.material import Material, load_material
 from securecore.receiver.observer import log, observer_of, quoted
 from securecore.receiver.policy import Policy
-from securecore.receiver.session import Service, Session
+from securecore.receiver.service import Service
+from securecore.receiver.session import Session
 from securecore.store.layout import Store, StoreLock, create_store, open_store
 from securecore.wire.messages import Refusal
 
@@ -74,12 +79,16 @@ class Receiver:
         self._store = store
         self._lock = lock
         self._logs = HostLogs(material.signer, lambda host: store.audit_directory(host, create=True))
-        committer = Committer(store, self._logs, utc_now)
+        self._keeper = LogKeeper(store, material.signer, utc_now, partial(self._lose, "log keeper"))
+        self._keeper.follow(self._logs)
+        committer = Committer(store, self._logs, utc_now, lambda leaf: self._service.material.find_crl(leaf, utc_now()))
         abandonment = Abandonment(store, self._logs, utc_now)
         self._service = Service(store, material, self._logs, committer, abandonment, utc_now)
         self._service.policy = settings.policy
-        self._caretaker = Caretaker(store, committer, abandonment, self._service.presence, settings.incomplete_after, utc_now)
-        self._control = ControlServer(store, self._logs, self._service.presence, utc_now)
+        after, presence = settings.incomplete_after, self._service.presence
+        self._caretaker = Caretaker(store, committer, abandonment, presence, after, utc_now, partial(self._lose, "caretaker"))
+        lose_control, wake = partial(self._lose, "control socket"), self._caretaker.wake
+        self._control = ControlServer(store, self._logs, presence, utc_now, lose_control, wake)
         self._listeners = listeners
         self._doorkeeper = Doorkeeper(lambda: self._service.policy.doors)
         self._strangers = StrangerLog(utc_now)
@@ -88,6 +97,8 @@ class Receiver:
         self._waker.setblocking(False)
         self._is_stopping = self._is_hurried = False
         self._is_reloading = self._is_signalled = False
+        self._lost: str | None = None
+        """The thread that has ended by itself."""
         self.addresses = [bound_address(listener) for listener in listeners]
         """Where it listens, with the ports that the kernel chose."""
 
@@ -112,18 +123,25 @@ class Receiver:
         return self._doorkeeper.count
 
     def prepare(self) -> None:
-        """Finish what a crash has interrupted, and publish the log key's statement; raises SecurecoreError."""
+        """Finish what a crash has interrupted, and publish the log key's statement; raises SecurecoreError, for older lists too."""
+        material = self._service.material
+        check_at_start(self._store, self._service.committer, material)
+        put_log_keys(self._store, material.log_keys, material.anchors_pem)
+        self._keeper.begin()
         for dump, error in self._service.committer.roll_forward():
             level = logging.ERROR if error else logging.INFO
             log.log(level, "recovered dump=%s error=%s", dump, quoted(error.message) if error else "-")
-        material = self._service.material
-        self._store.put_log_key(material.parts.log_statement, (material.identity.path / "ca.pem").read_bytes())
         self._control.start()
 
     def serve(self) -> None:
-        """Accept until ``stop``, then let what is in flight finish within its bound, and close everything."""
+        """Accept until ``stop``, then let what is in flight finish within its bound, and close everything.
+
+        Raises Bug when it was no ``stop`` that ended it but the end of the caretaker's thread, or of the control socket's.
+        """
         self._warn()
         self._caretaker.start()
+        self._keeper.start()
+        self._service.admission.start_counting()
         poll = select.poll()
         for listener in (*self._listeners, self._wakeup):
             poll.register(listener, select.POLLIN)
@@ -140,9 +158,12 @@ class Receiver:
                 self._reload()
             if time.monotonic() - warned > _WARN_EVERY_S:
                 self._warn()
-                self._strangers.summarise()
+                self._summarise()
                 warned = time.monotonic()
         self._close()
+        if self._lost is not None:
+            hint = "the log has a traceback: report it; the next start goes on where this one ended"
+            raise Bug(f"the receiver's {self._lost} has ended by an error that nobody has thought of", hint=hint)
 
     def stop(self) -> None:
         """End ``serve``, the second time without waiting for dumps in flight; for signal handlers and other threads."""
@@ -171,6 +192,12 @@ class Receiver:
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         self._is_signalled = True
 
+    def _lose(self, thread: str) -> None:
+        """End ``serve``: without this thread dumps would wait for ever, or deletions, and nobody would know."""
+        self._lost = thread
+        log.error("%s has ended by itself: the receiver stops", thread)
+        self.stop()
+
     def _wake(self) -> None:
         try:
             self._waker.send(b"\0")
@@ -180,13 +207,31 @@ class Receiver:
     def _reload(self) -> None:
         # Each by itself: a mistake in the configuration must not keep a revocation from counting.
         self._reload_configuration()
-        try:
-            self._service.material = load_material(self._settings.identity, utc_now(), self._service.material)
-        except SecurecoreError as error:
-            log.error("reload failed, the last good material stays: %s", quoted(error.message))
-            return
-        log.info("reloaded identity=%s", self._settings.identity)
+        in_force = self._service.material.identity.path
+        if not self._reload_material(self._settings.identity) and self._settings.identity != in_force:
+            # Nor must a path that leads nowhere: the lists of the identity in force are still looked after.
+            self._reload_material(in_force)
         self._warn()
+
+    def _reload_material(self, path: Path) -> bool:
+        """Put what an identity directory holds now in force; return whether it is."""
+        before = self._service.material
+        try:
+            material = load_material(path, utc_now(), before)
+            put_log_keys(self._store, material.log_keys, material.anchors_pem)
+        except SecurecoreError as error:
+            log.error(
+                "reload failed, the last good material stays: %s identity=%s in_force=%s",
+                quoted(error.message), path, before.identity.path,
+            )  # fmt: skip
+            return False
+        self._service.material = material  # First of all: what a new log key signs is sent with that key's statement.
+        if material.signer.public_key != before.signer.public_key:
+            self._keeper.use(material.signer)
+            log.info("log key rotated before=%s after=%s", *(one.signer.public_key.hex() for one in (before, material)))
+        log.info("reloaded identity=%s", path)
+        keep_after_reload(self._service.committer, self._service.material)
+        return True
 
     def _reload_configuration(self) -> None:
         try:
@@ -204,31 +249,32 @@ class Receiver:
         log.info("reloaded configuration")
 
     def _warn(self) -> None:
-        material = self._service.material
-        for line in material.revocation.warnings(utc_now()):
+        for line in self._service.material.warnings(utc_now()):
             log.warning("%s", line)
-        days = (material.own.not_after - utc_now()).days
-        if days < 30:
-            log.warning("the receiver's certificate expires in %d days", days)
+
+    def _summarise(self) -> None:
+        """Say how much was left out of the log."""
+        self._strangers.summarise()
+        self._service.lines.summarise()
 
     def _accept(self, listener: socket.socket) -> None:
         try:
             plain, address = listener.accept()
         except OSError as error:
             # Out of descriptors or memory: the connection stays in the backlog, and the loop must not spin on it.
-            log.error("accept failed: %s", error.strerror)
+            self._strangers.faulted(f"accept failed: {error.strerror}")
             self._doorkeeper.make_room()
             time.sleep(0.1)
             return
         visitor = self._doorkeeper.enter(address)
         if visitor is None:
-            log.warning("failed peer=%s error='too many connections'", written(address))
+            self._strangers.failed(network_of(address), f"failed peer={written(address)} error='too many connections'")
             plain.close()
             return
         try:
             threading.Thread(target=self._run_session, args=(plain, visitor), daemon=True).start()
         except RuntimeError as error:  # no memory or no process left for another thread
-            log.error("failed peer=%s error=%s", visitor.peer, quoted(str(error)))
+            self._strangers.faulted(f"failed peer={visitor.peer} error={quoted(str(error))}")
             plain.close()
             self._doorkeeper.leave(visitor)
 
@@ -236,13 +282,15 @@ class Receiver:
         observer = observer_of(visitor.peer)
         observer.accepted()
         try:
-            secured = self._shake_hands(visitor, plain)
+            # TLS takes the descriptor away from *plain*, so that others need one of their own.
+            self._doorkeeper.hold(visitor, plain.dup())
+            secured = tls.secure(self._service.material.context, plain, deadline_s=limits.HANDSHAKE_DEADLINE_S)
             identify, failed = partial(self._doorkeeper.identify, visitor), partial(self._strangers.failed, visitor.network)
             session = Session(secured, visitor.peer, self._service, observer, identify, failed)
             visitor.session = session
             session.run()
         except (OSError, SecurecoreError) as error:
-            words = error.message if isinstance(error, SecurecoreError) else _handshake_words(error)
+            words = error.message if isinstance(error, SecurecoreError) else handshake_words(error)
             if isinstance(error, (ssl.SSLEOFError, ConnectionError)):
                 # What a handshake that was ended from here ends with; one that failed by itself has its own reason.
                 words = _STOPPED if self._is_stopping else _SENT_AWAY if visitor.is_sent_away else words
@@ -252,32 +300,27 @@ class Receiver:
             observer.closed()
             self._doorkeeper.leave(visitor)
 
-    def _shake_hands(self, visitor: Visitor, plain: socket.socket) -> ssl.SSLSocket:
-        """Return the connection after its handshake, which another thread may end meanwhile; raises as tls.secure does."""
-        # TLS takes the descriptor away from *plain*, so that others need one of their own.
-        with plain.dup() as handle:
-            self._doorkeeper.shake_hands(visitor, handle)
-            try:
-                return tls.secure(self._service.material.context, plain, deadline_s=limits.HANDSHAKE_DEADLINE_S)
-            finally:
-                self._doorkeeper.shake_hands(visitor, None)
-
     def _close(self) -> None:
         for listener in self._listeners:
             listener.close()
         count = self.session_count
         log.info("stopping, %d connections%s", count, "; a second signal does not wait for them" if count else "")
+        # First of all: whoever waits for a count would go on doing so.
+        self._service.admission.stop_counting(0.0)
         self._caretaker.stop()
+        self._keeper.stop()
         left = self._end_sessions()
-        is_tended = self._caretaker.has_ended(limits.PROGRESS_DEADLINE_S)
+        is_tended = self._caretaker.has_ended(limits.PROGRESS_DEADLINE_S) and self._keeper.has_ended(limits.PROGRESS_DEADLINE_S)
         # A deletion may go on for as long as the disk takes for a large file.
         is_answered = self._control.close(limits.PROGRESS_DEADLINE_S)
-        if left or not is_tended or not is_answered:
+        is_counted = self._service.admission.stop_counting(limits.PROGRESS_DEADLINE_S)
+        if left or not (is_tended and is_answered and is_counted):
             # Whom the disk does not let go, a session, a deletion or the caretaker, may still write, and append to a log. So the
             # store stays locked, and everything open, until the end of the process has ended that thread too.
             log.error("stopped, %d connections still wait for the disk and end with the process", left)
             return
-        self._strangers.summarise()
+        self._summarise()
+        self._keeper.close()
         self._logs.close()
         self._lock.close()
         self._store.close()
@@ -322,6 +365,8 @@ def open_receiver(settings: ReceiverSettings, reread: Callable[[], ReceiverSetti
         lock = store.lock()
         undo.callback(lock.close)
         receiver = Receiver(settings, store, lock, material, listeners, reread)
+        for end in (receiver._wakeup, receiver._waker):
+            undo.enter_context(end)
         receiver.prepare()
         undo.pop_all()
     return receiver
@@ -350,30 +395,3 @@ def _drain(wakeup: socket.socket) -> None:
 
 _STOPPED: Final = "the receiver is being stopped"
 _SENT_AWAY: Final = "made room for others: too many connections were in their handshake"
-_HANDSHAKE_WORDS: Final = {
-    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "client sent no certificate",
-    "UNSUPPORTED_PROTOCOL": "client does not speak TLS 1.3",
-    "HTTP_REQUEST": "client speaks plain HTTP and no TLS",
-    "HTTPS_PROXY_REQUEST": "client speaks plain HTTP and no TLS",
-    "WRONG_VERSION_NUMBER": "client does not speak TLS",
-    "UNEXPECTED_EOF_WHILE_READING": "client went away during the TLS handshake",
-}
-"""OpenSSL's reasons (ssl/ssl_err.c) for what strangers do most, in the words of this project."""
-
-
-def _handshake_words(error: OSError) -> str:
-    """Return why a handshake failed, in words for the operator of the receiver."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"client certificate refused by TLS: {error.verify_message}"
-    if isinstance(error, ssl.SSLError):
-        reason = tls.reason_of(error)
-        if "_ALERT_" in reason:
-            return f"client ended the TLS handshake with the alert {_plain(reason.partition('_ALERT_')[2])}"
-        return _HANDSHAKE_WORDS.get(reason) or f"TLS handshake failed: {_plain(reason)}"
-    if isinstance(error, TimeoutError):
-        return "TLS handshake was not finished in time"
-    return f"connection failed: {error.strerror or error}"
-
-
-def _plain(reason: str) -> str:
-    return reason.replace("_", " ").lower()

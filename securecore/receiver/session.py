@@ -1,5 +1,6 @@
 """One connection after its TLS handshake: judge, greet, take dumps. The thread that runs it owns the socket."""
 
+import logging
 import math
 import os
 import select
@@ -8,28 +9,24 @@ import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
+from functools import partial
 from hashlib import sha256
 from typing import Final
 
 from securecore import limits
-from securecore.audit.log import HostLogs
 from securecore.certs.judge import Judgement
+from securecore.certs.judge import Refusal as Untrusted
 from securecore.dump.frames import ZERO_PIECE_FRAME, check_frame
 from securecore.errors import SecurecoreError, StorageError, UnreachableError
 from securecore.names import DumpId, HostName
-from securecore.receiver.abandonment import Abandonment
-from securecore.receiver.admission import Admission
-from securecore.receiver.commit import Committer, check_signer
-from securecore.receiver.material import Material
-from securecore.receiver.observer import Observer, log, quoted
-from securecore.receiver.policy import Policy
-from securecore.receiver.presence import Presence, Wakeup
-from securecore.receiver.refusals import NotAdmitted, RefusalNotes, Rejection, refuse
+from securecore.receiver.commit import check_signer
+from securecore.receiver.intake import let_go
+from securecore.receiver.observer import Observer, quoted
+from securecore.receiver.presence import Wakeup
+from securecore.receiver.refusals import ON_RECORD, NotAdmitted, Rejection, refuse
+from securecore.receiver.service import Service
 from securecore.report import parse_report
-from securecore.store.layout import Store
-from securecore.store.recovery import open_incoming
-from securecore.store.usage import Amount, Usage
+from securecore.store.account import Amount
 from securecore.store.writer import AlreadyStored, IncomingDump
 from securecore.wire.connection import NEED_DATA, Connection
 from securecore.wire.messages import (
@@ -59,29 +56,8 @@ class _Interrupted(Rejection):
     """Another thread wants this session to end."""
 
 
-class Service:
-    """What all sessions of a receiver share; *material* and *policy* are replaced by a reload."""
-
-    def __init__(
-        self,
-        store: Store,
-        material: Material,
-        logs: HostLogs,
-        committer: Committer,
-        abandonment: Abandonment,
-        clock: Callable[[], datetime],
-    ) -> None:
-        self.store = store
-        self.material = material
-        self.committer = committer
-        self.abandonment = abandonment
-        self.clock = clock
-        self.policy = Policy()
-        self.presence = Presence()
-        usage = Usage(store)
-        usage.follow()
-        self.admission = Admission(store, usage, lambda: self.policy)
-        self.refusals = RefusalNotes(logs, clock)
+class _OverTime(_Interrupted, NotAdmitted):
+    """The policy lets no connection last so long: it ends like an interrupted one, and is on record like a refused one."""
 
 
 class Session:
@@ -94,19 +70,21 @@ class Session:
         service: Service,
         observer: Observer,
         identify: Callable[[HostName], None],
-        not_let_in: Callable[[str], None],
+        unknown: Callable[[str], None],
     ) -> None:
         """*identify* is told which host the peer is, before it hears READY, and raises what it is refused with.
 
-        *not_let_in* takes the log's line about a peer that never heard READY.
+        *unknown* takes the log's line about a peer that has not proved which host it is.
         """
-        self._identify, self._not_let_in = identify, not_let_in
+        self._identify, self._unknown = identify, unknown
         self._socket = secured
         self._peer = peer
         self._service = service
         self._observer = observer
         self._connection = Connection(WireEnd.RECEIVER)
         self._dump: DumpId | None = None
+        self._is_kept = False
+        """Whether anything of the core of the dump that was opened last stays here."""
         self._interruption: _Interrupted | None = None
         self._wakeup = Wakeup()
         self._poll = select.poll()
@@ -118,8 +96,7 @@ class Session:
         """When they must be, at the latest."""
         self._leaf = secured.getpeercert(binary_form=True) or b""
         self._most_s = service.policy.doors.session_s or math.inf
-        self._began_at = time.monotonic()
-        self._is_let_in = False
+        self._began_at = time.monotonic()  # And as much later as we took to walk what was held.
 
     @property
     def is_idle(self) -> bool:
@@ -145,7 +122,6 @@ class Session:
             self._service.admission.check_host(host)
             self._identify(host)
             self._send(Ready(self._service.store.store_id, limits.MAX_FRAMES, REST_FEATURE))
-            self._is_let_in = True
             self._observer.admitted(host, self._socket.version(), (self._socket.cipher() or ("",))[0], self._leaf)
             self._serve(judgement)
         except SecurecoreError as error:
@@ -157,7 +133,7 @@ class Session:
     def _serve(self, judgement: Judgement) -> None:
         while (message := self._receive()) is not None:
             if isinstance(message, Open):
-                self._dump = message.dump
+                self._dump, self._is_kept = message.dump, False
                 service, of = self._service, (judgement.name, message.dump)
                 with service.presence.claim(*of, self._supersede), service.admission.receiving(*of):
                     self._take_dump(message, judgement)
@@ -165,25 +141,32 @@ class Session:
     def _take_dump(self, opening: Open, judgement: Judgement) -> None:
         host, started = judgement.name, time.monotonic()
         report = parse_report(opening.report)
-        log.info("started host=%s dump=%s program=%s peer=%s", host, opening.dump, quoted(report.program), self._peer)
+        tell = partial(self._service.lines.tell, host)
+        tell(logging.INFO, f"started host={host} dump={opening.dump} program={quoted(report.program)} peer={self._peer}")
         if (tombstone := self._service.committer.find_tombstone(host, opening.dump)) is not None:
-            self._send(Gone(tombstone.words, tombstone.receipt, self._service.material.parts.log_statement))
+            self._send(Gone(tombstone.words, tombstone.receipt, *self._log_key_of(tombstone.receipt)))
             self._dump = None
-            log.info("gone host=%s dump=%s", host, opening.dump)
+            tell(logging.INFO, f"gone host={host} dump={opening.dump}")
             return
-        is_new = self._service.admission.check_opening(host, opening.dump, opening.predicted_size)
+        self._service.admission.check_opening(host, opening.dump, opening.predicted_size)
         try:
-            self._service.abandonment.revoke(host, opening.dump, opening.report)
-            dump = open_incoming(self._service.store, host, opening.dump, opening.report)
+            dump = self._service.intake.open(host, opening.dump, opening.report, self._leaf, self._check_interruption)
         except AlreadyStored as stored:
             self._conclude(opening.dump, stored.receipt)
-            log.info("complete host=%s dump=%s already=yes", host, opening.dump)
+            tell(logging.INFO, f"complete host={host} dump={opening.dump} already=yes")
             return
+        except _Interrupted:
+            raise  # Whoever has taken it over opens it.
+        except SecurecoreError:
+            self._service.admission.not_opened(host, opening.dump)
+            raise
+        # To walk what is held is our work: it must not use up the time that a peer has to bring the rest.
+        self._began_at += time.monotonic() - started
         try:
             if dump.has_manifest:
                 receipt = self._service.committer.commit(dump)
             else:
-                self._service.admission.opened(dump)
+                self._service.admission.opened(dump, opening.predicted_size)
                 torn = dump.torn()
                 self._send(Accept(dump.frames, dump.root, len(torn), sha256(torn).digest() if torn else b""))
                 self._observer.opened(opening.dump, report.program, opening.predicted_size, dump)
@@ -194,18 +177,16 @@ class Session:
                 dump.sync()
                 self._keep_partial_frame(dump)
             raise
-        except NotAdmitted:
-            # What was stored is durable and acknowledged by now. Of a new dump that may be nothing: then nothing is left of it.
-            if is_new and not dump.frames:
-                dump.discard()
+        except (NotAdmitted, Untrusted):
+            if dump.has_report:
+                dump.sync()
             raise
         finally:
-            dump.close()
+            self._is_kept = dump.durable_frames > 0 or dump.has_manifest
+            let_go(dump)
         self._conclude(opening.dump, receipt)
-        log.info(
-            "complete host=%s dump=%s size=%d stored=%d seconds=%.3f",
-            host, opening.dump, dump.plain_bytes, dump.stored_bytes, time.monotonic() - started,
-        )  # fmt: skip
+        figures = f"size={dump.plain_bytes} stored={dump.stored_bytes} seconds={time.monotonic() - started:.3f}"
+        tell(logging.INFO, f"complete host={host} dump={opening.dump} {figures}")
 
     def _take_frames(self, dump: IncomingDump) -> bytes:
         """Store frames until the manifest comes, and return it."""
@@ -215,8 +196,7 @@ class Session:
             if message is None:
                 raise UnreachableError("connection ended before END")
             if isinstance(message, End):
-                # The receipt will say it of all frames.
-                self._note_acknowledged()
+                self._note_acknowledged()  # The receipt will say it of all frames.
                 self._observer.ended(dump)
                 return message.manifest
             if isinstance(message, Data):
@@ -246,14 +226,14 @@ class Session:
 
     def _keep_partial_frame(self, dump: IncomingDump) -> None:
         """Keep what has come of a frame that was cut in its middle, if the disk takes it: it might never come in one piece."""
-        partial = self._connection.find_partial_frame()
-        if partial is None:
+        if (partial := self._connection.find_partial_frame()) is None:
             return
         kind, part = partial
         try:
             dump.keep_torn(dump.torn() + part if kind is Kind.REST else part)
         except StorageError as error:
-            log.warning("torn frame not kept dump=%s error=%s", self._dump, quoted(error.message))
+            line = f"torn frame not kept dump={dump.dump_id} error={quoted(error.message)}"
+            self._service.lines.tell(dump.host, logging.WARNING, line)
 
     def _note_stored(self, dump: IncomingDump, stored: int) -> None:
         """Acknowledge what was stored once it is enough, and see that it does not wait for long otherwise."""
@@ -275,17 +255,24 @@ class Session:
         self._unsynced, self._ack_due = 0, math.inf
 
     def _commit(self, manifest: bytes, dump: IncomingDump, report: bytes) -> bytes:
-        # A long transfer may outlive the host's certificate: what was judged before READY is judged again by today's lists.
+        # A long transfer may outlive the host's certificate: what was judged before READY is judged again by today's lists,
+        # those of receiver.toml included.
         material, now = self._service.material, self._service.clock()
         material.revocation.check(material.judge_host(self._leaf, now), now)
+        self._service.admission.check_host(dump.host)
         check_signer(manifest, material.identity.anchors, now)
-        return self._service.committer.finish(dump, manifest, report, self._leaf)
+        return self._service.committer.finish(dump, manifest, report, self._leaf, material.crl)
 
     def _conclude(self, dump: DumpId, receipt: bytes) -> None:
         """Send the receipt; the dump is no longer under way."""
-        self._send(Receipt(receipt, self._service.material.parts.log_statement))
+        self._send(Receipt(receipt, *self._log_key_of(receipt)))
         self._observer.receipted(dump)
         self._dump = None
+
+    def _log_key_of(self, receipt: bytes) -> tuple[bytes, bytes]:
+        """Return what goes with a receipt: the statement of the key that has signed it, and the successions."""
+        material = self._service.material
+        return material.statement_for(receipt, self._service.clock()), material.log_keys.successions
 
     def _send(self, message: Message) -> None:
         data = self._connection.send(message)
@@ -348,10 +335,13 @@ class Session:
             elif now >= (deadline := begun_at + self._patience_s()):
                 words = "message was not whole after" if self._connection.holds_partial_message else "peer was silent for"
                 raise UnreachableError(f"{words} {self._patience_s():.0f} s")
+        self._check_interruption()
+        if time.monotonic() - self._began_at > self._most_s:
+            raise _OverTime(Refusal.BUSY, f"a connection may last {self._most_s:.0f} s here; go on with a new one")
+
+    def _check_interruption(self) -> None:
         if self._interruption is not None:
             raise self._interruption
-        if time.monotonic() - self._began_at > self._most_s:
-            raise _Interrupted(Refusal.BUSY, f"a connection may last {self._most_s:.0f} s here; go on with a new one")
 
     def _is_readable_within(self, deadline: float) -> bool:
         left = max(0.0, deadline - time.monotonic())
@@ -363,17 +353,19 @@ class Session:
         return limits.IDLE_DEADLINE_S + length / limits.MIN_RATE_BYTES_PER_S
 
     def _end_badly(self, error: SecurecoreError, host: HostName | None) -> None:
-        """Log why, and tell the peer when it still listens."""
+        """Log why, tell the peer when it still listens, and put it on record where it is a refusal."""
+        if host is None and isinstance(error, Untrusted):
+            host = self._service.material.find_host(self._leaf, error)
         line = f"failed host={host or '-'} dump={self._dump or '-'} peer={self._peer} error={quoted(error.message)}"
-        if self._is_let_in:
-            log.warning("%s", line)
+        if host is not None:
+            self._service.lines.tell(host, logging.WARNING, line)
         else:
-            self._not_let_in(line)
+            self._unknown(line)
         if isinstance(error, UnreachableError):
             return
         with suppress(SecurecoreError):
-            self._send(refuse(error))
-        if isinstance(error, NotAdmitted) and host is not None:
+            self._send(refuse(error)._replace(kept=self._is_kept and self._dump is not None))
+        if isinstance(error, ON_RECORD) and host is not None:
             self._service.refusals.note(host, self._dump, error)
         with suppress(OSError):
             self._linger()

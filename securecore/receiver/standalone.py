@@ -3,17 +3,19 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
-from securecore.audit.checkpoint import LogSigner
+from securecore.audit.keyring import load_keyring
 from securecore.audit.log import HostLogs
-from securecore.audit.statement import verify_statement
-from securecore.certs.identity_directory import load_identity, load_log_key
-from securecore.errors import ConfigError
+from securecore.certs.identity_directory import CA, load_identity
+from securecore.certs.private_file import read_public
+from securecore.limits import MAX_STATEMENT_BYTES
 from securecore.names import DumpId, HostName
 from securecore.receiver.control import take_core, user_name
 from securecore.receiver.deletion import Order, delete, roll_forward_deletions
+from securecore.receiver.log_keeper import LogKeeper
+from securecore.receiver.log_keys import put_log_keys
 from securecore.store.layout import Store
 
 
@@ -35,21 +37,22 @@ def appending_alone(store: Store, identity: Path) -> Iterator[HostLogs]:
     """Give the store's audit logs, to be signed with the log key of a receiver's identity directory, while the block runs.
 
     Raises StorageError when a receiver holds the store's lock, NotFoundError when there is no such identity, ConfigError when its
-    log key is not the one of its statement.
+    log key is not the one of its statement, or not one of this store.
     """
     lock = store.lock()
     try:
-        key, token = load_log_key(identity)
-        log_key = verify_statement(token, load_identity(identity).anchors)
-        signer = LogSigner(log_key.name, key)
-        if signer.public_key != log_key.public_key:
-            raise ConfigError(f"identity {identity}: log-key.pem is not the key of log-key.jws")
+        signer, keys = load_keyring(identity, load_identity(identity).anchors)
+        put_log_keys(store, keys, read_public(identity / CA, MAX_STATEMENT_BYTES))
         logs = HostLogs(signer, lambda owner: store.audit_directory(owner, create=True))
+        keeper = LogKeeper(store, signer, lambda: datetime.now(UTC))
+        keeper.follow(logs)
         try:
+            keeper.begin()
             # What such a command was killed in the middle of is finished by the next one.
             roll_forward_deletions(store, logs)
             yield logs
         finally:
+            keeper.close()
             logs.close()
     finally:
         lock.close()

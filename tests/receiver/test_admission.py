@@ -1,96 +1,32 @@
 """What a receiver takes from a host, decided by values: lists, quotas, rates, the floor."""
 
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
+import threading
 
 import pytest
 
 from securecore import limits, units
-from securecore.audit.checkpoint import LogSigner
 from securecore.errors import SecurecoreError
-from securecore.names import HostName
+from securecore.names import DumpId, HostName
 from securecore.receiver import admission
-from securecore.receiver.admission import Admission
-from securecore.receiver.policy import Floor, Policy, Quota
+from securecore.receiver.policy import Floor, Quota
 from securecore.receiver.refusals import NotAdmitted, refuse
-from securecore.store.layout import create_store
-from securecore.store.usage import Amount, Room, Usage
+from securecore.store import removal
+from securecore.store.account import Amount
+from securecore.store.usage import HostUsage, Room, Usage
 from securecore.store.writer import IncomingDump
 from securecore.wire.messages import Refusal
-from tests.support.certificates import DOMAIN, Hierarchy
+from tests.support.certificates import DOMAIN
 from tests.support.dumps import (
     REPORT,
     WEB,
-    Signer,
     begin,
-    core_bytes,
     dump_id,
     frames_of,
-    logs_of,
-    make_log_signer,
-    make_signer,
-    store_dump,
 )
+from tests.support.gates import CORE, GIB, MIB, Gate
 
-MIB, GIB = limits.MIB, limits.GIB
-CORE = core_bytes(3, 40)
 DB = HostName(f"db-2.{DOMAIN}")
-
-
-class Gate:
-    """An admission over a real store, with a policy that the test changes."""
-
-    def __init__(self, path: Path, signer: Signer, log: LogSigner) -> None:
-        self.store = create_store(str(path))
-        self.logs = logs_of(self.store, log)
-        self.signer = signer
-        self.policy = Policy(floor=Floor(share=0.0))
-        self.now = 1_000_000.0
-        self.restart()
-        self._stack = ExitStack()
-
-    def restart(self) -> None:
-        """Forget all that is not on the disk."""
-        usage = Usage(self.store, ticks=lambda: self.now)
-        usage.follow()
-        self.usage, self.admission = usage, Admission(self.store, usage, lambda: self.policy)
-
-    def quota(self, **bounds: int | None) -> None:
-        """Bound what every host may have."""
-        self.policy = self.policy._replace(quota=Quota(**bounds))
-
-    def put(self, number: int, core: bytes = CORE) -> None:
-        """Have a dump published."""
-        store_dump(self.store, self.logs, self.signer, dump_id(number), core)
-
-    def hold(self, number: int, host: HostName = WEB) -> None:
-        """Begin to receive a dump, until the test's end."""
-        self._stack.enter_context(self.admission.receiving(host, dump_id(number)))
-
-    def open(self, number: int, predicted_size: int | None = None) -> bool:
-        """Offer a dump that is held."""
-        return self.admission.check_opening(WEB, dump_id(number), predicted_size)
-
-    def offer(self, number: int, predicted_size: int | None = None) -> bool:
-        """Offer a dump and go."""
-        with self.admission.receiving(WEB, dump_id(number)):
-            return self.open(number, predicted_size)
-
-    def close(self) -> None:
-        """Let go of everything."""
-        self._stack.close()
-        self.logs.close()
-        self.store.close()
-
-
-@pytest.fixture
-def gate(tmp_path: Path, hierarchy: Hierarchy) -> Iterator[Gate]:
-    """An empty store and a policy without bounds."""
-    made = Gate(tmp_path / "store", make_signer(hierarchy), make_log_signer())
-    yield made
-    made.close()
 
 
 LISTS = {
@@ -118,7 +54,7 @@ def test_who_may_send(name: str, gate: Gate) -> None:
         return
     with pytest.raises(NotAdmitted, match=r"not|may not") as refused:
         gate.admission.check_host(WEB)
-    assert refuse(refused.value) == (Refusal.NOT_ALLOWED, refused.value.message, 0)
+    assert refuse(refused.value)[:3] == (Refusal.NOT_ALLOWED, refused.value.message, 0)
 
 
 def test_a_host_that_is_denied_meanwhile_is_turned_away_at_its_next_dump(gate: Gate) -> None:
@@ -132,12 +68,19 @@ def test_a_host_that_is_denied_meanwhile_is_turned_away_at_its_next_dump(gate: G
 def test_so_many_dumps_are_received_at_once_and_no_more(gate: Gate) -> None:
     """Of one host, new or not; another one has its own number, and one that has ended makes room."""
     gate.quota(at_once=2)
+    gate.put(4)
     gate.hold(1)
+    gate.open(1)
     with gate.admission.receiving(WEB, dump_id(2)):
+        gate.open(2)
         with pytest.raises(NotAdmitted, match="sends 2 dumps at once, as many as it may") as refused:
-            gate.hold(3)
+            gate.offer(3)
+        # One that is here already is answered, and counts for nobody.
+        gate.hold(4)
+        assert not gate.open(4)
         gate.hold(1, DB)
-    gate.hold(3)
+        assert gate.admission.check_opening(DB, dump_id(1), None)
+    gate.offer(3)
     assert refuse(refused.value)[::2] == (Refusal.BUSY, limits.BUSY_RETRY_AFTER_S)
 
 
@@ -146,9 +89,9 @@ def test_a_receiver_without_quotas_counts_nothing(gate: Gate, monkeypatch: pytes
     gate.put(1)
     gate.restart()
     monkeypatch.setattr(Usage, "_count", None)
-    assert gate.offer(2, 1 << 50)
+    assert gate.offer(2, 1 << 40)
     dump = begin(gate.store, dump_id(3), CORE)
-    gate.admission.opened(dump)
+    gate.admission.opened(dump, None)
     gate.admission.check_growth(dump, Amount(MIB, MIB))
     dump.close()
 
@@ -158,12 +101,12 @@ def test_a_host_at_its_stored_bytes_may_begin_no_other(gate: Gate) -> None:
     gate.put(1)
     size = gate.usage.of(WEB).stored_bytes
     gate.quota(stored_bytes=size + 1)
-    assert gate.offer(2, 5 * GIB)
+    assert gate.offer(2)
     gate.quota(stored_bytes=size)
     words = f"this host has {units.size(size)} of its {units.size(size)} here; vacuum or a higher quota makes room"
     with pytest.raises(NotAdmitted) as refused:
         gate.offer(2)
-    assert refuse(refused.value) == (Refusal.QUOTA, words, limits.QUOTA_RETRY_AFTER_S)
+    assert refuse(refused.value)[:3] == (Refusal.QUOTA, words, limits.QUOTA_RETRY_AFTER_S)
     gate.restart()
     with pytest.raises(NotAdmitted):
         gate.offer(2)
@@ -188,9 +131,11 @@ def test_what_others_have_announced_counts_before_it_is_here(gate: Gate) -> None
     gate.hold(1)
     gate.open(1, 6 * MIB)
     dump = IncomingDump.begin(gate.store, WEB, dump_id(1), REPORT)
-    gate.admission.opened(dump)
+    with pytest.raises(NotAdmitted, match=r"of plaintext here, and .* would come"):
+        gate.offer(2, 10 * MIB + 1)
+    gate.admission.opened(dump, 6 * MIB)
     for _ in range(2):
-        with pytest.raises(NotAdmitted, match=r"of plaintext here, and .* would come"):
+        with pytest.raises(NotAdmitted, match=r"of plaintext here, and an earlier dump of it that is coming in may need the rest"):
             gate.offer(2, 4 * MIB + 1)
         assert gate.offer(2, 4 * MIB)
         gate.admission.check_growth(dump, Amount(MIB, 3 * MIB))
@@ -206,6 +151,25 @@ def test_a_host_has_so_many_dumps_and_no_more(gate: Gate) -> None:
     gate.hold(3)
     gate.open(3)
     with pytest.raises(NotAdmitted, match="has 3 of its 3 dumps here"):
+        gate.offer(4)
+
+
+def test_a_host_with_all_its_dumps_is_told_what_makes_room_for_one_more(gate: Gate) -> None:
+    """By number, as that is what it lacks: vacuum takes none that is coming in, or is about to be begun."""
+    gate.quota(dumps=2)
+    gate.put(1)
+    gate.put(2)
+    with pytest.raises(NotAdmitted, match=r"has 2 of its 2 dumps here; vacuum or a higher quota makes room$"):
+        gate.offer(4)
+    removal.set_aside(gate.store, WEB, dump_id(2))
+    begin(gate.store, dump_id(2), CORE).close()
+    with pytest.raises(NotAdmitted, match=r"; vacuum or a higher quota makes room, but for 1 dump that is still coming in$"):
+        gate.offer(4)
+    removal.set_aside(gate.store, WEB, dump_id(1))
+    gate.hold(3)
+    gate.open(3)
+    words = "has 2 of its 2 dumps here; 2 dumps are still coming in, so only a deletion or a higher quota makes room$"
+    with pytest.raises(NotAdmitted, match=words):
         gate.offer(4)
 
 
@@ -226,6 +190,51 @@ def test_a_host_begins_so_many_dumps_within_an_hour(gate: Gate) -> None:
     with pytest.raises(NotAdmitted) as refused:
         gate.offer(4)
     assert refused.value.retry_after_s == 3600 - 3000
+
+
+def test_where_no_rate_is_bounded_nobody_goes_through_what_was_begun(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host may begin dumps without end, each gone again at its first frame; all hosts would wait while they are gone through."""
+    gate.quota(stored_bytes=GIB, dumps=9)
+    gate.put(1)
+    monkeypatch.setattr(Usage, "find", None)
+    assert gate.offer(2)
+    gate.quota(dumps=1)
+    with pytest.raises(NotAdmitted, match="has 1 of its 1 dump here"):
+        gate.offer(2)
+
+
+def test_where_no_rate_is_bounded_what_was_begun_is_not_remembered(gate: Gate) -> None:
+    """It would take memory for an hour of dumps. A rate that is set later counts from then on."""
+    gate.quota(stored_bytes=GIB)
+    for number in range(20):
+        gate.now += 1
+        gate.offer(number)
+        IncomingDump.begin(gate.store, WEB, dump_id(number), REPORT).discard()
+    assert len(gate.usage.of(WEB).begun_s) <= 1
+    gate.quota(dumps_per_hour=3)
+    for number in (20, 21):
+        gate.offer(number)
+        IncomingDump.begin(gate.store, WEB, dump_id(number), REPORT).discard()
+    with pytest.raises(NotAdmitted, match="has begun 3 dumps within the hour, and may begin 3"):
+        gate.offer(22)
+
+
+def test_a_dump_that_comes_again_and_again_is_begun_once_an_hour(gate: Gate) -> None:
+    """A connection that is cut before the first frame leaves nothing of it; its host tries again, and others have their turn."""
+    gate.quota(dumps_per_hour=2)
+    for _ in range(4):
+        gate.now += 60
+        assert gate.offer(1)
+        IncomingDump.begin(gate.store, WEB, dump_id(1), REPORT).close()
+        removal.remove_incoming(gate.store, WEB, dump_id(1))
+    assert gate.usage.of(WEB).begun_s == (180.0,)
+    assert gate.offer(2)
+    IncomingDump.begin(gate.store, WEB, dump_id(2), REPORT).close()
+    with pytest.raises(NotAdmitted, match="has begun 2 dumps within the hour"):
+        gate.offer(3)
+    assert gate.offer(1)
+    gate.now += 3600 - 180
+    assert gate.offer(3)
 
 
 def test_a_host_that_may_begin_none_comes_again_in_an_hour(gate: Gate) -> None:
@@ -258,20 +267,101 @@ def test_the_rest_of_a_dump_needs_a_frame_of_room(gate: Gate) -> None:
     """It is turned away before it is walked, but for one that lacks nothing but its end."""
     dump = begin(gate.store, dump_id(1), CORE)
     gate.usage.of(WEB)
-    gate.admission.opened(dump)
+    gate.admission.opened(dump, None)
     dump.close()
     stored = dump.stored_bytes
     gate.quota(stored_bytes=stored + limits.MAX_FRAME_BYTES)
     assert not gate.offer(1)
     gate.quota(stored_bytes=stored + limits.MAX_FRAME_BYTES - 1)
-    for predicted in (None, len(CORE) + 1):
-        with pytest.raises(NotAdmitted):
-            gate.offer(1, predicted)
+    with pytest.raises(NotAdmitted):
+        gate.offer(1, len(CORE) + 1)
     assert not gate.offer(1, len(CORE))
     gate.quota(plain_bytes=len(CORE) + 2 * MIB)
     assert not gate.offer(1, len(CORE) + 2 * MIB)
     with pytest.raises(NotAdmitted):
         gate.offer(1, len(CORE) + 2 * MIB + 1)
+
+
+def test_a_dump_of_unknown_size_is_let_in_until_it_has_asked_for_more(gate: Gate) -> None:
+    """It may lack its end alone, which takes no room; one that did not is not walked again before there is room for a frame."""
+    dump = begin(gate.store, dump_id(1), CORE)
+    gate.usage.of(WEB)
+    gate.quota(stored_bytes=dump.stored_bytes + MIB // 2)
+    room, gate.policy = gate.policy, gate.policy._replace(floor=Floor(free_bytes=1 << 62))
+    assert not gate.offer(1)
+    gate.policy = room
+    gate.admission.opened(dump, None)
+    with pytest.raises(NotAdmitted):
+        gate.admission.check_growth(dump, Amount(MIB, MIB))
+    with pytest.raises(NotAdmitted):
+        gate.offer(1)
+    gate.quota(stored_bytes=dump.stored_bytes + limits.MAX_FRAME_BYTES)
+    assert not gate.offer(1)
+    gate.admission.opened(dump, None)
+    gate.quota(stored_bytes=dump.stored_bytes)
+    assert not gate.offer(1)
+    dump.close()
+
+
+def test_what_takes_long_to_count_is_counted_aside(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dump does not wait for the end of it: its host hears when to come again, and is let in then."""
+    gate.put(1)
+    gate.quota(dumps=2)
+    gate.restart()
+    may_count, count = threading.Event(), Usage._count
+    monkeypatch.setattr(limits, "COUNT_PATIENCE_S", 0.0)
+    monkeypatch.setattr(Usage, "_count", lambda *arguments: may_count.wait(20) and count(*arguments))
+    with pytest.raises(NotAdmitted, match="is still being counted") as refused:
+        gate.offer(2)
+    assert refuse(refused.value)[::2] == (Refusal.BUSY, limits.COUNT_RETRY_AFTER_S)
+    may_count.set()
+    assert gate.usage.is_counted_within(WEB, 20)
+    assert gate.offer(2)
+
+
+def test_no_host_waits_for_the_count_of_another(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where one is to be counted again just when it is asked what it has."""
+    gate.quota(dumps=2, dumps_per_hour=9)
+    gate.put(1)
+    gate.usage.of(WEB)
+    gate.usage.of(DB)
+    is_counting, may_count, count, find = threading.Event(), threading.Event(), Usage._count, Usage.find
+    found: list[HostUsage | None] = []
+
+    def count_slowly(*arguments: object) -> None:
+        is_counting.set()
+        assert may_count.wait(20)
+        count(*arguments)  # type: ignore[arg-type]
+
+    def find_none(usage: Usage, host: HostName, but_for: DumpId | None = None) -> HostUsage | None:
+        if not found:
+            usage._account(host).is_counted = False
+        found.append(find(usage, host, but_for))
+        return found[-1]
+
+    monkeypatch.setattr(Usage, "_count", count_slowly)
+    monkeypatch.setattr(Usage, "find", find_none)
+    offers: list[bool] = []
+    waiting = threading.Thread(target=lambda: offers.append(gate.offer(2)))
+    waiting.start()
+    assert is_counting.wait(20)
+    with gate.admission.receiving(DB, dump_id(1)):
+        assert gate.admission.check_opening(DB, dump_id(1), None)
+    may_count.set()
+    waiting.join(20)
+    assert offers == [True]
+    assert found[0] is None
+
+
+def test_hosts_with_a_quota_are_counted_before_they_ask(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the receiver's start on; of a host without one nothing is counted."""
+    gate.put(1)
+    gate.restart()
+    gate.admission.count_ahead()
+    counted = [gate.usage._account(WEB).is_counted]
+    gate.quota(dumps=2)
+    gate.admission.count_ahead()
+    assert [*counted, gate.usage._account(WEB).is_counted] == [False, True]
 
 
 @pytest.mark.parametrize("bound", ["stored_bytes", "plain_bytes"])
@@ -321,7 +411,7 @@ def test_the_floor_of_the_file_system(name: str, gate: Gate, monkeypatch: pytest
         return
     with pytest.raises(NotAdmitted, match="the store's file system has") as refused:
         gate.offer(1)
-    code, words, retry_after_s = refuse(refused.value)
+    code, words, retry_after_s = refuse(refused.value)[:3]
     assert (code, retry_after_s) == (Refusal.STORAGE, limits.FLOOR_RETRY_AFTER_S)
     assert not any(character.isdigit() for character in words)
 

@@ -25,9 +25,10 @@ pytestmark = pytest.mark.slow
 
 NOWHERE: Final = Address("127.0.0.1:9")
 CORE: Final = random.Random(31).randbytes(3 * limits.MIB) + b"the end"
-SLOW: Final = Link(2 * limits.MIB, latency_s=0.02)
-"""A frame takes half a second, several times what it may stand still here."""
-STILL_S: Final = 0.2
+SLOW: Final = Link(limits.MIB * 3 // 4, latency_s=0.02)
+"""A frame takes 1.3 seconds, several times what it may stand still here."""
+STILL_S: Final = 0.5
+"""Beside it a receiver on a busy machine has its fsyncs to make, before it can answer."""
 
 
 @pytest.fixture

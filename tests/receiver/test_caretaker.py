@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 
 from securecore import limits
-from securecore.names import Address, DumpId
+from securecore.names import Address, DumpId, HostName
 from securecore.receiver.server import Receiver, ReceiverSettings, open_receiver
 from securecore.sender.flush import flush
 from securecore.sender.spool import Spool
-from tests.support.certificates import Fleet
+from securecore.store import removal
+from securecore.store.layout import open_store
+from tests.support.certificates import DOMAIN, Fleet
 from tests.support.proxies import Cut, cutting
 from tests.support.receivers import new_dump_id, papers_of, running_receiver, send_bytes
-from tests.support.stores import Commands, make_old, published
+from tests.support.stores import Commands, fill_store, make_old, published
 
 CORE = random.Random(3).randbytes(20 * limits.MIB)
 
@@ -112,3 +114,14 @@ def test_the_thread_ends_with_the_receiver(fleet: Fleet, tmp_path: Path) -> None
     with running_receiver(fleet.receiver, tmp_path / "store") as receiver:
         wait_for(lambda: receiver._caretaker._thread.is_alive())
     assert receiver._caretaker.has_ended(0)
+
+
+def test_a_deletion_has_those_finished_that_were_interrupted(fleet: Fleet, tmp_path: Path, commands: Commands) -> None:
+    """It may have made the room that they lacked: what a full disk has kept out of sight does not wait for the hourly look."""
+    dumps = fill_store(fleet, tmp_path / "store", [("web-1", b"core")] * 4)
+    with running_receiver(fleet.receiver, tmp_path / "store"), open_store(str(tmp_path / "store")) as store:
+        # The first one may be found by the look at the start, which is over then; the second one by nobody else.
+        for interrupted, deleted in (dumps[:2], dumps[2:]):
+            removal.set_aside(store, HostName(f"web-1.{DOMAIN}"), interrupted)
+            assert commands("delete", deleted).code == 0
+            wait_for(commands.dump(interrupted).exists)

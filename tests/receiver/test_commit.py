@@ -1,5 +1,6 @@
 """The whole commit, ended before each of its system calls: what was promised is there, and it can always be finished."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -8,14 +9,18 @@ from pathlib import Path
 import pytest
 
 from securecore.audit.checkpoint import origin_of
+from securecore.audit.entry import parse_entry
 from securecore.audit.proof import verify_receipt
 from securecore.dump.reader import open_container
-from securecore.errors import BrokenError
+from securecore.errors import BrokenError, StorageError
+from securecore.receiver.arrivals import Arrivals
 from securecore.receiver.commit import Committer, ManifestRefused
+from securecore.receiver.log_keeper import LogKeeper
+from securecore.store.crls import CrlFile, read_crl
 from securecore.store.layout import Place, create_store, open_store
 from securecore.store.recovery import open_incoming
 from securecore.store.writer import AlreadyStored, IncomingDump
-from tests.receiver import test_deletion, test_giving_up
+from tests.receiver import test_deletion, test_giving_up_interrupted
 from tests.support.disk import Disk, Killed, run_until
 from tests.support.dumps import (
     LOG_NAME,
@@ -32,6 +37,7 @@ from tests.support.dumps import (
     log_of,
     logs_of,
 )
+from tests.support.formats import read_note, tree_root
 from tests.support.stores import flip
 
 CORE = core_bytes(2, 40)
@@ -40,8 +46,10 @@ STORED = b"".join(frame for frame, _ in FRAMES)
 ENDS = [sum(len(frame) for frame, _ in FRAMES[: count + 1]) for count in range(len(FRAMES))]
 """Bytes of the first frame, the first two, and so on."""
 
+CRL = CrlFile.of(b"the revocation lists in force")
+
 ID = dump_id(1)
-INCOMING, PUBLISHED, AUDIT = f"incoming/{WEB}/{ID}", f"hosts/{WEB}/{ID}", f"audit/{WEB}"
+INCOMING, PUBLISHED, AUDIT, WIDE = f"incoming/{WEB}/{ID}", f"hosts/{WEB}/{ID}", f"audit/{WEB}", "audit/receiver"
 
 
 class Life:
@@ -50,7 +58,10 @@ class Life:
     def __init__(self, path: Path, keys: Keys) -> None:
         self.store = open_store(str(path))
         self.logs = logs_of(self.store, keys.log)
-        self.committer = Committer(self.store, self.logs, lambda: NOW)
+        self.keeper = LogKeeper(self.store, keys.log, lambda: NOW)
+        self.keeper.follow(self.logs)
+        self.committer = Committer(self.store, self.logs, lambda: NOW, lambda certificate: CRL)
+        self.arrivals = Arrivals(self.logs, lambda: NOW)
         self.incoming: IncomingDump | None = None
         self.acknowledged: int | None = None
         """Frames that a sender was told to be durable; None while it was told nothing."""
@@ -58,6 +69,7 @@ class Life:
 
     def start(self) -> None:
         """Roll forward, and see that it was done."""
+        self.keeper.begin()
         waiting = [f"{ID} of {WEB}" for path in Path(self.store.path).glob("incoming/*/*/manifest.jws")]
         assert self.committer.roll_forward() == [(name, None) for name in waiting]
         assert list(Path(self.store.path).glob("incoming/*/*/manifest.jws")) == []
@@ -68,13 +80,14 @@ class Life:
             dump = self.incoming = open_incoming(self.store, WEB, ID, REPORT)
         except AlreadyStored as stored:
             return stored.receipt
+        self.arrivals.note(dump, self._host.made.der)
         self.acknowledged = dump.frames
         for frame in FRAMES[dump.frames :]:
             dump.append(*frame)
             dump.sync()
             on_promise("ACK")
             self.acknowledged = dump.frames
-        receipt = self.committer.finish(dump, token_of(self, self._host), REPORT, self._host.made.der)
+        receipt = self.committer.finish(dump, token_of(self, self._host), REPORT, self._host.made.der, CRL)
         on_promise("RECEIPT")
         return receipt
 
@@ -82,6 +95,7 @@ class Life:
         """Give back what the operating system takes from a process that ends."""
         if self.incoming is not None:
             self.incoming.close()
+        self.keeper._drop()
         self.logs.close()
         self.store.close()
 
@@ -96,7 +110,9 @@ def live(life: Life) -> bytes:
     lock = life.store.lock()
     try:
         life.start()
-        return life.receive()
+        receipt = life.receive()
+        life.keeper.look()
+        return receipt
     finally:
         os.close(lock.fd)
 
@@ -112,7 +128,26 @@ def check_end(path: Path, keys: Keys, receipt: bytes) -> None:
             assert set(os.listdir(files.fd)) == {"core.zst", "report.json", "manifest.jws", "receipt"}
         assert store.incoming() == []
         assert verify_receipt(receipt, origin_of(LOG_NAME, WEB), keys.log.public_key).fields["dump"] == str(ID)
-        assert (path / AUDIT / "entries.jsonl").read_bytes().count(b"\n") == 1
+        entries = [parse_entry(line) for line in (path / AUDIT / "entries.jsonl").read_bytes().splitlines()]
+        events = [entry["event"] for entry in entries]
+        assert (events[0], events[-1], {*events[1:-1]} - {"resumed"}) == ("certificate", "received", set())
+        assert entries[-1]["crl_sha256"] == CRL.sha256
+        assert read_crl(store, CRL.sha256) == CRL.pem
+
+
+def check_wide_log(path: Path, keys: Keys) -> None:
+    """It names every host with a dump, and says of a host's log nothing that this is not."""
+    place = path / WIDE
+    lines = (path / AUDIT / "entries.jsonl").read_bytes().split(b"\n") if (path / AUDIT / "entries.jsonl").exists() else []
+    said = []
+    if (place / "checkpoint").exists():
+        note = read_note((place / "checkpoint").read_bytes(), LOG_NAME.encode(), keys.log.public_key)
+        entries = (place / "entries.jsonl").read_bytes().split(b"\n")[: note.size] if note.size else []
+        assert (len(entries), tree_root(entries)) == (note.size, note.root)
+        said = [json.loads(entry) for entry in entries]
+    for entry in said:
+        assert (entry["host"], tree_root(lines[: entry["size"]]).hex()) == (str(WEB), entry["root"])
+    assert said or not (path / PUBLISHED).exists()
 
 
 def check_published_has_receipt(path: Path) -> None:
@@ -147,6 +182,7 @@ def test_ended_before_every_call(loses_power: bool, tmp_path: Path, keys: Keys) 
                 disk.restore(path)
             disk.close()
             check_published_has_receipt(path)
+            check_wide_log(path, keys)
             if life.acknowledged is not None:
                 assert life.acknowledged >= acknowledged, fatal
                 acknowledged = life.acknowledged
@@ -185,14 +221,27 @@ PROMISES: dict[str, tuple[str, Callable[[Survivors], bool]]] = {
     "the first acknowledgement of a frame (ACK, or held in ACCEPT)": ("ACK", has_report),
     "any acknowledgement of a frame": ("ACK", lambda before: core_of(before) in {STORED[:end] for end in ENDS}),
     "manifest.jws has its name": (f"link {INCOMING}/manifest.jws", has_whole_core),
-    "the entry is written": (f"write {AUDIT}/entries.jsonl", lambda before: bool(before.get(f"{INCOMING}/manifest.jws"))),
+    "the entry is written": (
+        f"write {AUDIT}/entries.jsonl",
+        lambda before: bool(before.get(f"{INCOMING}/manifest.jws")) and before.get(f"crls/{CRL.sha256}.pem") == CRL.pem,
+    ),
     "the checkpoint is replaced": (
         f"rename {AUDIT}/checkpoint",
-        lambda before: str(ID) in text_of(before, f"{AUDIT}/entries.jsonl"),
+        lambda before: '"event":"received"' in text_of(before, f"{AUDIT}/entries.jsonl"),
     ),
     "receipt has its name": (
         f"link {INCOMING}/receipt",
-        lambda before: text_of(before, f"{AUDIT}/checkpoint").split("\n")[1] == "1",
+        lambda before: text_of(before, f"{AUDIT}/checkpoint").split("\n")[1] == "2",
+    ),
+    "the receiver-wide log says a checkpoint of a host's log": (
+        f"write {WIDE}/entries.jsonl",
+        lambda before: text_of(before, f"{AUDIT}/checkpoint").split("\n")[1] == "2",
+    ),
+    "the first receipt of a host has its name": (
+        f"link {INCOMING}/receipt",
+        lambda before: (
+            str(WEB) in text_of(before, f"{WIDE}/entries.jsonl") and text_of(before, f"{WIDE}/checkpoint").split("\n")[1] == "1"
+        ),
     ),
     "the dump is renamed from incoming to hosts": (f"rename {PUBLISHED}", lambda before: bool(before.get(f"{INCOMING}/receipt"))),
     "RECEIPT is sent": ("RECEIPT", has_published),
@@ -234,7 +283,7 @@ def documented_promises() -> list[str]:
 
 def test_every_documented_promise_is_held_here() -> None:
     """docs/store.md promises what is tested below, and nothing else."""
-    assert documented_promises() == [*PROMISES, *test_giving_up.PROMISES, *test_deletion.PROMISES]
+    assert documented_promises() == [*PROMISES, *test_giving_up_interrupted.PROMISES, *test_deletion.PROMISES]
 
 
 @pytest.mark.parametrize("promise", PROMISES)
@@ -242,8 +291,18 @@ def test_what_is_durable_when(promise: str, recorded: list[tuple[str, Survivors]
     """Whenever this happens, a power cut in that instant leaves what docs/store.md promises."""
     name, holds = PROMISES[promise]
     found = [before for call, before in recorded if call == name]
+    if AUDIT in name:
+        found = found[1:]  # The first time it is the certificate's entry.
 
     assert [holds(before) for before in found] == [True] * (len(FRAMES) if name == "ACK" else 1)
+
+
+def test_a_certificate_is_durable_before_anything_of_its_dump(recorded: list[tuple[str, Survivors]]) -> None:
+    """Its entry, under a checkpoint, whenever a sender hears of a frame; the dump's own then adds no write to the disk."""
+    told = [before for call, before in recorded if call == "ACK"]
+    for before in told:
+        assert text_of(before, f"{AUDIT}/entries.jsonl").count('"event":"certificate"') == 1
+        assert text_of(before, f"{AUDIT}/checkpoint").split("\n")[1] == "1"
 
 
 def test_each_acknowledgement_covers_its_frame(recorded: list[tuple[str, Survivors]]) -> None:
@@ -281,7 +340,8 @@ def test_a_start_finishes_what_can_be_finished_and_tells_the_rest(tmp_path: Path
     assert done == {f"{honest} of {WEB}": None, f"{logged} of {WEB}": None}
     assert life.store.incoming() == [(WEB, liar)]
     assert sorted(str(found) for found in life.store.dump_ids(WEB)) == sorted(map(str, (honest, logged)))
-    assert log_of(life.logs, WEB).size == 2
+    entries = (tmp_path / "store" / AUDIT / "entries.jsonl").read_text()
+    assert [entries.count(f'"event":"{event}"') for event in ("certificate", "received")] == [1, 2]
     for number in (honest, logged):
         receipt = (dump_path(life.store, number) / "receipt").read_bytes()
         assert verify_receipt(receipt, origin_of(LOG_NAME, WEB), keys.log.public_key).fields["dump"] == str(number)
@@ -309,3 +369,39 @@ def test_frames_that_changed_after_the_manifest_are_not_committed(tmp_path: Path
 def stop(*arguments: object) -> None:
     """Stand in for a call that a crash comes before."""
     raise Killed
+
+
+@pytest.mark.parametrize("found", [CRL, None], ids=["believed", "not believed now"])
+def test_a_commit_that_is_taken_up_again_refers_to_no_lists_that_speak_against_it(
+    found: CrlFile | None, tmp_path: Path, keys: Keys
+) -> None:
+    """By which lists its certificate was judged nobody knows any more: those of now are named if they let it in, else none."""
+    create_store(str(tmp_path / "store")).close()
+    life = Life(tmp_path / "store", keys)
+    asked: list[bytes] = []
+    committer = Committer(life.store, life.logs, lambda: NOW, lambda certificate: asked.append(certificate) or found)
+    incoming = begin(life.store, ID, CORE)
+    incoming.finish(token_of(life, keys.host))
+    incoming.close()
+    assert committer.roll_forward() == [(f"{ID} of {WEB}", None)]
+    entry = parse_entry((tmp_path / "store" / AUDIT / "entries.jsonl").read_bytes().splitlines()[-1])
+    assert (entry["event"], entry["crl_sha256"]) == ("received", CRL.sha256 if found is not None else None)
+    assert asked == [keys.host.made.der]
+    assert (tmp_path / "store" / "crls").exists() == (found is not None)
+    life.end()
+
+
+def test_a_disk_that_does_not_take_the_lists_leaves_the_dump_to_another_try(tmp_path: Path, keys: Keys) -> None:
+    """No manifest is stored, no entry is written; the frames are there when the sender comes again."""
+    create_store(str(tmp_path / "store")).close()
+    life = Life(tmp_path / "store", keys)
+    (tmp_path / "store" / "crls").write_bytes(b"no directory")
+    with pytest.raises(StorageError, match="not a directory"):
+        life.receive()
+    life.end()
+    assert not (tmp_path / "store" / INCOMING / "manifest.jws").exists()
+    assert '"event":"received"' not in (tmp_path / "store" / AUDIT / "entries.jsonl").read_text()
+    (tmp_path / "store" / "crls").unlink()
+    again = Life(tmp_path / "store", keys)
+    check_end(tmp_path / "store", keys, again.receive())
+    again.end()

@@ -82,7 +82,7 @@ policies = st.builds(
     st.dictionaries(hosts, quotas, max_size=3),
     st.builds(Floor, st.integers(0, 99_999).map(lambda thousandths: thousandths / 100_000), st.integers(0, 1 << 49)),
     st.builds(
-        Doors, connections, connections, connections, connections, st.none() | st.integers(1, 10**8).map(float)
+        Doors, connections, connections, connections, connections, st.none() | st.integers(60, 10**8).map(float)
     ),
     st.builds(Retention, st.none() | spans, sizes, st.none() | counts, sizes, st.none() | counts, st.just(timedelta()) | spans),
 )  # fmt: skip
@@ -230,6 +230,7 @@ def test_configuration_cut_at_every_offset_is_refused_or_lacks_only_what_may_be_
         (GOOD + "[connections]\nper_host = 0", "receiver.toml:4: per_host must be 1 to 65536"),
         (GOOD + "[connections]\ntotal = 'none'", "receiver.toml:4: total must have a bound"),
         (GOOD + "[connections]\nsession = 60", "receiver.toml:4: session must be a text"),
+        (GOOD + "[connections]\nsession = '59s'", "receiver.toml:4: session must be 60 s or more"),
         (GOOD + "[retention]\nmax_age = '1y'", "receiver.toml:4: max_age must be a length of time"),
         (GOOD + "[retention]\nmax_dumps = 0", "receiver.toml:4: max_dumps must be above 0"),
     ],

@@ -19,10 +19,15 @@ from securecore.dump.reader import open_container
 from securecore.errors import ConfigError, NotFoundError, SecurecoreError, StorageError
 from securecore.names import DumpId, HostName
 from securecore.receiver import control
+from securecore.receiver.policy import Policy, Quota
 from securecore.receiver.server import Receiver
+from securecore.store import census
+from securecore.store import usage as usage_module
+from securecore.store.census import Found
 from securecore.store.layout import Store, open_store
+from securecore.store.usage import Usage
 from tests.support.certificates import Fleet
-from tests.support.receivers import new_dump_id, papers_of, send_bytes
+from tests.support.receivers import new_dump_id, papers_of, running_receiver, send_bytes
 from tests.support.stores import WEB, fill_store
 
 HOST = HostName(WEB)
@@ -218,6 +223,36 @@ def test_who_leaves_or_stalls_is_dropped_and_the_server_goes_on(
         assert stalled.recv(1) == b""
 
 
+class Dripping:
+    """A client of which a byte comes every four seconds, by a clock of its own."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.received = 0
+        self._timeout = 0.0
+
+    def settimeout(self, seconds: float) -> None:
+        """Bound the next wait."""
+        self._timeout = seconds
+
+    def recv(self, size: int) -> bytes:
+        """Wait for a byte, or as long as one may."""
+        self.now += min(4.0, self._timeout)
+        if self._timeout < 4.0:
+            raise TimeoutError("timed out")
+        self.received += 1
+        return b" "
+
+
+def test_bytes_that_drip_in_renew_no_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request has its deadline as a whole: requests are answered one by one, and the next one waits."""
+    client = Dripping()
+    monkeypatch.setattr(control.time, "monotonic", lambda: client.now)
+    with pytest.raises(TimeoutError):
+        control._read_request(client)  # type: ignore[arg-type]
+    assert (client.now, client.received) == (control._DEADLINE_S, 2)
+
+
 def test_a_dump_that_is_not_there_is_not_found(store: Store) -> None:
     """The error that the receiver met comes back as the same kind, and no log is made for a host that has none."""
     with pytest.raises(NotFoundError, match="no dump"):
@@ -239,7 +274,10 @@ def test_a_dead_receivers_socket_is_nobody(fleet: Fleet, tmp_path: Path) -> None
         assert control.ask_for_core(store, HOST, dump) is None
 
 
-ANSWERS = [b"", b"garbage\n", b"[]\n", b'{"ok": true}\n', b'{"error": "no", "code": 99}\n', b'{"code": []}\n', b'{"error": {}}\n']
+ANSWERS = [
+    b"", b"garbage\n", b"[]\n", b'{"ok": true}\n', b'{"error": "no", "code": 99}\n', b'{"code": []}\n', b'{"error": {}}\n',
+    b'{"error": "no", "code": 5, "hint": []}\n',
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
@@ -298,3 +336,35 @@ def test_a_refusal_that_comes_before_the_request_is_heard(fleet: Fleet, tmp_path
             patch.setattr(socket.socket, "connect", connect_and_be_refused)
             with pytest.raises(ConfigError, match="refused: only root and the store's owner"):
                 control.ask_for_core(store, HOST, dump)
+
+
+def test_neither_a_deletion_nor_a_stop_waits_for_a_count(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A count takes minutes: a dump is deleted meanwhile, and a receiver that is stopped ends and leaves its store unlocked."""
+    dumps = [new_dump_id() for _ in range(2)]
+    with running_receiver(fleet.receiver, tmp_path / "store") as receiver:
+        for identifier in dumps:
+            assert send_bytes(CORE, papers_of(fleet.host), receiver.addresses, dump=identifier).receipt is not None
+    is_looking, may_look, stop = threading.Event(), threading.Event(), Usage.stop
+
+    def look(*arguments: object) -> Found:
+        is_looking.set()
+        assert may_look.wait(30)
+        return census.look(*arguments)  # type: ignore[arg-type]
+
+    def stop_counting(usage: Usage, timeout_s: float) -> bool:
+        may_look.set()
+        return stop(usage, timeout_s)
+
+    monkeypatch.setattr(usage_module, "look", look)
+    monkeypatch.setattr(Usage, "stop", stop_counting)
+    policy, path = Policy(quota=Quota(dumps=9)), tmp_path / "store"
+    with running_receiver(fleet.receiver, path, policy=policy), open_store(str(path)) as store:
+        assert is_looking.wait(20)
+        assert control.ask_for_deletion(store, HOST, dumps[0], None)
+        assert not may_look.is_set()
+    assert caplog.messages[-1] == "stopped"
+    with open_store(str(path)) as store:
+        store.lock().close()
+        assert store.dump_ids(HOST) == dumps[1:]

@@ -4,38 +4,56 @@ import os
 import pwd
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from securecore import limits
+from securecore.audit.log import HostLogs
 from securecore.errors import BrokenError, BusyError, NotFoundError, SecurecoreError, StorageError
 from securecore.names import Address, DumpId, HostName
 from securecore.receiver import control
 from securecore.receiver.commit import Committer
 from securecore.receiver.deletion import Order, delete, find_tombstone
+from securecore.receiver.mass_deletion import delete_all
 from securecore.receiver.server import Receiver, ReceiverSettings, open_receiver
 from securecore.report import CrashReport
 from securecore.sender.flush import flush
 from securecore.sender.spool import Spool
-from securecore.store.layout import Place, create_store, open_store
+from securecore.store.layout import Place, Store, create_store, open_store
 from tests.support.certificates import Fleet, Hierarchy
-from tests.support.disk import Disk
-from tests.support.dumps import NOW, WEB, begin, core_bytes, dump_id, logs_of, make_log_signer, make_signer, store_dump
+from tests.support.disk import Disk, refuse, run_until
+from tests.support.dumps import (
+    NOW,
+    WEB,
+    Keys,
+    begin,
+    core_bytes,
+    dump_id,
+    dump_path,
+    logs_of,
+    make_log_signer,
+    make_signer,
+    store_dump,
+)
 from tests.support.kernel import wait_until
 from tests.support.receivers import new_dump_id, papers_of, running_receiver, send_bytes
 from tests.support.stores import WEB as WEB_NAME
-from tests.support.stores import Commands, fill_store
+from tests.support.stores import Commands, files_of, fill_store
 
 CORE = core_bytes(1, 40)
-ID = dump_id(1)
+ID, OTHER = dump_id(1), dump_id(2)
 REPORT = CrashReport(sender="test", program="crasher", signal=11, pid=4711).encode()
 """What send_bytes sends."""
 ALICE = Order(1000, "alice", "customer data")
 
 
-class Killed(BaseException):
-    """The process ends here; no handler of errors sees it."""
+def delete_one(store: Store, logs: HostLogs) -> bool:
+    """Delete the dump, and say so."""
+    delete(store, logs, WEB, ID, ALICE, NOW)
+    return True
 
 
 @pytest.mark.slow
@@ -58,24 +76,11 @@ def test_ended_before_every_call_a_dump_is_whole_or_gone(
                 begin(store, ID, CORE).close()
             logs.close()
         before = files_of(path)
-        disk, calls = Disk(path), 0
-
-        def count(call: str, fatal: int = fatal) -> None:
-            nonlocal calls
-            calls += 1
-            if calls >= fatal:
-                raise Killed
-
-        disk.before = count
-        with open_store(str(path)) as store, pytest.MonkeyPatch.context() as patch:
+        disk = Disk(path)
+        with open_store(str(path)) as store:
             logs = logs_of(store, log_signer)
-            disk.watch(patch)
-            try:
-                delete(store, logs, WEB, ID, ALICE, NOW)
+            if run_until(fatal, disk, lambda store=store, logs=logs: delete_one(store, logs)):
                 outcomes.add("finished")
-            except Killed:
-                pass
-            patch.undo()
             logs.close()
         if loses_power:
             path = tmp_path / f"left-{fatal}"
@@ -85,18 +90,8 @@ def test_ended_before_every_call_a_dump_is_whole_or_gone(
         with open_store(str(path)) as store:
             logs = logs_of(store, log_signer)
             is_unsigned = has_unsigned_entry(path)
-            disk, made = Disk(path), list[str]()
-            disk.before = made.append
-            with pytest.MonkeyPatch.context() as patch:
-                disk.watch(patch)
-                Committer(store, logs, lambda: NOW).roll_forward()
-            disk.close()
+            Committer(store, logs, lambda: NOW).roll_forward()
             assert store.deleting() == []
-            removal = f"unlink deleting/{WEB}/{ID}/report.json"
-            if is_unsigned and removal in made:
-                # The entry may be in memory only: it is made durable, and signed, before it counts.
-                assert made.index(f"fdatasync {LOG}") < made.index(f"rename audit/{WEB}/checkpoint") < made.index(removal)
-                outcomes.add("gone by an entry that was not signed")
             log = path / "audit" / str(WEB) / "entries.jsonl"
             is_deleted = log.exists() and '"event":"deleted"' in log.read_text()
             if is_deleted:
@@ -106,11 +101,80 @@ def test_ended_before_every_call_a_dump_is_whole_or_gone(
                 outcomes.add("gone")
             else:
                 assert files_of(path) == before
-                outcomes.add("whole")
+                outcomes.add("whole by an entry that was not signed" if is_unsigned else "whole")
+            assert not (is_unsigned and is_deleted)
             logs.close()
-    assert outcomes - {"gone by an entry that was not signed"} == {"whole", "gone", "finished"}
-    assert loses_power or "gone by an entry that was not signed" in outcomes
+    assert outcomes - {"whole by an entry that was not signed"} == {"whole", "gone", "finished"}
+    assert loses_power or "whole by an entry that was not signed" in outcomes
     assert fatal > 10
+
+
+def test_a_host_that_offers_a_deleted_dump_again_and_again_has_its_log_read_once(
+    keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each OPEN of it would read a log from end to end, which other sessions of the host wait for; the answer is remembered."""
+    with create_store(str(tmp_path / "store")) as store:
+        logs = logs_of(store, keys.log)
+        store_dump(store, logs, keys.host, ID, CORE)
+        delete_one(store, logs)
+        committer = Committer(store, logs, lambda: NOW)
+        first = committer.find_tombstone(WEB, ID)
+        assert first is not None
+        with monkeypatch.context() as patch:
+            patch.setattr("securecore.audit.log.scan_lines", refuse_to_read)
+            assert [committer.find_tombstone(WEB, ID) for _ in range(3)] == [first] * 3
+        store_dump(store, logs, keys.host, ID, CORE)
+        assert committer.find_tombstone(WEB, ID) is None
+        delete(store, logs, WEB, ID, ALICE, NOW + timedelta(days=1))
+        again = committer.find_tombstone(WEB, ID)
+        assert again is not None
+        assert again.words != first.words
+        logs.close()
+
+
+def test_few_answers_about_deleted_dumps_are_remembered(keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host with many of them fills no memory: what was asked for the longest ago is looked up once more."""
+    monkeypatch.setattr(limits, "MAX_TOMBSTONES", 1)
+    with create_store(str(tmp_path / "store")) as store:
+        logs = logs_of(store, keys.log)
+        for identifier in (ID, OTHER):
+            store_dump(store, logs, keys.host, identifier, CORE)
+        assert delete_all(store, logs, WEB, [ID, OTHER], ALICE, NOW) == {}
+        committer = Committer(store, logs, lambda: NOW)
+        found = {identifier: committer.find_tombstone(WEB, identifier) for identifier in (ID, OTHER)}
+        with monkeypatch.context() as patch:
+            patch.setattr("securecore.audit.log.scan_lines", refuse_to_read)
+            assert committer.find_tombstone(WEB, OTHER) == found[OTHER]
+            with pytest.raises(StorageError, match="read"):
+                committer.find_tombstone(WEB, ID)
+        assert committer.find_tombstone(WEB, ID) == found[ID]
+        logs.close()
+
+
+def refuse_to_read(fd: int) -> None:
+    raise StorageError("cannot read an audit log")
+
+
+@pytest.mark.parametrize("name", ["receipt", "manifest.jws", "stranger"])
+def test_a_dump_with_a_directory_among_its_files_stays_in_sight(name: str, keys: Keys, tmp_path: Path) -> None:
+    """It is not ours to remove. It is named before the log says that the dump is deleted, which else would stay, out of sight."""
+    with create_store(str(tmp_path / "store")) as store:
+        logs = logs_of(store, keys.log)
+        for identifier in (ID, OTHER):
+            store_dump(store, logs, keys.host, identifier, CORE)
+        stranger = dump_path(store, ID) / name
+        stranger.unlink(missing_ok=True)
+        stranger.mkdir()
+        with pytest.raises(StorageError, match=f"dump {ID} cannot be removed: '{name}' in it is a directory"):
+            delete_one(store, logs)
+        assert [type(error) for error in delete_all(store, logs, WEB, [ID, OTHER], ALICE, NOW).values()] == [StorageError]
+        assert [store.find_place(WEB, identifier) for identifier in (ID, OTHER)] == [Place.HOSTS, None]
+        assert find_tombstone(logs, WEB, ID) is None
+        assert store.deleting() == []
+        stranger.rmdir()
+        assert delete_one(store, logs)
+        assert store.find_place(WEB, ID) is None
+        logs.close()
 
 
 Survivors = dict[str, bytes | None]
@@ -159,11 +223,6 @@ def has_unsigned_entry(store: Path) -> bool:
     return log.exists() and len(log.read_bytes().splitlines()) > int(checkpoint.read_bytes().split(b"\n")[1])
 
 
-def files_of(store: Path) -> dict[str, bytes]:
-    """Return the files of the dumps in a store, by their paths."""
-    return {str(path.relative_to(store)): path.read_bytes() for path in sorted(store.glob("*/*/*/*"))}
-
-
 def test_a_dump_that_is_being_written_is_not_deleted(hierarchy: Hierarchy, tmp_path: Path) -> None:
     """Whoever writes has the dump; a deletion says so and leaves no trace in the log."""
     with create_store(str(tmp_path / "store")) as store:
@@ -209,11 +268,6 @@ def test_a_dump_stays_in_sight_where_the_log_is_damaged(hierarchy: Hierarchy, tm
     assert files_of(path) == before
 
 
-def refuse(fd: int, data: bytes) -> None:
-    """Be a full disk."""
-    raise StorageError("the disk is full")
-
-
 def test_what_is_not_there_is_not_deleted(tmp_path: Path) -> None:
     """A dump that nobody knows is not found, and the log stays silent."""
     with create_store(str(tmp_path / "store")) as store:
@@ -253,13 +307,23 @@ def test_a_late_duplicate_hears_that_it_is_gone_and_is_let_go(
     assert [line["dump"] for line in spool.receipts()] == [str(spooled)]
 
 
+def is_free(path: Path) -> bool:
+    """Return whether no receiver has the store any more."""
+    with open_store(str(path)) as store:
+        try:
+            store.lock().close()
+        except StorageError:
+            return False
+    return True
+
+
 def test_a_tombstone_outlives_the_receiver(
     fleet: Fleet, receiver: Receiver, spool: Spool, spooled: DumpId, commands: Commands, tmp_path: Path
 ) -> None:
     """It is made of the log alone, so that a new receiver on the store knows it too."""
     assert commands("delete", spooled).code == 0
     receiver.stop()
-    wait_until(lambda: True if not (tmp_path / "store" / "control.sock").exists() else None)
+    wait_until(lambda: True if is_free(tmp_path / "store") else None)
     with running_receiver(fleet.receiver, tmp_path / "store") as another:
         (flushed,) = flush(spool, another.addresses, papers_of(fleet.host))
     assert flushed.receipt is not None
@@ -316,10 +380,14 @@ def test_where_no_receiver_runs_the_command_signs_for_itself(
 
 
 def test_a_dump_that_a_session_has_is_not_deleted(receiver: Receiver, spooled: DumpId, commands: Commands) -> None:
-    """Also before it has opened a file of it: the claim alone keeps the dump, and another one keeps its sender off meanwhile."""
+    """Also before it has opened a file of it: the claim alone keeps the dump, and another one keeps its sender off meanwhile.
+
+    Who asks is told what to do, as where no receiver runs.
+    """
     with receiver._service.presence.claim(HostName(WEB_NAME), spooled, lambda: None):
         ran = commands("delete", spooled)
     assert (ran.code, "a session has this dump" in ran.err) == (BusyError.exit_code, True)
+    assert "hint: wait until its sender has finished, or has gone" in ran.err
     assert commands.dump(spooled).exists()
 
 

@@ -97,7 +97,7 @@ def test_a_dump_that_a_foreign_client_sends_is_stored_and_proved(program: str, t
             manifest, receipt = send_dump(foreign, Signer(made), dump, CORE)
         facts = evidence.check_receipt(read_credentials(str(identity)), receipt, door.address, dump, manifest, time.time())
 
-    assert (facts["host"], facts["index"]) == (HOST_NAME, 0)
+    assert (facts["host"], facts["index"]) == (HOST_NAME, 1)
     assert stored_cores(tmp_path / "store") == {str(dump): CORE}
 
 

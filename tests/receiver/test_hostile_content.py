@@ -93,15 +93,16 @@ BAD_FRAMES: Final[dict[str, tuple[bytes, str]]] = {
 
 
 @pytest.mark.parametrize("name", BAD_FRAMES)
-def test_what_is_not_exactly_one_frame_is_refused(name: str, stage: Stage) -> None:
-    """Before a byte of it is stored."""
+def test_what_is_not_exactly_one_frame_is_refused(name: str, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a byte of it is stored: what was acknowledged before is all that is there."""
+    monkeypatch.setattr(limits, "ACK_EVERY_BYTES", 1)
     data, words = BAD_FRAMES[name]
     hand = stage.hand()
     hand.open(new_dump_id())
-    hand.put(encode(Data(data)))
+    hand.put(encode(Zero(1)) + encode(Data(data)))
 
     stage.refused(hand, Refusal.BAD_FRAME, words)
-    assert [path.stat().st_size for path in (stage.store / "incoming").rglob("core.zst")] == [0]
+    assert [path.stat().st_size for path in (stage.store / "incoming").rglob("core.zst")] == [len(ZERO_PIECE_FRAME)]
 
 
 SHORT: Final[dict[str, list[Message]]] = {

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from securecore.audit.log import HostLogs
-from securecore.errors import BrokenError, BusyError, NotFoundError, SecurecoreError, StorageError
+from securecore.dump.compression import Decompressor
+from securecore.errors import BrokenError, BusyError, NotFoundError, SecurecoreError
 from securecore.names import DumpId, HostName
 from securecore.receiver import control
 from securecore.receiver.commit import Committer
@@ -18,20 +19,19 @@ from securecore.receiver.mass_deletion import delete_all
 from securecore.receiver.server import Receiver
 from securecore.store import removal
 from securecore.store.layout import Place, Store, create_store, open_store
+from securecore.store.rows import read_entry, read_received_at, row_of
 from tests.support.certificates import Fleet, Hierarchy
-from tests.support.disk import Disk
+from tests.support.disk import Disk, refuse, run_until
 from tests.support.dumps import NOW, WEB, begin, core_bytes, dump_id, logs_of, make_log_signer, make_signer, store_dump
-from tests.support.receivers import new_dump_id, papers_of, send_bytes
+from tests.support.old_dumps import ID, Life, published
+from tests.support.receivers import new_dump_id, papers_of, send_bytes, wait_until_idle
 from tests.support.stores import WEB as WEB_NAME
+from tests.support.stores import files_of
 
 CORE = core_bytes(1, 40)
 IDS = [dump_id(1), dump_id(2), dump_id(3)]
 ALICE = Order(1000, "alice", "older than 30d")
 HOST = HostName(WEB_NAME)
-
-
-class Killed(BaseException):
-    """The process ends here; no handler of errors sees it."""
 
 
 @pytest.fixture
@@ -50,11 +50,6 @@ def logs(store: Store, hierarchy: Hierarchy) -> Iterator[HostLogs]:
         store_dump(store, opened, signer, identifier, CORE)
     yield opened
     opened.close()
-
-
-def files_of(store: Path) -> dict[str, bytes]:
-    """Return the files of the dumps in a store, by their paths."""
-    return {str(path.relative_to(store)): path.read_bytes() for path in sorted(store.glob("*/*/*/*"))}
 
 
 def entries_of(store: Path) -> str:
@@ -77,24 +72,11 @@ def test_ended_before_every_call_each_dump_is_whole_or_gone(loses_power: bool, h
                 store_dump(store, logs, signer, identifier, CORE)
             logs.close()
         before = files_of(path)
-        disk, calls = Disk(path), 0
-
-        def count(call: str, fatal: int = fatal) -> None:
-            nonlocal calls
-            calls += 1
-            if calls >= fatal:
-                raise Killed
-
-        disk.before = count
-        with open_store(str(path)) as store, pytest.MonkeyPatch.context() as patch:
+        disk = Disk(path)
+        with open_store(str(path)) as store:
             logs = logs_of(store, log_signer)
-            disk.watch(patch)
-            try:
-                assert delete_all(store, logs, WEB, IDS[:2], ALICE, NOW) == {}
+            if run_until(fatal, disk, lambda store=store, logs=logs: delete_all(store, logs, WEB, IDS[:2], ALICE, NOW)) == {}:
                 outcomes.add("finished")
-            except Killed:
-                pass
-            patch.undo()
             logs.close()
         if loses_power:
             path = tmp_path / f"left-{fatal}"
@@ -162,11 +144,6 @@ def test_dumps_stay_where_the_log_cannot_say_that_they_went(
     assert files_of(tmp_path / "store") == before
 
 
-def refuse(fd: int, data: bytes) -> None:
-    """Be a full disk."""
-    raise StorageError("the disk is full")
-
-
 def test_beside_a_damaged_log_dumps_stay_in_sight(store: Store, logs: HostLogs, tmp_path: Path) -> None:
     """Nothing is moved when nobody can say of it that it went, nor that it did not."""
     logs.close()
@@ -219,6 +196,7 @@ def test_the_receiver_deletes_a_batch(receiver: Receiver, fleet: Fleet, tmp_path
     dumps = [new_dump_id() for _ in range(3)]
     for dump in dumps[:2]:
         assert send_bytes(CORE, papers_of(fleet.host), receiver.addresses, dump=dump).receipt is not None
+    wait_until_idle(receiver)  # A session has its dump for a moment longer than its sender waits.
     with open_store(str(tmp_path / "store")) as opened:
         failed = control.ask_for_deletions(opened, HOST, dumps, "store over 1GiB")
         assert failed is not None
@@ -226,11 +204,66 @@ def test_the_receiver_deletes_a_batch(receiver: Receiver, fleet: Fleet, tmp_path
         assert opened.dump_ids(HOST) == []
 
 
+def test_a_dump_that_was_received_since_it_was_chosen_stays(receiver: Receiver, fleet: Fleet, tmp_path: Path) -> None:
+    """It was given up when it was chosen; its sender has come back, finished it, and let go of its own copy."""
+    dumps = [new_dump_id() for _ in range(2)]
+    for dump in dumps:
+        assert send_bytes(CORE, papers_of(fleet.host), receiver.addresses, dump=dump).receipt is not None
+    with open_store(str(tmp_path / "store")) as opened:
+        with opened.open_dump(HOST, dumps[1]) as files:
+            said = row_of(files).received_at
+        failed = control.ask_for_deletions(opened, HOST, dumps, "x", ["2026-11-01T00:00:00.000Z", said])
+        assert failed is not None
+        assert [(dump, type(error)) for dump, error in failed.items()] == [(dumps[0], NotFoundError)]
+        assert opened.dump_ids(HOST) == [dumps[0]]
+        with pytest.raises(SecurecoreError, match="received_at"):
+            control.ask_for_deletions(opened, HOST, dumps, "x", ["one"])
+
+
+def test_a_dump_without_its_receipt_is_known_by_the_log(life: Life) -> None:
+    """What was chosen when it was given up is not what its sender has finished since, though its receipt no longer says so."""
+    life.caretaker.look()
+    with life.store.open_dump(WEB, ID) as files:
+        said = row_of(files).received_at
+    (Path(life.store.path) / "hosts" / str(WEB) / str(ID) / "receipt").write_bytes(b"")
+    with life.store.open_dump(WEB, ID) as files:
+        assert read_received_at(files, read_entry(files)) != said
+    other = delete_all(life.store, life.logs, WEB, [ID], ALICE, NOW, {ID: "2026-11-01T00:00:00.000Z"})
+    assert {dump: type(error) for dump, error in other.items()} == {ID: NotFoundError}
+    assert life.store.find_place(WEB, ID) is Place.HOSTS
+    assert delete_all(life.store, life.logs, WEB, [ID], ALICE, NOW, {ID: said}) == {}
+    assert life.store.find_place(WEB, ID) is None
+    life.end()
+
+
+def test_no_frame_is_expanded_to_delete_a_dump(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even of one that was given up, whose row needs its frames: they are a host's, and it is the receiver's process."""
+    life.caretaker.look()
+    with life.store.open_dump(WEB, ID) as files:
+        said = row_of(files).received_at
+    expanded: list[bytes] = []
+    monkeypatch.setattr(Decompressor, "piece", lambda self, frame: expanded.append(bytes(frame)))
+    assert delete_all(life.store, life.logs, WEB, [ID], ALICE, NOW, {ID: said}) == {}
+    assert expanded == []
+    assert life.store.find_place(WEB, ID) is None
+    life.end()
+
+
+def test_a_given_up_dump_was_received_when_its_last_frame_came(life: Life) -> None:
+    """Whoever asks for that alone gets what its row says; of any other dump too."""
+    with life.store.open_dump(WEB, ID) as files:
+        assert read_received_at(files, read_entry(files)) == row_of(files).received_at
+    life.caretaker.look()
+    with life.store.open_dump(WEB, ID) as files:
+        assert read_received_at(files, read_entry(files)) == row_of(files).received_at == published(life)[2]["last_at"]
+    life.end()
+
+
 def test_many_failures_come_back_whole(receiver: Receiver, tmp_path: Path) -> None:
     """An answer about a full batch is longer than any other."""
     dumps = [dump_id(number) for number in range(64)]
     with open_store(str(tmp_path / "store")) as opened:
-        failed = control.ask_for_deletions(opened, HOST, dumps, "x")
+        failed = control.ask_for_deletions(opened, HOST, dumps, "x" * 200, ["2026-11-01T00:00:00.000Z"] * 64)
         assert failed is not None
         assert set(failed) == set(dumps)
 

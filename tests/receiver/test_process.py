@@ -1,6 +1,5 @@
 """``securecore receive`` as a process: where it says that it listens, how it is stopped, and that it comes back at once."""
 
-import fcntl
 import json
 import os
 import pty
@@ -10,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -163,9 +161,8 @@ def on_a_terminal(arguments: list[str]) -> Iterator[tuple["subprocess.Popen[byte
     master, slave = pty.openpty()
     try:
         with subprocess.Popen(
-            arguments, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        ) as popen:  # fmt: skip
+            ["setsid", "--ctty", *arguments], stdin=slave, stdout=slave, stderr=slave
+        ) as popen:
             os.close(slave)
             try:
                 yield popen, master

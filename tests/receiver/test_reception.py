@@ -45,7 +45,7 @@ def test_a_core_is_stored_byte_for_byte_and_its_receipt_checks(name: str, fleet:
     assert outcome.failure is None
     assert outcome.receipt is not None
     assert list(stored_cores(tmp_path / "store").values()) == [CORES[name]]
-    assert outcome.receipt["index"] == 0
+    assert outcome.receipt["index"] == 1
 
 
 def test_a_dump_that_is_offered_again_gets_its_stored_receipt(fleet: Fleet, receiver: Receiver, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,14 +14,16 @@ import pytest
 from securecore import limits
 from securecore.dump.compression import Compressor
 from securecore.dump.frames import ZERO_PIECE_FRAME
-from securecore.errors import BusyError, RefusedError, SecurecoreError
+from securecore.errors import BusyError, RefusedError, SecurecoreError, StorageError
 from securecore.merkle import leaf_hash
 from securecore.names import DumpId, HostName, StoreId
 from securecore.pki.revocation import revoke_name
+from securecore.receiver.policy import Policy
 from securecore.receiver.server import Receiver
 from securecore.sender import evidence
+from securecore.sender.parcel import Outcome
 from securecore.sender.patience import Wait
-from securecore.sender.transfer import Outcome
+from securecore.store.growing_core import GrowingCore
 from securecore.store.layout import open_store
 from securecore.wire.messages import Accept, Ack, Data, End, Zero
 from tests.support.certificates import DOMAIN, Fleet, no_passphrase
@@ -51,6 +53,11 @@ def published(tmp_path: Path) -> list[str]:
     """Return the ids of all published dumps."""
     with open_store(str(tmp_path / "store")) as store:
         return [str(dump) for host in store.host_names() for dump in store.dump_ids(host)]
+
+
+def incoming(tmp_path: Path) -> list[str]:
+    """Return the ids of all dumps of the fleet's first host that are coming in."""
+    return [path.name for path in (tmp_path / "store" / "incoming" / f"web-1.{DOMAIN}").iterdir()]
 
 
 STEPS = ["open", "first", "second", "third"]
@@ -110,6 +117,21 @@ def test_the_newest_session_for_a_dump_wins(fleet: Fleet, receiver: Receiver, tm
     assert isinstance(answer, Accept)
     with pytest.raises(BusyError, match="newer connection"):
         older.delivery.wait_for_ack(Wait(10))
+
+
+@pytest.mark.parametrize("core", [b"", b"core"], ids=["report", "frame"])
+def test_a_dump_of_which_the_report_alone_is_here_is_not_said_to_be_kept(
+    core: bytes, fleet: Fleet, receiver: Receiver, hands: Hands
+) -> None:
+    """As where a newer connection ends the first one: without a frame the core is with its sender, or nowhere."""
+    dump, older, newer = new_dump_id(), hands(fleet, receiver), hands(fleet, receiver)
+    older.open(dump)
+    if core:
+        older.send(core)
+        older.wait_until_acknowledged()
+    newer.open(dump)
+
+    assert older.refusal().kept is bool(core)
 
 
 MANIFEST_LIES: dict[str, tuple[Callable[[Hand, DumpId], bytes], str]] = {
@@ -262,8 +284,79 @@ def test_a_host_revoked_while_it_sends_gets_no_receipt(own_fleet: Fleet, tmp_pat
 
         with pytest.raises(RefusedError, match="revoked on"):
             hand.delivery.end(hand.manifest(dump))
+        wait_until_idle(running)
 
     assert published(tmp_path) == []
+    assert incoming(tmp_path) == []
+
+
+@pytest.mark.parametrize("was_acknowledged", [False, True], ids=["nothing acknowledged", "a part acknowledged"])
+def test_a_host_denied_while_it_sends_leaves_only_what_was_acknowledged(
+    was_acknowledged: bool, fleet: Fleet, receiver: Receiver, tmp_path: Path, hands: Hands
+) -> None:
+    """Before the commit: a dump of which nothing was promised is gone, any other is kept with all that has come."""
+    dump, hand = new_dump_id(), hands(fleet, receiver)
+    hand.open(dump)
+    for _ in range(9 if was_acknowledged else 1):
+        hand.send(os.urandom(limits.PIECE_BYTES))
+    if was_acknowledged:
+        hand.wait_until_acknowledged()
+    receiver._service.policy = Policy(deny=(f"web-1.{DOMAIN}",))
+    with pytest.raises(RefusedError, match="may not send"):
+        hand.delivery.end(hand.manifest(dump))
+    wait_until_idle(receiver)
+    assert incoming(tmp_path) == ([str(dump)] if was_acknowledged else [])
+    if was_acknowledged:
+        receiver._service.policy = Policy()
+        assert hands(fleet, receiver).open(dump).held == 9
+
+
+@pytest.mark.parametrize("end", ["frame", "manifest"])
+@pytest.mark.parametrize("was_acknowledged", [False, True], ids=["nothing acknowledged", "a part acknowledged"])
+def test_what_is_refused_leaves_only_what_was_acknowledged(
+    was_acknowledged: bool, end: str, fleet: Fleet, receiver: Receiver, tmp_path: Path, hands: Hands
+) -> None:
+    """A frame that is none, a manifest that does not hold: nobody comes back for a dump of which nothing was promised."""
+    dump, hand = new_dump_id(), hands(fleet, receiver)
+    hand.open(dump)
+    for _ in range(9 if was_acknowledged else 1):
+        hand.send(os.urandom(limits.PIECE_BYTES))
+    if was_acknowledged:
+        hand.wait_until_acknowledged()
+    with pytest.raises(RefusedError):
+        hand.send_and_wait(b"hello") if end == "frame" else hand.delivery.end(b"x")
+    wait_until_idle(receiver)
+    assert incoming(tmp_path) == ([str(dump)] if was_acknowledged else [])
+
+
+@pytest.mark.parametrize("call", ["_write", "sync"])
+@pytest.mark.parametrize("was_acknowledged", [False, True], ids=["nothing acknowledged", "a part acknowledged"])
+def test_what_the_disk_refuses_leaves_only_what_was_acknowledged(
+    was_acknowledged: bool,
+    call: str,
+    fleet: Fleet,
+    receiver: Receiver,
+    tmp_path: Path,
+    hands: Hands,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a frame that cannot be written, and of one whose sender has gone and that cannot be made durable."""
+    dump, hand = new_dump_id(), hands(fleet, receiver)
+    hand.open(dump)
+    for _ in range(8 if was_acknowledged else 0):
+        hand.send(os.urandom(limits.PIECE_BYTES))
+    if was_acknowledged:
+        hand.wait_until_acknowledged()
+
+    def refuse(core: GrowingCore, *data: object) -> None:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(GrowingCore, call, refuse)
+    with suppress(BusyError):  # Where the disk has refused a frame before it.
+        hand.send(PIECES[2])
+    hand.close()
+    wait_until_idle(receiver)
+    assert incoming(tmp_path) == ([str(dump)] if was_acknowledged else [])
 
 
 def wait_for_reload(receiver: Receiver, before: object) -> None:
