@@ -13,7 +13,7 @@ from securecore.names import HostName, NameRefused
 from securecore.pki.directory import FOLDERS, FORMAT, PkiDirectory, certificate_pem, issue_fields, open_pki
 from securecore.pki.keys import check_passphrase, make_key, private_pem
 from securecore.pki.ledger import Ledger, format_time
-from securecore.pki.minting import CRL_DAYS, ROOT_CRL_DAYS, Authority, mint_ca, mint_crl, mint_root
+from securecore.pki.minting import Authority, crl_days, mint_ca, mint_crl, mint_root
 from securecore.pki.staging import PRIVATE_MODE, PUBLIC_MODE, StagedDirectory, stage
 
 
@@ -42,6 +42,7 @@ def create_pki(path: Path, organisation: str, domain: str, passphrase: bytes | N
         crls = b""
         for profile, authority in ((ROOT_CA, root), (HOSTS_CA, hosts), (RECEIVERS_CA, receivers)):
             crls += _write_ca(staged, ledger, profile.name, authority, root, passphrase, now)
+        staged.write("ca.pem", certificate_pem(root.certificate, hosts.certificate, receivers.certificate), PUBLIC_MODE)
         staged.write("crl.pem", crls, PUBLIC_MODE)
         staged.publish()
     return open_pki(path)
@@ -76,11 +77,10 @@ def _write_ca(
 ) -> bytes:
     """Write one CA's files and ledger lines; return its first CRL as PEM."""
     folder = FOLDERS[name]
-    days = ROOT_CRL_DAYS if name == ROOT_CA.name else CRL_DAYS
+    days = crl_days(name)
     # Backdated like the certificates, for verifiers whose clocks are slow; there is nothing yet that it could fail to name.
     this_update = now.replace(microsecond=0) - timedelta(seconds=BACKDATED_S)
-    crl = mint_crl(authority, 1, this_update, days, [])
-    crl_pem = crl.public_bytes(Encoding.PEM)
+    crl_pem = mint_crl(authority, 1, this_update, days, []).public_bytes(Encoding.PEM)
     certificate = authority.certificate
     staged.make_directory(folder)
     staged.write(f"{folder}/key.pem", private_pem(authority.key, passphrase), PRIVATE_MODE)

@@ -1,23 +1,25 @@
 """What a file of certificates, CRLs, signed statements or keys holds, as data for people and programs.
 
-Nothing here is judged or believed: a file is described as it stands, hostile ones included, so every text from a file is escaped.
+Nothing here is believed: a file is described as it stands, hostile ones included, so every text from a file is escaped. Of a
+certificate it is said how it departs from the profiles that it might be meant for: for those who bring their own CA.
 """
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from securecore import limits
 from securecore.certs import jws
-from securecore.certs.chain import PARSE_ERRORS, fingerprint, one_line
-from securecore.certs.conformance import find_extension, key_uses
+from securecore.certs.chain import PARSE_ERRORS, fingerprint, is_signed_by, one_line
+from securecore.certs.conformance import departures, find_extension, key_uses
+from securecore.certs.judge import Purpose, Refusal, alternative_names, check_name_constraints
+from securecore.certs.profiles import ENROLLER, EXTENDED_USES, HOST, HOSTS_CA, RECEIVER, RECEIVERS_CA, ROOT_CA, Profile
 from securecore.errors import BrokenError, PkiError
 from securecore.pki.ledger import format_time
 
@@ -41,7 +43,8 @@ def describe(data: bytes, what: str) -> list[Description]:
         raise PkiError(f"{what}: {len(blocks)} parts, at most {_MAX_BLOCKS} are shown")
     try:
         if blocks:
-            return [_describe_block(label, block) for label, block in blocks]
+            together = [x509.load_pem_x509_certificate(block) for label, block in blocks if label == b"CERTIFICATE"]
+            return [_describe_block(label, block, together) for label, block in blocks]
         for parse in _WHOLE_FILES:
             found = parse(data)
             if found is not None:
@@ -52,9 +55,9 @@ def describe(data: bytes, what: str) -> list[Description]:
     raise PkiError(f"{what}: nothing in it is known here", hint=hint)
 
 
-def _describe_block(label: bytes, block: bytes) -> Description:
+def _describe_block(label: bytes, block: bytes, together: Sequence[x509.Certificate]) -> Description:
     if label == b"CERTIFICATE":
-        return _describe_certificate(x509.load_pem_x509_certificate(block))
+        return _describe_certificate(x509.load_pem_x509_certificate(block), together)
     if label == b"X509 CRL":
         return _describe_crl(x509.load_pem_x509_crl(block))
     if label == b"ENCRYPTED PRIVATE KEY":
@@ -67,7 +70,8 @@ def _describe_block(label: bytes, block: bytes) -> Description:
 
 def _der_certificate(data: bytes) -> list[Description] | None:
     try:
-        return [_describe_certificate(x509.load_der_x509_certificate(data))]
+        certificate = x509.load_der_x509_certificate(data)
+        return [_describe_certificate(certificate, [certificate])]
     except PARSE_ERRORS:
         return None
 
@@ -94,7 +98,8 @@ def _statement(data: bytes) -> list[Description] | None:
         payload = json.loads(token.payload)
     except (ValueError, RecursionError):
         payload = None
-    certificates = [_describe_certificate(x509.load_der_x509_certificate(der)) for der in token.chain_der]
+    chain = [x509.load_der_x509_certificate(der) for der in token.chain_der]
+    certificates = [_describe_certificate(certificate, chain) for certificate in chain]
     first: Description = {"kind": "signed-statement", "type": token.typ, "signature_matches": matches, "payload": payload}
     return [first, *certificates]
 
@@ -102,7 +107,8 @@ def _statement(data: bytes) -> list[Description] | None:
 _WHOLE_FILES: Final[tuple[Callable[[bytes], list[Description] | None], ...]] = (_der_certificate, _der_crl, _statement)
 
 
-def _describe_certificate(certificate: x509.Certificate) -> Description:
+def _describe_certificate(certificate: x509.Certificate, together: Sequence[x509.Certificate]) -> Description:
+    """Describe one; its issuer, if it is in the file, is among *together*."""
     basic = find_extension(certificate, x509.BasicConstraints)
     usage = find_extension(certificate, x509.KeyUsage)
     extended = find_extension(certificate, x509.ExtendedKeyUsage)
@@ -123,7 +129,45 @@ def _describe_certificate(certificate: x509.Certificate) -> Description:
         "alternative_names": None if names is None else [_general_name(name) for name in names],
         "permitted_names": [_general_name(name) for name in permitted],
         "fingerprint": fingerprint(certificate),
+        "profiles": _fitness(certificate, together),
     }
+
+
+def _fitness(certificate: x509.Certificate, together: Sequence[x509.Certificate]) -> dict[str, list[str]]:
+    """Return how a certificate departs from each profile that it might be meant for; an empty list is a profile that it meets.
+
+    What concerns its issuer (key identifier, name constraint) is held against that one, where it is at hand. Not checked: dates,
+    and who believes it.
+    """
+    issuer = next((one for one in together if is_signed_by(certificate, one)), None)
+    basic = find_extension(certificate, x509.BasicConstraints)
+    if basic is not None and basic.ca:
+        meant = [ROOT_CA] if certificate.subject == certificate.issuer else [HOSTS_CA, RECEIVERS_CA]
+        return {profile.name: _departures(certificate, profile, issuer) for profile in meant}
+    usage = find_extension(certificate, x509.ExtendedKeyUsage)
+    meant = [HOST, RECEIVER]
+    if usage is not None and not set(ENROLLER.extended_oids).isdisjoint(set(usage) - set(RECEIVER.extended_oids)):
+        meant = [ENROLLER]
+    found = {}
+    for profile in meant:
+        purpose = Purpose(profile.name)
+        found[profile.name] = _departures(certificate, profile, issuer)
+        try:
+            hosts, _ = alternative_names(certificate, purpose)
+            if issuer is not None:
+                check_name_constraints(issuer, hosts)
+        except Refusal as error:
+            found[profile.name].append(error.message)
+    return found
+
+
+def _departures(certificate: x509.Certificate, profile: Profile, issuer: x509.Certificate | None) -> list[str]:
+    found: list[str] = []
+    try:
+        found.extend(departures(certificate, profile, issuer))
+    except PARSE_ERRORS as error:
+        found.append(f"a part of it can't be read: {one_line(error)}")
+    return found
 
 
 def _describe_crl(crl: x509.CertificateRevocationList) -> Description:
@@ -162,7 +206,7 @@ def _key_words(key: object) -> str:
 
 
 def _use(oid: x509.ObjectIdentifier) -> str:
-    names = {ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth", ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth"}
+    names = {known: name for name, known in EXTENDED_USES.items()}
     return names.get(oid, oid.dotted_string)
 
 

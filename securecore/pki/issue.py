@@ -1,9 +1,9 @@
 """Issuing: from a name to an identity directory, ready to be carried to its machine.
 
 The order of work: unlock the CA, then, under the PKI's lock, make key and certificate, let the judge look at it, write everything
-into a temporary directory, record the certificate in the ledger, rename the directory into place. So nothing is delivered that
-could not be revoked by name, and whatever fails, a rerun starts afresh. A certificate that was recorded but not delivered is marked
-as discarded; after a power cut in that very moment it stays listed as valid, though its key is gone.
+into a temporary directory, record the certificate in the ledger, rename the directory into place. Whatever fails, a rerun starts
+afresh. A certificate that was recorded but not delivered is marked as discarded; after a power cut in that very moment it stays
+listed as valid, though its key is gone.
 """
 
 import base64
@@ -19,36 +19,30 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from securecore.certs import jws
 from securecore.certs.identity_directory import CA, CERTIFICATE, CRL, KEY, LOG_KEY, LOG_STATEMENT
-from securecore.certs.judge import Purpose, Refusal, judge
 from securecore.certs.private_file import read_public
-from securecore.certs.profiles import HOST, RECEIVER, Profile
+from securecore.certs.profiles import ENROLLER, HOST, RECEIVER, Profile
 from securecore.errors import PkiError
 from securecore.limits import MAX_CRL_BYTES
 from securecore.names import HostName, NameRefused
-from securecore.pki.directory import PkiDirectory, certificate_pem, issue_fields
+from securecore.pki.directory import PkiDirectory, certificate_pem
+from securecore.pki.holders import find_newest, subject_of
 from securecore.pki.keys import AskPassphrase, make_key, make_log_key, private_pem
 from securecore.pki.ledger import Issued, format_time
-from securecore.pki.minting import Address, Authority, mint_leaf
-from securecore.pki.staging import PRIVATE_MODE, PUBLIC_MODE, StagedDirectory, check_free, stage, write_new
+from securecore.pki.minting import Address
+from securecore.pki.recording import Subject, deliver, mint_judged, others_of
+from securecore.pki.staging import PRIVATE_MODE, PUBLIC_MODE, StagedDirectory, check_free, stage
 
 LOG_NAME: Final = "{receiver}/securecore"
 """The name of a receiver's log key in its statement and in checkpoints."""
 
 
 class Issuance(NamedTuple):
-    """What was issued: the leaf, where its identity directory is, and the name's other certificates that are still valid."""
+    """What was issued: the leaf, where it is (a directory, or the file of a reply), and the name's other valid certificates."""
 
     certificate: x509.Certificate
-    directory: Path
-    names: tuple[str, ...]
+    out: Path
+    subject: Subject
     others: tuple[Issued, ...]
-
-
-class _Request(NamedTuple):
-    profile: Profile
-    names: tuple[HostName, ...]
-    addresses: tuple[Address, ...]
-    days: int
 
 
 def issue_host(
@@ -59,7 +53,7 @@ def issue_host(
     Raises PkiError when *out* exists, the name is outside the fleet's domain or *days* out of bounds; NotFoundError, ConfigError,
     StorageError or BrokenError when the PKI directory is not whole.
     """
-    return _issue(pki, _Request(HOST, (name,), (), days), out, ask_passphrase, now)
+    return _issue(pki, Subject(HOST, (name,)), out, ask_passphrase, now, days)
 
 
 def issue_receiver(
@@ -75,10 +69,45 @@ def issue_receiver(
 
     The certificate holds *name* first, then *addresses*, each once.
     """
-    others = [one for one in addresses if isinstance(one, HostName)]
-    names = tuple(dict.fromkeys((name, *others)))
-    numbers = tuple(dict.fromkeys(one for one in addresses if not isinstance(one, HostName)))
-    return _issue(pki, _Request(RECEIVER, names, numbers, days), out, ask_passphrase, now)
+    return _issue(pki, server_subject(RECEIVER, name, addresses), out, ask_passphrase, now, days)
+
+
+def issue_enroller(
+    pki: PkiDirectory,
+    name: HostName,
+    addresses: Sequence[HostName | Address],
+    out: Path,
+    ask_passphrase: AskPassphrase,
+    now: datetime,
+    days: int = ENROLLER.default_days,
+) -> Issuance:
+    """Make the key, certificate and identity directory *out* of a server that enrols hosts; as issue_receiver."""
+    return _issue(pki, server_subject(ENROLLER, name, addresses), out, ask_passphrase, now, days)
+
+
+def rekey(
+    pki: PkiDirectory,
+    name: HostName,
+    profile: Profile | None,
+    out: Path,
+    ask_passphrase: AskPassphrase,
+    now: datetime,
+    days: int | None = None,
+) -> Issuance:
+    """Make a new identity directory, with new keys, for the names and addresses of a name's newest certificate.
+
+    A receiver's log key is new too. *profile* says which, where the name is a host's and a receiver's. Raises like issue_host, and
+    as find_newest.
+    """
+    subject = subject_of(find_newest(pki.ledger.follow(), name, profile))
+    return _issue(pki, subject, out, ask_passphrase, now, subject.profile.default_days if days is None else days)
+
+
+def server_subject(profile: Profile, name: HostName, addresses: Sequence[HostName | Address]) -> Subject:
+    """Return the subject of a receiver or an enroller: *name* first, then *addresses*, each once."""
+    names = (one for one in addresses if isinstance(one, HostName))
+    numbers = (one for one in addresses if not isinstance(one, HostName))
+    return Subject(profile, tuple(dict.fromkeys((name, *names))), tuple(dict.fromkeys(numbers)))
 
 
 def parse_address(text: str) -> HostName | Address:
@@ -114,57 +143,36 @@ def log_statement(receiver: HostName, public_key: bytes, key_pem: bytes, chain_d
     return jws.sign(payload, key_pem, chain_der, jws.LOG_KEY_TYP)
 
 
-def _issue(pki: PkiDirectory, request: _Request, out: Path, ask_passphrase: AskPassphrase, now: datetime) -> Issuance:
+def _issue(
+    pki: PkiDirectory, subject: Subject, out: Path, ask_passphrase: AskPassphrase, now: datetime, days: int
+) -> Issuance:
     check_free(out)
     # Before the lock: somebody who is still typing a passphrase must not hold up the timer that signs CRLs.
-    issuer = pki.authority(request.profile.signed_by, ask_passphrase)
+    issuer = pki.authority(subject.profile.signed_by, ask_passphrase)
     with pki.lock():
-        state = pki.ledger.read()
+        state = pki.ledger.follow()
         key = make_key()
-        leaf = mint_leaf(
-            request.profile, pki.organisation, request.names, request.addresses, key.public_key(), issuer, now, request.days
-        )
-        _check_with_judge(pki, leaf, issuer, request.profile, now)
-        serial = f"{leaf.serial_number:x}"
-        texts = [str(name) for name in request.names]
-        fields = issue_fields(leaf, request.profile.name, issuer.certificate, texts, [str(one) for one in request.addresses])
+        leaf = mint_judged(pki, state, subject, key.public_key(), issuer, now, days)
         with stage(out) as staged:
             key_pem = private_pem(key)
             staged.write(KEY, key_pem, PRIVATE_MODE)
             staged.write(CERTIFICATE, certificate_pem(leaf, issuer.certificate), PUBLIC_MODE)
-            if request.profile is RECEIVER:
-                _write_receiver_parts(pki, staged, request.names[0], key_pem, [leaf, issuer.certificate], now)
-            else:
-                staged.write(CA, certificate_pem(pki.certificate("root-ca")), PUBLIC_MODE)
-            write_new(pki.path / "issued" / f"{serial}.pem", certificate_pem(leaf), PUBLIC_MODE)
-            pki.ledger.append(now, "issue", fields)
-            try:
-                staged.publish()
-            finally:
-                if not staged.is_published:
-                    pki.ledger.append(now, "discard", {"serial": serial})
-    others = [one for one in state.issued.values() if one.names and one.names[0] == texts[0] and one.state(now) == "valid"]
-    return Issuance(leaf, out, tuple(texts), tuple(one for one in others if one.profile == request.profile.name))
+            anchors = pki.anchors()
+            helpers = () if subject.profile is HOST else anchors.intermediates
+            staged.write(CA, certificate_pem(*anchors.roots, *helpers), PUBLIC_MODE)
+            if subject.profile is RECEIVER:
+                _write_receiver_parts(pki, staged, subject.name, key_pem, [leaf, issuer.certificate], now)
+            deliver(pki, leaf, subject, issuer, staged, now)
+    return Issuance(leaf, out, subject, others_of(state.issued, subject, now))
 
 
 def _write_receiver_parts(
     pki: PkiDirectory, staged: StagedDirectory, name: HostName, key_pem: bytes, chain: Sequence[x509.Certificate], now: datetime
 ) -> None:
-    """Write what a receiver has beside key and certificate: all CAs, the CRLs as they are, the log key and its statement."""
-    anchors = pki.anchors()
-    staged.write(CA, certificate_pem(*anchors.roots, *anchors.intermediates), PUBLIC_MODE)
+    """Write what a receiver has beside key, certificate and CAs: the CRLs as they are, the log key and its statement."""
     staged.write(CRL, read_public(pki.crl_path, MAX_CRL_BYTES), PUBLIC_MODE)
     log_key = make_log_key()
     staged.write(LOG_KEY, private_pem(log_key), PRIVATE_MODE)
     chain_der = [certificate.public_bytes(Encoding.DER) for certificate in chain]
     statement = log_statement(name, log_key.public_key().public_bytes_raw(), key_pem, chain_der, now)
     staged.write(LOG_STATEMENT, statement, PUBLIC_MODE)
-
-
-def _check_with_judge(pki: PkiDirectory, leaf: x509.Certificate, issuer: Authority, profile: Profile, now: datetime) -> None:
-    """Hand nothing out that a receiver or sender would refuse, such as a certificate of a fleet whose root has expired."""
-    purpose = Purpose.RECEIVER if profile is RECEIVER else Purpose.HOST
-    try:
-        judge(leaf.public_bytes(Encoding.DER), [issuer.certificate.public_bytes(Encoding.DER)], pki.anchors(), purpose, now)
-    except Refusal as error:
-        raise PkiError(f"the certificate would be refused by every other end: {error.message}", hint=error.hint) from error

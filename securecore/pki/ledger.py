@@ -7,10 +7,14 @@ serial number, because a host may rightly have several.
 
 ==========  =====================================================================================================================
 ``create``  organisation, domain, id
-``issue``   serial, profile, names, addresses, not_before, not_after, issuer, fingerprint, public_key
+``issue``   serial, profile, names, addresses, not_before, not_after, issuer, fingerprint, public_key; on line also token, the
+            id of the token that it uses up, or renews, the serial of the certificate that asked for it
 ``discard`` serial: it was recorded, but its key was destroyed before anybody had it
 ``revoke``  serial, reason
 ``crl``     issuer, number, this_update, next_update, revoked
+``token``   id, key (SHA-256 of the token, see tokens.py), name, expires
+``recall``  id: that token counts no more
+``rotate``  profile, step (start, switch, finish), serial: that of the new CA, and of the old one for finish; folder for start
 ==========  =====================================================================================================================
 
 Serial numbers are lower-case hexadecimal; *issuer* is the serial number of the CA's certificate (its own for a root); times are RFC
@@ -20,6 +24,7 @@ Serial numbers are lower-case hexadecimal; *issuer* is the serial number of the 
 import hashlib
 import json
 import os
+import threading
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from io import FileIO
@@ -47,6 +52,10 @@ class Issued:
     not_after: datetime
     issuer: int
     fingerprint: str
+    public_key: str
+    """As chain.key_fingerprint has it; empty in a line from before keys were recorded."""
+    token: str | None = None
+    renews: int | None = None
     revoked_at: datetime | None = None
     reason: str | None = None
     is_discarded: bool = False
@@ -61,6 +70,28 @@ class Issued:
 
 
 @dataclass(frozen=True)
+class Token:
+    """A token that lets one host enrol once, by what the ledger keeps of it: not the token itself."""
+
+    id: str
+    key: bytes
+    """The key of the HMAC by which its holder is known: whoever reads it can use the token."""
+    name: str
+    expires: datetime
+    used_for: int | None = None
+    """The serial number of the certificate that was issued for it."""
+    is_recalled: bool = False
+
+    def state(self, now: datetime) -> str:
+        """Return used, recalled, expired or open."""
+        if self.used_for is not None:
+            return "used"
+        if self.is_recalled:
+            return "recalled"
+        return "expired" if now > self.expires else "open"
+
+
+@dataclass(frozen=True)
 class LastCrl:
     """The number and dates of the last CRL of one CA."""
 
@@ -70,17 +101,48 @@ class LastCrl:
 
 
 @dataclass
+class Succession:
+    """The CAs of one profile, by serial number; each but *current* is there during a rotation only."""
+
+    current: int
+    next: int | None = None
+    """Made, and to be known to all receivers before it signs anything but its CRL."""
+    previous: int | None = None
+    """Signs nothing any more but its CRL."""
+    folders: dict[int, str] = field(default_factory=dict)
+    """The directory of each CA that a rotation has made; the first one's has the name that it always had."""
+
+    def apply(self, step: str, serial: int, folder: object) -> None:
+        """Take one step; raises ValueError when it can't follow the one before."""
+        if step == "start" and self.next is None and self.previous is None and isinstance(folder, str):
+            self.next = serial
+            self.folders[serial] = folder
+        elif step == "switch" and self.next == serial:
+            self.current, self.next, self.previous = serial, None, self.current
+        elif step == "finish" and self.previous == serial:
+            self.previous = None
+        else:
+            raise ValueError(f"a rotation can't {step} here")
+
+
+@dataclass
 class State:
-    """The replay of a ledger: certificates by serial number, the last CRL by its CA's serial number."""
+    """The replay of a ledger: certificates by serial number, last CRLs by their CA's, CAs by their profile, tokens by their id."""
 
     issued: dict[int, Issued] = field(default_factory=dict)
     crls: dict[int, LastCrl] = field(default_factory=dict)
+    successions: dict[str, Succession] = field(default_factory=dict)
+    tokens: dict[str, Token] = field(default_factory=dict)
 
     def apply(self, event: str, time: datetime, fields: dict[str, object]) -> None:
         """Take one line into account; unknown events are left to later versions. Raises KeyError, TypeError or ValueError."""
         if event == "issue":
             one = _issued(fields)
             self.issued[one.serial] = one
+            if one.token is not None:
+                self.tokens[one.token] = replace(self.tokens[one.token], used_for=one.serial)
+            if one.profile.endswith("-ca"):
+                self.successions.setdefault(one.profile, Succession(one.serial))
         elif event == "revoke":
             serial = _serial(fields["serial"])
             self.issued[serial] = replace(self.issued[serial], revoked_at=time, reason=str(fields["reason"]))
@@ -93,45 +155,115 @@ class State:
                 raise TypeError("a CRL number is a number")
             last = LastCrl(number, parse_time(fields["this_update"]), parse_time(fields["next_update"]))
             self.crls[_serial(fields["issuer"])] = last
+        elif event == "token":
+            name, key = str(fields["id"]), bytes.fromhex(str(fields["key"]))
+            self.tokens[name] = Token(name, key, str(fields["name"]), parse_time(fields["expires"]))
+        elif event == "recall":
+            name = str(fields["id"])
+            self.tokens[name] = replace(self.tokens[name], is_recalled=True)
+        elif event == "rotate":
+            self.successions[str(fields["profile"])].apply(str(fields["step"]), _serial(fields["serial"]), fields.get("folder"))
+
+    def copy(self) -> "State":
+        """Return another one that may be changed; what stands in it is not copied, but for the successions, which change."""
+        successions = {name: replace(one, folders=dict(one.folders)) for name, one in self.successions.items()}
+        return State(dict(self.issued), dict(self.crls), successions, dict(self.tokens))
+
+    def succession(self, profile: str) -> Succession:
+        """Return the CAs of one profile; raises BrokenError when the ledger has none, which only a lost one has not."""
+        if profile not in self.successions:
+            raise BrokenError(f"the ledger knows no {profile}", hint="lines of it are missing: restore it from a backup")
+        return self.successions[profile]
+
+
+@dataclass(frozen=True)
+class _Replayed:
+    """The lines that were read of a ledger: what they amount to, how many there are, and where the next one begins."""
+
+    state: State = field(default_factory=State)
+    lines: int = 0
+    size: int = 0
+    last: bytes = b""
+
+    @property
+    def digest(self) -> str:
+        """What the next line has as *prev*."""
+        return _digest(self.last) if self.lines else _START
+
+    @property
+    def last_offset(self) -> int:
+        """Where the last line begins."""
+        return self.size - len(self.last) - 1 if self.lines else 0
 
 
 class Ledger:
-    """The ledger of one PKI directory. Whoever appends holds the PKI's lock; reading needs none."""
+    """The ledger of one PKI directory, for several threads. Whoever appends holds the PKI's lock; reading needs none.
+
+    The states that it returns are shared: nobody changes them.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._guard = threading.Lock()
+        self._replayed = _Replayed()
 
     def read(self) -> State:
         """Return the state after checking every line; a last line without its newline was never acknowledged and does not count.
 
         Raises BrokenError naming the first line that does not fit, NotFoundError without a ledger, StorageError.
         """
-        return self._replay(self._whole_lines())
+        with self._guard:
+            self._replayed = self._go_on(_Replayed())
+            return self._replayed.state
+
+    def follow(self) -> State:
+        """Return the state as read() does, and raise like it, after reading only the lines that are new since the last time.
+
+        All are read again when the file is shorter, or the last line that was read is another one: somebody has put an old copy
+        back. Not checked: that the lines before it are still what they were; read() does that.
+        """
+        return self._catch_up().state
+
+    def digests(self) -> list[str]:
+        """Return the SHA-256 of each line, as the line after it has it; raises StorageError. Not checked: that they fit."""
+        descriptor = open_own(self.path, os.O_RDONLY)
+        if descriptor is None:
+            return []
+        with disk_errors(self.path), os.fdopen(descriptor, "rb") as file:
+            return [_digest(line) for line in _whole_lines(file.read())]
 
     def append(self, time: datetime, event: str, fields: Fields) -> None:
-        """Append one event, durable before return; raises like read()."""
-        lines = self._whole_lines()
-        self._replay(lines)
-        head = {"seq": len(lines) + 1, "prev": _digest(lines[-1]) if lines else _START, "time": format_time(time), "event": event}
+        """Append one event, durable before return; raises like follow()."""
+        known = self._catch_up()
+        head = {"seq": known.lines + 1, "prev": known.digest, "time": format_time(time), "event": event}
         line = json.dumps({**head, **fields}, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
         descriptor = open_own(self.path, os.O_RDWR | os.O_CREAT)
         if descriptor is None:
             raise NotFoundError(f"{self.path}: no directory for a ledger")
         with disk_errors(self.path), os.fdopen(descriptor, "r+b", buffering=0) as file:
-            _append_line(file, sum(len(one) + 1 for one in lines), line)
+            _append_line(file, known.size, line)
 
-    def _whole_lines(self) -> list[bytes]:
+    def _catch_up(self) -> _Replayed:
+        with self._guard:
+            self._replayed = self._go_on(self._replayed)
+            return self._replayed
+
+    def _go_on(self, known: _Replayed) -> _Replayed:
+        """Return what is known with the lines behind it, or the whole file anew where it is not the one that is known."""
         descriptor = open_own(self.path, os.O_RDONLY)
         if descriptor is None:
-            return []
+            return _Replayed()
         with disk_errors(self.path), os.fdopen(descriptor, "rb") as file:
-            data = file.read()
-        return data.split(b"\n")[:-1]
+            file.seek(known.last_offset)
+            if known.lines and file.read(len(known.last) + 1) != known.last + b"\n":
+                known = _Replayed()
+                file.seek(0)
+            lines = _whole_lines(file.read())
+        return self._replay(known, lines) if lines else known
 
-    def _replay(self, lines: list[bytes]) -> State:
-        state = State()
-        previous = _START
-        for number, line in enumerate(lines, start=1):
+    def _replay(self, known: _Replayed, lines: list[bytes]) -> _Replayed:
+        state, previous = known.state.copy(), known.digest
+        for number, line in enumerate(lines, start=known.lines + 1):
             try:
                 fields = json.loads(line)
                 if fields["seq"] != number or fields["prev"] != previous:
@@ -141,7 +273,11 @@ class Ledger:
                 hint = "somebody edited it, or the disk lost a part; restore it from a backup and compare"
                 raise BrokenError(f"{self.path}: line {number} is not what was written: {one_line(error)}", hint=hint) from error
             previous = _digest(line)
-        return state
+        return _Replayed(state, known.lines + len(lines), known.size + sum(len(line) + 1 for line in lines), lines[-1])
+
+
+def _whole_lines(data: bytes) -> list[bytes]:
+    return data.split(b"\n")[:-1]
 
 
 def _append_line(file: FileIO, size: int, line: bytes) -> None:
@@ -188,6 +324,9 @@ def _issued(fields: dict[str, object]) -> Issued:
         not_after=parse_time(fields["not_after"]),
         issuer=_serial(fields["issuer"]),
         fingerprint=str(fields["fingerprint"]),
+        public_key=str(fields.get("public_key", "")),
+        token=None if fields.get("token") is None else str(fields["token"]),
+        renews=None if fields.get("renews") is None else _serial(fields["renews"]),
     )
 
 

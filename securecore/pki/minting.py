@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from securecore.certs.conformance import find_departure, find_extension, key_uses
-from securecore.certs.profiles import BACKDATED_S, MAX_ALTERNATIVE_NAMES, MAX_COMMON_NAME, Profile
+from securecore.certs.profiles import BACKDATED_S, MAX_ALTERNATIVE_NAMES, MAX_COMMON_NAME, ROOT_CA, Profile
 from securecore.errors import Bug, PkiError
 from securecore.names import HostName
 
@@ -46,6 +46,11 @@ class Revoked:
     serial: int
     time: datetime
     reason: str
+
+
+def crl_days(authority: str) -> int:
+    """Return how long a CRL of a CA lives, by the CA's name."""
+    return ROOT_CRL_DAYS if authority == ROOT_CA.name else CRL_DAYS
 
 
 def mint_root(profile: Profile, organisation: str, key: ec.EllipticCurvePrivateKey, now: datetime) -> x509.Certificate:
@@ -88,7 +93,7 @@ def mint_leaf(
     """
     if len(names) + len(addresses) > MAX_ALTERNATIVE_NAMES:
         raise PkiError(f"{len(names) + len(addresses)} names and addresses, at most {MAX_ALTERNATIVE_NAMES} fit into a certificate")
-    _check_permitted(names, issuer.certificate)
+    check_permitted(names, issuer.certificate)
     begin, end = _validity(profile, issuer.certificate, now, days)
     subject = _leaf_subject(organisation, names[0])
     builder = _builder(profile, subject, issuer.certificate.subject, public_key, begin, end)
@@ -203,8 +208,8 @@ def _validity(profile: Profile, issuer: x509.Certificate | None, now: datetime, 
     return begin, end
 
 
-def _check_permitted(names: Sequence[HostName], issuer: x509.Certificate) -> None:
-    """Refuse to sign what every verifier would refuse: a name outside the issuer's name constraint."""
+def check_permitted(names: Sequence[HostName], issuer: x509.Certificate) -> None:
+    """Raise PkiError for what every verifier would refuse: a name outside the issuer's name constraint."""
     constraints = find_extension(issuer, x509.NameConstraints)
     subtrees = [] if constraints is None else constraints.permitted_subtrees or []
     domains = [subtree.value for subtree in subtrees if isinstance(subtree, x509.DNSName)]

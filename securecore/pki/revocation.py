@@ -6,18 +6,21 @@ and thisUpdate strictly increase whatever the clock does, because verifiers orde
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Final, NamedTuple
 
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from securecore.certs.chain import PARSE_ERRORS, one_line
 from securecore.certs.private_file import read_public
 from securecore.errors import NotFoundError, PkiError
 from securecore.limits import MAX_CRL_BYTES
 from securecore.names import HostName
-from securecore.pki.directory import FOLDERS, PkiDirectory
+from securecore.pki.directory import PkiDirectory, certificate_pem
 from securecore.pki.keys import AskPassphrase
 from securecore.pki.ledger import Issued, State, find_serial, format_time
-from securecore.pki.minting import CRL_DAYS, ROOT_CRL_DAYS, Authority, Revoked, mint_crl
+from securecore.pki.minting import Authority, Revoked, crl_days, mint_crl
 from securecore.pki.staging import PUBLIC_MODE, replace
 
 REASONS: Final = (
@@ -80,18 +83,73 @@ def revoke_serial(pki: PkiDirectory, serial: int, reason: str, ask_passphrase: A
     return _revoke(pki, choose, reason, ask_passphrase, now)
 
 
-def sign_crls(pki: PkiDirectory, ask_passphrase: AskPassphrase, now: datetime) -> tuple[SignedCrl, ...]:
-    """Sign a new CRL for every CA whose key is here, and put them together in crl.pem.
+def revoke_older(pki: PkiDirectory, name: HostName, reason: str, ask_passphrase: AskPassphrase, now: datetime) -> Revocation:
+    """Revoke every valid certificate of one name but the newest of each kind; raises like revoke_name."""
 
-    CAs whose key is elsewhere keep their last CRL. Raises NotFoundError when no key is here, PkiError for a wrong passphrase,
-    ConfigError, StorageError, BrokenError.
+    def choose(state: State) -> list[Issued]:
+        found = [one for one in state.issued.values() if one.names[:1] == (str(name),) and not one.is_discarded]
+        if not found:
+            raise NotFoundError(f"this PKI never made a certificate for {str(name)!r}", hint="see `securecore pki list`")
+        newest = {one.profile: one.serial for one in found}
+        chosen = [one for one in found if one.serial != newest[one.profile] and one.state(now) in ("valid", "revoked")]
+        if not chosen:
+            raise PkiError(f"no older certificate of {str(name)!r} is valid any more, so there is nothing to revoke")
+        return chosen
+
+    return _revoke(pki, choose, reason, ask_passphrase, now)
+
+
+def sign_crls(
+    pki: PkiDirectory,
+    ask_passphrase: AskPassphrase,
+    now: datetime,
+    *,
+    is_forced: bool = False,
+    lock_timeout_s: float | None = None,
+) -> tuple[SignedCrl, ...]:
+    """Sign a new CRL for each CA whose key is here and whose CRL is due, and put all together in crl.pem; return what was signed.
+
+    Due is one of which a third of its life or less is left, one that lacks a revocation, and one that is missing or not the last
+    that the ledger knows; all of them when *is_forced*. No passphrase is asked for where nothing is due. CAs whose key is
+    elsewhere keep their last CRL. Raises NotFoundError when no key is here, PkiError for a wrong passphrase and when the PKI's lock
+    is not to be had within *lock_timeout_s*, ConfigError, StorageError, BrokenError.
     """
-    names = [name for name in FOLDERS if pki.has_key(name)]
-    if not names:
+    here = [name for name in pki.authorities() if pki.has_key(name)]
+    if not here:
         raise NotFoundError(f"{pki.path}: no CA's key is here", hint="bring the issuing CAs' keys back for this command")
-    authorities = _unlock(pki, names, ask_passphrase)
-    with pki.lock():
-        return _sign(pki, pki.ledger.read(), authorities, now)
+    state = pki.ledger.follow()
+    due = [name for name in here if is_forced or _is_due(pki, state, name, now)]
+    unlocked = _unlock(pki, due, ask_passphrase)
+    with pki.lock(lock_timeout_s):
+        state = pki.ledger.follow()
+        authorities = _as_called_now(pki, state, unlocked)
+        still_due = {name: one for name, one in authorities.items() if is_forced or _is_due(pki, state, name, now)}
+        return _sign(pki, state, still_due, now)
+
+
+def find_unlisted(pki: PkiDirectory, state: State, name: str) -> str | None:
+    """Return why a CA's CRL file is not the last one that the ledger knows, or lacks a revocation; None when all is well."""
+    issuer = pki.certificate(name).serial_number
+    last, path = state.crls.get(issuer), pki.folder(name) / "crl.pem"
+    if last is None or not path.exists():
+        return "it was never signed" if last is None else "it is not there"
+    try:
+        crl = x509.load_pem_x509_crl(read_public(path, MAX_CRL_BYTES))
+        number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+        listed = {entry.serial_number for entry in crl}
+    except (x509.ExtensionNotFound, *PARSE_ERRORS) as error:
+        return f"it can't be read: {one_line(error)}"
+    if number != last.number:
+        return f"it has number {number}, and number {last.number} is the last that was signed"
+    missing = [one.serial for one in _entries(state, issuer) if one.serial not in listed]
+    return f"it does not list {missing[0]:x}, which was revoked" if missing else None
+
+
+def _is_due(pki: PkiDirectory, state: State, name: str, now: datetime) -> bool:
+    if find_unlisted(pki, state, name) is not None:
+        return True
+    last = state.crls[pki.certificate(name).serial_number]
+    return last.next_update - now <= (last.next_update - last.this_update) / 3
 
 
 def _revoke(
@@ -104,31 +162,43 @@ def _revoke(
     """
     if reason not in REASONS:
         raise PkiError(f"not a reason for a revocation: {reason[:100]!a}", hint=f"one of {', '.join(REASONS)}")
-    authorities = _unlock(pki, _authorities_of(pki, choose(pki.ledger.read())), ask_passphrase)
+    unlocked = _unlock(pki, _authorities_of(pki, choose(pki.ledger.follow())), ask_passphrase)
     with pki.lock():
-        chosen = choose(pki.ledger.read())
+        state = pki.ledger.follow()
+        chosen = choose(state)
+        authorities = _as_called_now(pki, state, unlocked)
         if not set(_authorities_of(pki, chosen)) <= set(authorities):
             raise PkiError("a certificate of that name was issued by another CA at this moment", hint="run the command again")
         fresh = [one for one in chosen if one.revoked_at is None]
         for one in fresh:
             pki.ledger.append(now, "revoke", {"serial": f"{one.serial:x}", "reason": reason})
-        crls = _sign(pki, pki.ledger.read(), authorities, now)
+        crls = _sign(pki, pki.ledger.follow(), authorities, now)
     return Revocation(tuple(fresh), tuple(one for one in chosen if one.revoked_at is not None), crls)
 
 
 def _authorities_of(pki: PkiDirectory, chosen: Sequence[Issued]) -> list[str]:
     """Return the CAs, by their profiles' names, that signed some certificates."""
-    serials = {pki.certificate(name).serial_number: name for name in FOLDERS}
+    serials = {pki.certificate(name).serial_number: name for name in pki.authorities()}
     for one in chosen:
         if one.issuer not in serials:
-            raise PkiError(f"the CA that signed certificate {one.serial:x} is not in this PKI directory")
+            words = f"the CA that signed certificate {one.serial:x} is not in use any more"
+            raise PkiError(words, hint="what it signed counts nowhere that has the new ca.pem")
     found = {serials[one.issuer] for one in chosen}
-    return [name for name in FOLDERS if name in found]
+    return [name for name in serials.values() if name in found]
 
 
-def _unlock(pki: PkiDirectory, names: Sequence[str], ask_passphrase: AskPassphrase) -> dict[str, Authority]:
-    passphrase = _Remembered(ask_passphrase)
-    return {name: pki.authority(name, passphrase) for name in names}
+def _unlock(pki: PkiDirectory, names: Sequence[str], ask_passphrase: AskPassphrase) -> list[Authority]:
+    """Return the CAs; where they are is looked up before anybody is asked, for a rotation may rename them meanwhile."""
+    passphrase = Remembered(ask_passphrase)
+    folders = [pki.folder(name) for name in names]
+    return [pki.authority_in(folder, name, passphrase) for folder, name in zip(folders, names, strict=True)]
+
+
+def _as_called_now(pki: PkiDirectory, state: State, unlocked: Sequence[Authority]) -> dict[str, Authority]:
+    """Return those CAs that still count, by name: while a passphrase was typed, a rotation may have renamed or dismissed them."""
+    by_serial = {one.certificate.serial_number: one for one in unlocked}
+    serials = {name: pki.certificate(name).serial_number for name in pki.authorities(state)}
+    return {name: by_serial[serial] for name, serial in serials.items() if serial in by_serial}
 
 
 def _sign(pki: PkiDirectory, state: State, authorities: Mapping[str, Authority], now: datetime) -> tuple[SignedCrl, ...]:
@@ -141,7 +211,7 @@ def _sign(pki: PkiDirectory, state: State, authorities: Mapping[str, Authority],
         if last is not None:
             this_update = max(this_update, last.this_update + timedelta(seconds=1))
             number = last.number + 1
-        days = ROOT_CRL_DAYS if name == "root-ca" else CRL_DAYS
+        days = crl_days(name)
         entries = _entries(state, issuer)
         crl = mint_crl(authority, number, this_update, days, entries)
         next_update = this_update + timedelta(days=days)
@@ -150,7 +220,7 @@ def _sign(pki: PkiDirectory, state: State, authorities: Mapping[str, Authority],
         pki.ledger.append(now, "crl", {"issuer": f"{issuer:x}", "number": number, "revoked": len(entries), **update})
         replace(pki.folder(name) / "crl.pem", crl.public_bytes(Encoding.PEM), PUBLIC_MODE)
         signed.append(SignedCrl(name, number, next_update, len(entries)))
-    _assemble(pki)
+    assemble(pki)
     return tuple(signed)
 
 
@@ -167,20 +237,29 @@ def _entries(state: State, issuer: int) -> list[Revoked]:
     ]
 
 
-def _assemble(pki: PkiDirectory) -> None:
-    """Write the CRLs of all CAs, newly signed or not, into the one file that receivers take."""
-    parts = [read_public(pki.folder(name) / "crl.pem", MAX_CRL_BYTES) for name in FOLDERS]
-    replace(pki.crl_path, b"".join(parts), PUBLIC_MODE)
+def assemble(pki: PkiDirectory) -> None:
+    """Write the files that receivers take where they don't hold what they should."""
+    for path, together in files_for_receivers(pki).items():
+        if not path.exists() or read_public(path, MAX_CRL_BYTES) != together:
+            replace(path, together, PUBLIC_MODE)
 
 
-class _Remembered:
+def files_for_receivers(pki: PkiDirectory) -> dict[Path, bytes]:
+    """Return what the files that receivers take should hold: all CAs that count, and their CRLs."""
+    crls = b"".join(read_public(folder / "crl.pem", MAX_CRL_BYTES) for folder in pki.authorities().values())
+    anchors = pki.anchors()
+    return {pki.ca_path: certificate_pem(*anchors.roots, *anchors.intermediates), pki.crl_path: crls}
+
+
+class Remembered:
     """Ask for a passphrase once, although several keys are locked with it."""
 
     def __init__(self, ask_passphrase: AskPassphrase) -> None:
         self._ask = ask_passphrase
-        self._answer: bytes | None = None
+        self.answer: bytes | None = None
+        """None until a key turned out to be locked."""
 
     def __call__(self) -> bytes:
-        if self._answer is None:
-            self._answer = self._ask()
-        return self._answer
+        if self.answer is None:
+            self.answer = self._ask()
+        return self.answer

@@ -45,6 +45,12 @@ class StagedDirectory:
         with disk_errors(self.path / name):
             os.mkdir(self.path / name, _DIRECTORY_MODE)
 
+    def give_to_owner_of(self, model: Path) -> None:
+        """Give the directory and all in it the owner of another one; raises StorageError."""
+        with disk_errors(self.path):
+            for path in (self.path, *self.path.rglob("*")):
+                give_to_owner_of(path, model)
+
     def publish(self) -> None:
         """Give the directory its final name, durably; raises PkiError when something has taken the name, StorageError otherwise."""
         with disk_errors(self.path):
@@ -86,6 +92,41 @@ def stage(final: Path) -> Iterator[StagedDirectory]:
         os.close(lock)
 
 
+class StagedFile:
+    """A file in the making; see stage_file()."""
+
+    def __init__(self, final: Path, temporary: Path) -> None:
+        self._final, self.path = final, temporary
+        self.is_published = False
+
+    def publish(self) -> None:
+        """Give the file its final name, durably; raises PkiError when something has taken the name, StorageError otherwise."""
+        check_free(self._final)
+        with disk_errors(self._final):
+            os.rename(self.path, self._final)
+            self.is_published = True
+            sync_directory(self._final.parent)
+
+
+@contextmanager
+def stage_file(final: Path, data: bytes, mode: int) -> Iterator[StagedFile]:
+    """Yield a new file beside *final*, durable, which publish() renames; without publish() it is removed again.
+
+    The caller holds a lock that keeps others from making the same file. Raises PkiError when *final* exists, StorageError.
+    """
+    check_free(final)
+    temporary = final.with_name(f".{final.name}.securecore-partial")
+    with disk_errors(temporary):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+    try:
+        write_new(temporary, data, mode)
+        yield StagedFile(final, temporary)
+    finally:
+        with disk_errors(temporary):
+            temporary.unlink(missing_ok=True)
+
+
 def check_free(path: Path) -> None:
     """Raise PkiError when anything at all, a dangling link included, stands at *path*."""
     if os.path.lexists(path):
@@ -122,25 +163,56 @@ def open_own(path: Path, flags: int) -> int | None:
     raise StorageError(f"{path}: not a regular file with one name", hint="look at it, then put a file of its own in its place")
 
 
-def replace(path: Path, data: bytes, mode: int) -> None:
-    """Replace a file's content in one step, keeping the mode and owner of what was there; *mode* is for a new file.
+class Replacement:
+    """A file's new content, durable, that takes its place when it is told to; see prepared()."""
+
+    def __init__(self, path: Path, temporary: Path) -> None:
+        self._path, self._temporary = path, temporary
+
+    def take_place(self) -> None:
+        """Rename it, durably; raises StorageError."""
+        with disk_errors(self._path):
+            os.rename(self._temporary, self._path)
+            sync_directory(self._path.parent)
+
+
+@contextmanager
+def prepared(path: Path, data: bytes, mode: int) -> Iterator[Replacement]:
+    """Yield a file's new content with the mode and owner of what is there; *mode* is for a new file.
 
     A reader that is not root was given its right to read on purpose, so that right must survive. Raises StorageError.
     """
     temporary = path.with_name(f".{path.name}.new")
     with disk_errors(path):
         temporary.unlink(missing_ok=True)
+    try:
         write_new(temporary, data, mode)
-        try:
-            old = os.stat(path)
-        except FileNotFoundError:
-            pass
-        else:
-            if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
-                os.chown(temporary, old.st_uid, old.st_gid)
-            os.chmod(temporary, stat.S_IMODE(old.st_mode))
-        os.rename(temporary, path)
-        sync_directory(path.parent)
+        with disk_errors(path):
+            try:
+                old = os.stat(path)
+            except FileNotFoundError:
+                pass
+            else:
+                if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
+                    os.chown(temporary, old.st_uid, old.st_gid)
+                os.chmod(temporary, stat.S_IMODE(old.st_mode))
+        yield Replacement(path, temporary)
+    finally:
+        with disk_errors(path):
+            temporary.unlink(missing_ok=True)
+
+
+def replace(path: Path, data: bytes, mode: int) -> None:
+    """Replace a file's content in one step, with the mode and owner of what was there, as prepared() has it."""
+    with prepared(path, data, mode) as replacement:
+        replacement.take_place()
+
+
+def give_to_owner_of(path: Path, model: Path) -> None:
+    """Give a new file or directory the owner of another one, whoever runs us: who owns that is to read this. Raises OSError."""
+    owner = os.stat(model)
+    if (owner.st_uid, owner.st_gid) != (os.geteuid(), os.getegid()):
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def sync_directory(path: Path) -> None:

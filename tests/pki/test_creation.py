@@ -24,7 +24,7 @@ def test_new_pki_holds_three_cas_with_keys_certificates_and_lists(tmp_path: Path
     modes = {str(path.relative_to(pki.path)): path.stat().st_mode & 0o777 for path in [pki.path, *pki.path.rglob("*")]}
     serials = [f"issued/{pki.certificate(name).serial_number:x}.pem" for name in FOLDERS]
     expected = dict.fromkeys([".", "issued", *FOLDERS.values()], 0o700) | {"ledger.jsonl": 0o600, "lock": 0o600}
-    expected |= dict.fromkeys(["FORMAT", "pki.toml", "crl.pem", *serials], 0o644)
+    expected |= dict.fromkeys(["FORMAT", "pki.toml", "ca.pem", "crl.pem", *serials], 0o644)
     for folder in FOLDERS.values():
         expected |= {f"{folder}/key.pem": 0o600, f"{folder}/cert.pem": 0o644, f"{folder}/crl.pem": 0o644}
     assert expected == modes

@@ -5,6 +5,8 @@ import errno
 import ipaddress
 import json
 import os
+import subprocess
+import sys
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,6 +25,7 @@ from securecore.pki.creation import create_pki
 from securecore.pki.directory import PkiDirectory
 from securecore.pki.issue import Issuance, issue_host, issue_receiver, parse_address
 from tests.support.certificates import DOMAIN, HOST_NAME, RECEIVER_NAME, no_passphrase
+from tests.support.processes import ROOT
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 
@@ -41,10 +44,10 @@ def host(pki: PkiDirectory, out: Path, *, name: str = HOST_NAME, days: int = 90,
 def test_host_identity_is_complete_and_believed(pki: PkiDirectory, tmp_path: Path) -> None:
     """Three files, private to their owner, and a chain that the judge believes from the identity's own root and issuing CA."""
     issued = host(pki, tmp_path / "web-1")
-    modes = {path.name: path.stat().st_mode & 0o777 for path in issued.directory.iterdir()}
+    modes = {path.name: path.stat().st_mode & 0o777 for path in issued.out.iterdir()}
     assert modes == {"ca.pem": 0o644, "cert.pem": 0o644, "key.pem": 0o600}
-    assert issued.directory.stat().st_mode & 0o777 == 0o700
-    identity = load_identity(issued.directory)
+    assert issued.out.stat().st_mode & 0o777 == 0o700
+    identity = load_identity(issued.out)
     judgement = judge(identity.chain_der[0], identity.chain_der[1:], identity.anchors, Purpose.HOST, NOW)
     assert HostName(HOST_NAME) == judgement.name
     assert (NOW - timedelta(minutes=5), NOW + timedelta(days=90)) == (judgement.not_before, judgement.not_after)
@@ -54,10 +57,10 @@ def test_receiver_identity_is_complete_and_believed(pki: PkiDirectory, tmp_path:
     """The receiver has all CAs, all lists, the log key, and names and addresses in the order given, each once."""
     addresses = [parse_address(text) for text in ("127.0.0.1", "[::1]", "dumps.example.net", RECEIVER_NAME, "127.0.0.1")]
     issued = issue_receiver(pki, HostName(RECEIVER_NAME), addresses, tmp_path / "r", no_passphrase, NOW)
-    modes = {path.name: path.stat().st_mode & 0o777 for path in issued.directory.iterdir()}
+    modes = {path.name: path.stat().st_mode & 0o777 for path in issued.out.iterdir()}
     public = dict.fromkeys(["ca.pem", "cert.pem", "crl.pem", "log-key.jws"], 0o644)
     assert modes == public | dict.fromkeys(["key.pem", "log-key.pem"], 0o600)
-    identity, parts = load_identity(issued.directory), load_receiver_parts(issued.directory)
+    identity, parts = load_identity(issued.out), load_receiver_parts(issued.out)
     judgement = judge(identity.chain_der[0], identity.chain_der[1:], identity.anchors, Purpose.RECEIVER, NOW)
     names = issued.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     expected = [
@@ -146,7 +149,7 @@ def test_long_name_is_issued_without_common_name(pki: PkiDirectory, tmp_path: Pa
     name = ".".join(["a" * 60] * 3) + f".{DOMAIN}"
     issued = host(pki, tmp_path / "long", name=name)
     assert issued.certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME) == []
-    identity = load_identity(issued.directory)
+    identity = load_identity(issued.out)
     assert name == str(judge(identity.chain_der[0], identity.chain_der[1:], identity.anchors, Purpose.HOST, NOW).name)
 
 
@@ -237,27 +240,32 @@ def test_full_disk_at_any_step_leaves_nothing_and_a_rerun_succeeds(
             assert len(list(path.iterdir())) == identity_files(kind)
             path.rename(tmp_path / f"delivered-{step}")
         issued = issue_kind(pki, kind, homes / f"{step}")
-        load_identity(issued.directory)
-        issued.directory.rename(tmp_path / f"second-{step}")
+        load_identity(issued.out)
+        issued.out.rename(tmp_path / f"second-{step}")
         pki = create_pki(tmp_path / f"pki-{step}", "Test", DOMAIN, None, NOW)
     assert step > identity_files(kind) + 2
 
 
+_KILLED = """
+import os, sys
+from pathlib import Path
+from securecore.pki.directory import open_pki
+from tests.pki.test_issue import FailingDisk, issue_kind
+
+os.fsync = FailingDisk(int(sys.argv[4]), is_kill=True)
+issue_kind(open_pki(Path(sys.argv[1])), sys.argv[2], Path(sys.argv[3]))
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["host", "receiver"])
-def test_kill_at_any_step_and_a_rerun_succeeds(
-    kind: str, pki: PkiDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kill_at_any_step_and_a_rerun_succeeds(kind: str, pki: PkiDirectory, tmp_path: Path) -> None:
     """The process ends at each write in turn: what is delivered is whole and recorded, and the rerun succeeds without help."""
     for step in range(1, 50):
         out = tmp_path / f"out-{step}"
-        disk = FailingDisk(step, is_kill=True)
-        child = os.fork()
-        if child == 0:
-            monkeypatch.setattr(os, "fsync", disk)
-            issue_kind(pki, kind, out)
-            os._exit(0)
-        _pid, status = os.waitpid(child, 0)
+        command = [sys.executable, "-c", _KILLED, str(pki.path), kind, str(out), str(step)]
+        code = subprocess.run(command, cwd=ROOT, check=False).returncode
+        assert code in (0, 9)
         recorded = pki.ledger.read().issued
         if out.exists():
             assert load_identity(out).certificates[0].serial_number in recorded
@@ -265,7 +273,7 @@ def test_kill_at_any_step_and_a_rerun_succeeds(
         issued = issue_kind(pki, kind, out)
         assert load_identity(out).certificates[0] == issued.certificate
         assert len(list(out.iterdir())) == identity_files(kind)
-        if os.waitstatus_to_exitcode(status) == 0:
+        if code == 0:
             break
     assert step > identity_files(kind) + 2
     assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []

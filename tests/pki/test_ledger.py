@@ -92,8 +92,70 @@ def test_broken_ledger_is_not_appended_to(tmp_path: Path) -> None:
     ledger.path.write_bytes(ledger.path.read_bytes().replace(b"keyCompromise", b"superseded___"))
     before = ledger.path.read_bytes()
     with pytest.raises(BrokenError):
-        ledger.append(NOW, "discard", {"serial": "c"})
+        Ledger(ledger.path).append(NOW, "discard", {"serial": "c"})
     assert before == ledger.path.read_bytes()
+
+
+def applied_by(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the list of the events that are applied to a state from now on."""
+    events: list[str] = []
+    apply = State.apply
+
+    def counted(state: State, event: str, time: datetime, fields: dict[str, object]) -> None:
+        events.append(event)
+        apply(state, event, time, fields)
+
+    monkeypatch.setattr(State, "apply", counted)
+    return events
+
+
+def test_who_follows_reads_only_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever wrote it; neither a second look nor an append costs a replay, and what was returned before does not change."""
+    ledger, other = filled(tmp_path), Ledger(tmp_path / "ledger.jsonl")
+    before = ledger.follow()
+    other.follow()
+    events = applied_by(monkeypatch)
+    other.append(NOW, "issue", issue(0xD))
+    assert events == []
+    assert 0xD in ledger.follow().issued
+    assert events == ["issue"]
+    assert ledger.follow() is ledger.follow()
+    ledger.append(NOW, "discard", {"serial": "d"})
+    assert events == ["issue"]
+    monkeypatch.undo()
+    assert 0xD not in before.issued
+    assert ledger.follow() == other.follow() == Ledger(ledger.path).read()
+
+
+def test_who_follows_sees_a_ledger_that_was_put_back(tmp_path: Path) -> None:
+    """A shorter one, one that goes on differently from there, none at all, and the newer one again."""
+    ledger = filled(tmp_path)
+    data = ledger.path.read_bytes()
+    older = b"".join(data.splitlines(keepends=True)[:3])
+    ledger.follow()
+    ledger.path.write_bytes(older)
+    assert ledger.follow().issued[0xA].revoked_at is None
+    Ledger(ledger.path).append(NOW, "discard", {"serial": "a"})
+    Ledger(ledger.path).append(NOW, "revoke", {"serial": "c", "reason": "superseded"})
+    assert ledger.follow() == Ledger(ledger.path).read()
+    ledger.path.write_bytes(data)
+    assert ledger.follow() == Ledger(ledger.path).read()
+    ledger.path.unlink()
+    assert ledger.follow() == State()
+
+
+def test_who_follows_stops_at_a_line_that_does_not_fit(tmp_path: Path) -> None:
+    """Each time, and goes on when it was put right; a torn line does not count yet."""
+    ledger = filled(tmp_path)
+    before, data = ledger.follow(), ledger.path.read_bytes()
+    ledger.path.write_bytes(data + b'{"seq":6')
+    assert ledger.follow() is before
+    ledger.path.write_bytes(data + b'{"seq":6}\n')
+    for _ in range(2):
+        with pytest.raises(BrokenError, match="line 6 is not what was written"):
+            ledger.follow()
+    ledger.path.write_bytes(data)
+    assert ledger.follow() is before
 
 
 @pytest.mark.parametrize("line", [b"[]", b"7", b"{}", b"\xff", b"[" * 5000, b'{"seq":1}'])

@@ -1,6 +1,7 @@
 """The TOML profiles and the code state the same facts, both ways."""
 
 import tomllib
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ from cryptography import x509
 from securecore.certs.conformance import find_departure
 from securecore.certs.profiles import PROFILES
 from securecore.errors import NotFoundError
+from securecore.names import HostName
+from securecore.pki.issue import issue_enroller
 from securecore.pki.profiles import as_table, as_toml, profile_named
-from tests.support.certificates import Fleet
+from tests.support.certificates import DOMAIN, Fleet, no_passphrase
 
 FOLDER = Path(__file__).parents[2] / "pki" / "profiles"
 
@@ -49,7 +52,7 @@ def test_unknown_profile_is_not_found() -> None:
     """The hint lists those that there are."""
     with pytest.raises(NotFoundError) as caught:
         profile_named("\x1b[2J")
-    assert caught.value.hint == "the profiles are root-ca, hosts-ca, receivers-ca, host, receiver"
+    assert caught.value.hint == "the profiles are root-ca, hosts-ca, receivers-ca, host, receiver, enroller"
 
 
 def test_profiles_are_safe_in_themselves() -> None:
@@ -58,15 +61,16 @@ def test_profiles_are_safe_in_themselves() -> None:
         assert profile.is_ca == ("keyCertSign" in profile.key_usage)
         assert profile.is_ca != ("digitalSignature" in profile.key_usage)
         assert profile.default_days <= profile.max_days <= PROFILES[profile.signed_by].max_days
-        assert profile.name == "root-ca" or len(profile.extended_key_usage) == 1
+        assert len(profile.extended_key_usage) == {"root-ca": 0, "enroller": 2}.get(profile.name, 1)
     uses = {name: profile.extended_key_usage for name, profile in PROFILES.items()}
-    assert uses["host"] == uses["hosts-ca"] != uses["receiver"] == uses["receivers-ca"]
+    assert uses["host"] == uses["hosts-ca"] != uses["receiver"] == uses["receivers-ca"] == uses["enroller"][:1]
 
 
-def test_minted_certificates_hold_exactly_what_their_profiles_say(fleet: Fleet) -> None:
+def test_minted_certificates_hold_exactly_what_their_profiles_say(own_fleet: Fleet, tmp_path: Path) -> None:
     """Everything that the real code minted conforms, and to no other profile."""
-    cas = {name: fleet.pki.certificate(name) for name in ("root-ca", "hosts-ca", "receivers-ca")}
-    leaves = {"host": fleet.host, "receiver": fleet.receiver}
+    issue_enroller(own_fleet.pki, HostName(f"enrol.{DOMAIN}"), [], tmp_path / "enroller", no_passphrase, datetime.now(UTC))
+    cas = {name: own_fleet.pki.certificate(name) for name in ("root-ca", "hosts-ca", "receivers-ca")}
+    leaves = {"host": own_fleet.host, "receiver": own_fleet.receiver, "enroller": tmp_path / "enroller"}
     minted = cas | {name: x509.load_pem_x509_certificates((path / "cert.pem").read_bytes())[0] for name, path in leaves.items()}
     for name, certificate in minted.items():
         issuer = cas[PROFILES[name].signed_by]

@@ -1,0 +1,372 @@
+"""An enroller at its door, over real TLS on loopback: who gets what, what hostile clients get, and what is told."""
+
+import errno
+import json
+import os
+import shutil
+import socket
+import ssl
+import threading
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from securecore import tls
+from securecore.certs.judge import Refusal
+from securecore.errors import BusyError, ConfigError, PeerError, PkiError, SecurecoreError, UnreachableError, UntrustedError
+from securecore.names import Address, HostName
+from securecore.pki import clients, enroller, serving
+from securecore.pki.enrolling import enroll
+from securecore.pki.enrolment import ALPN, Answer, Denied, Request, encode_answer, encode_denial, encode_request
+from securecore.pki.issue import issue_enroller, issue_host, issue_receiver, parse_address
+from securecore.pki.limits import MAX_LINE_BYTES
+from securecore.pki.request import request
+from securecore.pki.revocation import SignedCrl
+from securecore.pki.serving import Server, load_material
+from securecore.pki.signing_request import request_der
+from securecore.receiver.listeners import listen
+from tests.support.certificates import DOMAIN, HOST_NAME, RECEIVER_NAME, no_passphrase
+from tests.support.enrolment import Place, asking, csr, impostor, leaf_of, talk
+from tests.support.kernel import wait_until
+from tests.support.processes import PATIENCE_S
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """A PKI with an enroller."""
+    return Place(tmp_path)
+
+
+def answered(data: bytes) -> dict[str, object]:
+    """Return what one line of an answer says."""
+    assert data.endswith(b"\n")
+    assert data.count(b"\n") == 1
+    found = json.loads(data)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_a_host_enrols_where_only_the_hosts_cas_key_is(place: Place) -> None:
+    """From a token to an identity that is believed; no secret is told."""
+    place.take_keys_away()
+    secret, made = place.token()
+    identity = place.directory / "web-1"
+    with place.serving() as address:
+        done = enroll(address, place.root_fingerprint, secret, identity, place.now)
+    assert (done.judgement.name, done.is_new_key) == (HostName(HOST_NAME), False)
+    assert (identity / "enroller").read_text() == f"{address}\n"
+    assert place.hosts() == [HOST_NAME]
+    assert any(f"host={HOST_NAME}" in line and f"token={made.id}" in line for line in place.told)
+    told = "\n".join(place.told)
+    assert secret.key.hex() not in told
+    assert "PRIVATE" not in told
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\n", b"{}\n", b"null\n", b'{"op":"roots"}', b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b'{"op":"issue","name":"x"}\n',
+        bytes(range(256)) + b"\n", b"[" * 20000 + b"\n", b"9" * 20000 + b"\n", b"x" * (MAX_LINE_BYTES + 2), b'{"op":"roots"}\n\n',
+        b'{"op":"enroll","token":"\\u0000","csr":"MAA=","mac":"00"}\n', b'{"op":"renew","csr":"MAA="}\n',
+    ],
+    ids=lambda data: data[:24].decode("latin-1").encode("unicode_escape").decode(),
+)  # fmt: skip
+def test_hostile_lines_get_a_no_or_nothing(place: Place, data: bytes) -> None:
+    """Each is counted and told in one line, nothing is issued, and the next client is served."""
+    with place.serving() as address:
+        heard = talk(address, data)
+        assert heard == b"" or "error" in answered(heard)
+        assert "ca" in answered(talk(address, encode_request(Request("roots"))))
+    assert len([line for line in place.told if line.startswith(("refused", "failed"))]) == 1
+    assert all(line.isprintable() for line in place.told)
+    assert place.hosts() == []
+
+
+@pytest.mark.slow
+def test_a_request_that_is_cut_anywhere_does_nothing(place: Place) -> None:
+    """At every offset: no answer, no certificate, the token is open still; the whole line is served then."""
+    secret, made = place.token()
+    line = encode_request(asking(secret, csr(), place.server_der))
+    with place.serving() as address:
+        for length in range(len(line)):
+            assert talk(address, line[:length]) == b""
+        assert place.pki.ledger.read().tokens[made.id].state(place.now) == "open"
+    # A new one, for this client has come too often by now.
+    with place.serving() as address:
+        assert "reply" in answered(talk(address, line))
+
+
+def test_a_line_that_comes_in_pieces_is_one_line(place: Place) -> None:
+    """TLS records and TCP segments mean nothing."""
+    context = tls.enrolment_context(ALPN, None)
+    with place.serving() as address, socket.create_connection((address.host, address.port)) as plain:
+        secured = tls.secure(context, plain, server_name=address.host, deadline_s=20, alpn=ALPN)
+        for byte in encode_request(Request("roots")):
+            secured.sendall(bytes([byte]))
+        assert secured.recv(1) == b"{"
+        secured.close()
+
+
+def test_who_says_nothing_is_hung_up_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its handshake and after it; who drips bytes too."""
+    monkeypatch.setattr(serving, "REQUEST_DEADLINE_S", 0.2)
+    with place.serving() as address:
+        # On a busy machine the handshake takes too long by itself.
+        with suppress(UnreachableError):
+            assert talk(address, b"{", ends=False) == b""
+        with socket.create_connection((address.host, address.port), timeout=20) as plain:
+            assert plain.recv(1) == b""
+    assert len([line for line in place.told if line.startswith("failed")]) == 2
+
+
+def heard_in(context: ssl.SSLContext, address: Address) -> bytes:
+    """Return what an enroller says to a good request in TLS of a test's own making; nothing also where the handshake fails."""
+    with socket.create_connection((address.host, address.port), timeout=20) as plain:
+        try:
+            with context.wrap_socket(plain, server_hostname=address.host, suppress_ragged_eofs=False) as secured:
+                secured.sendall(encode_request(Request("roots")))
+                return secured.recv(1)
+        except OSError:
+            return b""
+
+
+def test_who_speaks_tls_in_another_way_gets_nothing(place: Place) -> None:
+    """TLS 1.2, no ALPN, the receivers' ALPN."""
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    old.set_alpn_protocols([ALPN])
+    silent = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    silent.check_hostname, silent.verify_mode = False, ssl.CERT_NONE
+    with place.serving() as address:
+        for context in (old, silent, tls.enrolment_context(tls.ALPN, None)):
+            assert heard_in(context, address) == b""
+    assert place.hosts() == []
+
+
+def test_who_comes_too_often_is_told_when_to_come_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy enroller is not one that refuses."""
+    monkeypatch.setattr(clients, "CLIENTS_PER_MINUTE", 0)
+    secret, _ = place.token()
+    with place.serving() as address, pytest.raises(BusyError, match="too many connections from this address") as caught:
+        enroll(address, place.root_fingerprint, secret, place.directory / "web-1", place.now)
+    assert caught.value.retry_after_s == 60
+    assert not (place.directory / "web-1").exists()
+
+
+def test_who_holds_all_places_of_an_address_keeps_only_himself_out(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One too many is hung up on, and served when there is room again."""
+    monkeypatch.setattr(clients, "MAX_CLIENTS_PER_NETWORK", 1)
+    with place.serving() as address:
+        place_of = (address.host, address.port)
+        with socket.create_connection(place_of, timeout=20), socket.create_connection(place_of, timeout=20) as second:
+            assert second.recv(1) == b""
+        assert any("too many connections at once" in line for line in place.told)
+        assert wait_until(lambda: heard_in(tls.enrolment_context(ALPN, None), address) or None) == b"{"
+
+
+def test_a_broken_pki_is_its_operators_business(place: Place) -> None:
+    """The client hears that it can't be done now, the log says why, and there is no traceback."""
+    secret, _ = place.token()
+    data = place.pki.ledger.path.read_bytes()
+    with place.serving() as address:
+        place.pki.ledger.path.write_bytes(data.replace(b"Test", b"Tset") + b"\n")
+        said = answered(talk(address, encode_request(asking(secret, csr(), place.server_der))))
+        place.pki.ledger.path.write_bytes(data)
+        assert "reply" in answered(talk(address, encode_request(asking(secret, csr(), place.server_der))))
+    assert (said["error"], "its log says why" in str(said["words"])) == ("unavailable", True)
+    assert len([line for line in place.told if line.startswith("fault op=enroll") and "not what was written" in line]) == 1
+
+
+def test_a_holder_of_the_lock_that_was_stopped_keeps_nobody_waiting_for_ever(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is public is given, the rest is refused for now, that nothing could be signed is told, and the server ends."""
+    monkeypatch.setattr(enroller, "ANSWER_DEADLINE_S", 0.2)
+    secret, _ = place.token()
+    asked = encode_request(asking(secret, csr(), place.server_der))
+    with place.pki.lock():
+        with place.serving() as address:
+            for op in ("roots", "lists"):
+                assert "ca" in answered(talk(address, encode_request(Request(op))))
+            assert answered(talk(address, asked))["error"] == "unavailable"
+        assert [line for line in place.told if line.startswith("fault op=enroll") and "held by others for 0.2 s" in line]
+        assert [line for line in place.told if line.startswith("no CRL could be signed") and "held by others" in line]
+    with place.serving() as address:
+        assert "reply" in answered(talk(address, asked))
+
+
+def test_what_is_checked_keeps_nobody_at_the_door(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a lock or a disk takes, who connects is answered, and the server ends."""
+    over = threading.Event()
+    monkeypatch.setattr(serving, "_STOP_DEADLINE_S", 0.2)
+
+    def sign_slowly(_: enroller.Enroller) -> tuple[SignedCrl, ...]:
+        over.wait(2 * PATIENCE_S)
+        return ()
+
+    monkeypatch.setattr(enroller.Enroller, "sign_crls", sign_slowly)
+    try:
+        with place.serving() as address:
+            assert "ca" in answered(talk(address, encode_request(Request("roots"))))
+        assert not over.is_set()
+    finally:
+        over.set()
+
+
+def test_a_renewed_certificate_is_taken_and_a_broken_one_is_not(place: Place) -> None:
+    """Without a restart; what was loaded before stays."""
+    server = Server(listen(Address("127.0.0.1:0")), place.enroller(), place.identity, place.told.append, lambda: place.now)
+    before = server._material
+    shutil.move(place.identity / "cert.pem", place.identity / "kept")
+    server.check()
+    assert server._material is before
+    assert any("what was loaded before stays" in line for line in place.told)
+    shutil.move(place.identity / "kept", place.identity / "cert.pem")
+    place.now += timedelta(days=70)
+    server.check()
+    assert "the enroller's certificate expires in 20 days" in place.told
+    assert any(line.startswith("signed CRL 2 of the hosts-ca") for line in place.told)
+    for one in (*server._listeners, server._wakeup, server._waker):
+        one.close()
+
+
+def test_a_directory_that_its_user_may_not_read_ends_no_server(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No CRL is signed, the log says which path it is, and the server goes on; so too whatever else the disk says."""
+    server = Server(listen(Address("127.0.0.1:0")), place.enroller(), place.identity, place.told.append, lambda: place.now)
+    key, real = place.pki.path / "receivers" / "key.pem", os.stat
+
+    def denied(path: str | Path, *more: object, **options: object) -> os.stat_result:
+        if str(path) == str(key):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *more, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", denied)
+        server.check()
+    assert f"no CRL could be signed: {key}: Permission denied" in place.told
+
+    def failing() -> tuple[()]:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(server._enroller, "sign_crls", failing)
+    server.check()
+    assert any(line.startswith("no CRL could be signed:") and "Input/output error" in line for line in place.told)
+    for one in (*server._listeners, server._wakeup, server._waker):
+        one.close()
+
+
+def test_nobody_but_an_enroller_serves(place: Place) -> None:
+    """A receiver's or a host's identity is refused at the start, with the reason."""
+    issue_receiver(place.pki, HostName(RECEIVER_NAME), [], place.directory / "r", no_passphrase, place.now)
+    issue_host(place.pki, HostName(HOST_NAME), place.directory / "h", no_passphrase, place.now)
+    for name in ("r", "h"):
+        with pytest.raises(Refusal, match="exactly serverAuth securecoreEnroller"):
+            load_material(place.directory / name, place.now)
+
+
+# Somebody else in the enroller's place.
+
+
+def roots_only(place: Place) -> bytes:
+    """Return the line that gives the fleet's CAs, which anybody can give."""
+    return encode_answer(Answer(ca=place.pki.ca_path.read_text()))
+
+
+def test_a_receiver_is_no_enroller(place: Place) -> None:
+    """A good receiver's certificate, for the address that was dialled: it hears nothing but the question that anybody may hear."""
+    receiver = place.directory / "collector"
+    issue_receiver(place.pki, HostName(RECEIVER_NAME), [parse_address("127.0.0.1")], receiver, no_passphrase, place.now)
+    secret, _ = place.token()
+    words = r"is not an enroller that we trust: .* is for serverAuth: exactly"
+    with impostor(receiver, lambda _: roots_only(place)) as other, pytest.raises(UntrustedError, match=words):
+        enroll(other.address, place.root_fingerprint, secret, place.directory / "web-1", place.now)
+    assert other.heard == [encode_request(Request("roots"))[:-1]]
+    assert not (place.directory / "web-1").exists()
+
+
+def test_an_enroller_of_another_name_or_another_fleet_is_told_nothing(place: Place, tmp_path: Path) -> None:
+    """Though it gives the right roots."""
+    elsewhere = place.directory / "elsewhere"
+    issue_enroller(place.pki, HostName(f"other.{DOMAIN}"), [], elsewhere, no_passphrase, place.now)
+    (tmp_path / "others").mkdir()
+    others = Place(tmp_path / "others")
+    secret, _ = place.token()
+    for identity in (elsewhere, others.identity):
+        with impostor(identity, lambda _: roots_only(place)) as other, pytest.raises(UntrustedError):
+            enroll(other.address, place.root_fingerprint, secret, place.directory / "web-1", place.now)
+        assert other.heard == [encode_request(Request("roots"))[:-1]]
+    with others.serving() as address, pytest.raises(UntrustedError, match="does not belong to the fleet"):
+        enroll(address, place.root_fingerprint, secret, place.directory / "web-1", place.now)
+    assert not (place.directory / "web-1").exists()
+
+
+def test_what_a_server_harvests_is_of_no_use_at_the_real_one(place: Place) -> None:
+    """Another enroller of the fleet, in a thief's hand: what it hears the real one does not take, and the host's token remains."""
+    second = place.directory / "second"
+    issue_enroller(place.pki, HostName(f"second.{DOMAIN}"), [parse_address("127.0.0.1")], second, no_passphrase, place.now)
+    secret, made = place.token()
+    no = encode_denial(Denied("busy", "later"))
+    with impostor(second, lambda line: roots_only(place) if b"roots" in line else no) as thief, pytest.raises(BusyError):
+        enroll(thief.address, place.root_fingerprint, secret, place.directory / "web-1", place.now)
+    harvested = thief.heard[-1]
+    assert b'"op":"enroll"' in harvested
+    assert secret.key.hex().encode() not in harvested
+    with place.serving() as address:
+        assert answered(talk(address, harvested + b"\n"))["error"] == "bad-token"
+        assert place.pki.ledger.read().tokens[made.id].state(place.now) == "open"
+        enroll(address, place.root_fingerprint, secret, place.directory / "web-1", place.now)
+
+
+def test_whoever_stole_the_real_ones_key_gets_no_key_certified(place: Place) -> None:
+    """He may pass on what he hears: what is certified is the host's own key, and with another one he has nothing."""
+    secret, _ = place.token()
+    identity = place.directory / "web-1"
+    no = encode_denial(Denied("busy", "later"))
+    with impostor(place.identity, lambda line: roots_only(place) if b"roots" in line else no) as thief, pytest.raises(BusyError):
+        enroll(thief.address, place.root_fingerprint, secret, identity, place.now)
+    heard = json.loads(thief.heard[-1])
+    own = encode_request(Request("enroll", heard["token"], csr(), bytes.fromhex(heard["mac"])))
+    with place.serving() as address:
+        assert answered(talk(address, own))["error"] == "bad-token"
+        assert "reply" in answered(talk(address, thief.heard[-1] + b"\n"))
+        done = enroll(address, place.root_fingerprint, secret, identity, place.now)
+    assert place.hosts() == [HOST_NAME]
+    assert done.judgement.chain[0] == leaf_of(identity)
+
+
+@pytest.mark.slow
+def test_an_answer_that_is_cut_is_no_certificate(place: Place) -> None:
+    """At offsets all over it: the host has a key and no certificate, and goes on with both when it comes again."""
+    secret, _ = place.token()
+    identity = place.directory / "web-1"
+    made = request(identity)
+    whole = place.enroller().answer(
+        asking(secret, request_der(made.path.read_bytes()), place.server_der), None, place.server_der
+    ).answer
+    line = encode_answer(whole)
+    cuts = iter([*range(0, len(line), 97), len(line) - 1])
+    with impostor(place.identity, lambda asked: roots_only(place) if b"roots" in asked else line[: next(cuts)]) as broken:
+        for _ in range(len(range(0, len(line), 97)) + 1):
+            with pytest.raises(UnreachableError, match="closed the connection"):
+                enroll(broken.address, place.root_fingerprint, secret, identity, place.now)
+            assert sorted(path.name for path in identity.iterdir()) == ["key.pem", "request.pem"]
+    with place.serving() as address:
+        enroll(address, place.root_fingerprint, secret, identity, place.now)
+    assert leaf_of(identity).public_key() == made.public_key
+    assert place.hosts() == [HOST_NAME]
+
+
+def test_an_answer_that_is_none_is_said_to_be_so(place: Place) -> None:
+    """Junk, an answer to another question, another host's certificate, more than one line."""
+    secret, _ = place.token()
+    other = place.directory / "other"
+    issue_host(place.pki, HostName(HOST_NAME), other, no_passphrase, place.now)
+    reply = (other / "cert.pem").read_text() + place.pki.ca_path.read_text()
+    answers = [b"\n", b"{}\n", b"\xff\n", b'{"reply":1}\n', encode_answer(Answer(reply=reply)), b"{}\n{}\n", b'{"reply":"x"}\n']
+    for answer in answers:
+        script = [roots_only(place), answer]
+        with impostor(place.identity, lambda _, left=script: left.pop(0)) as strange, pytest.raises(SecurecoreError) as caught:
+            enroll(strange.address, place.root_fingerprint, secret, place.directory / "web-1", place.now)
+        assert isinstance(caught.value, (PeerError, PkiError, ConfigError)), caught.value
+        assert not (place.directory / "web-1" / "cert.pem").exists()
