@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from securecore import limits
-from securecore.cli import options
+from securecore.cli import options, tombstones
 from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, host_option, json_option, store_option
 from securecore.errors import NotFoundError
 from securecore.receiver import control, standalone
@@ -40,7 +40,7 @@ def command(text: str, reason: str | None, store_path: str, host_text: str | Non
     if reason is not None and not 1 <= len(reason) <= limits.MAX_WORDS:
         raise click.BadParameter(f"a reason has 1 to {limits.MAX_WORDS} characters", param_hint="'--reason'")
     with open_store(store_path) as store:
-        host, dump = store.find(text, options.find_host(host_text, store))
+        host, dump = tombstones.find_only_dump(store, text, options.find_host(host_text, store))
         if not control.ask_for_deletion(store, host, dump, reason):
             try:
                 standalone.delete_alone(store, host, dump, reason, identity, datetime.now(UTC))

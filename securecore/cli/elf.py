@@ -187,11 +187,12 @@ def _read_report(path: Path) -> CrashReport:
 
 def _evidence_in_store(text: str, store_path: str, host_text: str | None) -> _Evidence:
     """Read the core as its store's owner may; only facts derived from it leave, so that this is no extraction."""
+    from securecore.cli import tombstones
     from securecore.store.layout import open_store
 
     with open_store(store_path) as store:
-        host, dump = store.find(text, options.find_host(host_text, store))
-        with store.open_dump(host, dump) as files:
+        host, dump = tombstones.find_dump(store, text, options.find_host(host_text, store))
+        with tombstones.open_dump(store, host, dump) as files:
             try:
                 report = parse_report(files.read_report() or b"{}")
             except PeerError as error:

@@ -2,18 +2,14 @@
 
 import json
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 import click
 
+from securecore import limits
 from securecore.cli import options, terminal
 from securecore.cli.options import host_option, json_option, store_option
-
-GIVEN_UP: Final = "link lost"
-"""What is said of a dump that its sender has left: the host, its link, or its disk is gone."""
-
-UNCOMMITTED: Final = "all of it came, and nothing proves it yet"
-"""What is said of a dump whose commit is under way, or was interrupted: the receiver finishes it."""
+from securecore.cli.state import State
 
 EPILOG = """\b
 Examples:
@@ -38,6 +34,7 @@ def command(store_path: str, host_text: str | None, since: datetime | None, as_j
         with open_catalogue(store) as catalogue:
             catalogue.reconcile(host)
             rows = [row._asdict() for row in catalogue.rows(host, since)]
+            terminal.tell_unlisted(catalogue.problems)
     if as_json:
         click.echo(json.dumps(rows, indent=1))
     elif not rows:
@@ -46,21 +43,37 @@ def command(store_path: str, host_text: str | None, since: datetime | None, as_j
         terminal.table(("ID", "RECEIVED", "HOST", "PROGRAM", "SIGNAL", "SIZE", "STORED", "STATE"), [_cells(row) for row in rows])
 
 
-def _reasons(row: dict[str, Any]) -> list[str]:
-    """Return how much of the core is there and why not all of it, where that is known."""
-    size, predicted = row["size_bytes"], row["predicted_bytes"]
-    why = row["outcome"] or (GIVEN_UP if row["given_up_at"] is not None else None)
-    share = f"{100 * size // predicted} %" if size is not None and predicted and size < predicted else None
-    lost = terminal.lost_beginning(row["lost_frames"]) if row["lost_frames"] else None
-    return [word for word in (share, why, lost) if word is not None]
+def _state(row: dict[str, Any]) -> str:
+    """Return how a dump stands, with how much of the core is there where that is known and not all."""
+    found = State(
+        row["published"],
+        row["outcome"],
+        row["given_up_at"] is not None,
+        row["lost_frames"],
+        has_manifest=row["has_manifest"],
+        has_core=row["has_core"],
+        core_fits=row["core_fits"],
+    )
+    return found.label(share=share_of(row["size_bytes"], row["predicted_bytes"], row["lost_frames"]))
+
+
+def share_of(size: int | None, predicted: int | None, lost_frames: int) -> str | None:
+    """Return how much of a core is there, None where that is all of it or not known; placeholders for what was lost do not count.
+
+    *size* and *predicted* are bytes of plaintext.
+    """
+    if size is None or not predicted:
+        return None
+    there = max(size - lost_frames * limits.PIECE_BYTES, 0)
+    return f"{100 * there // predicted} %" if there < predicted else None
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    state = row["state"]
-    if state != "complete" and (reasons := _reasons(row)):
-        state = f"{state} ({', '.join(reasons)})"
-    if row["sensitive"]:
-        state += ", sensitive"
+    beside = (
+        (row["sensitive"], "sensitive"), (not row["has_sound_report"], "no sound report"),
+        (not row["has_sound_receipt"], "no sound receipt"),
+    )  # fmt: skip
+    state = ", ".join([_state(row), *(words for is_so, words in beside if is_so)])
     return (
         terminal.short_id(row["id"]),
         terminal.when(datetime.fromisoformat(row["received_at"])),

@@ -4,23 +4,27 @@ import json
 import os
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any, Final, NoReturn
 
 import click
 
 from securecore import __version__
-from securecore.errors import Bug, SecurecoreError
+from securecore.errors import Bug, SecurecoreError, StorageError
 
 # Each command's module and one line for --help: `securecore --help` loads none of them.
 COMMANDS: Final = {
     "demo": ("demo", "All of it on one machine: mint, receive, crash, send, verify, audit."),
     "pki": ("pki", "Mint and revoke the certificates of hosts and receivers."),
+    "enroll": ("enroll", "Get this host its certificate from an enroller, by a token."),
+    "renew": ("renew", "Renew this host's certificate, when that is due."),
     "receive": ("receive", "Run a receiver: take dumps from hosts into a store."),
     "send": ("send", "Send a core that you have at hand."),
     "setup": ("setup", "Make this machine a sender or a receiver."),
     "doctor": ("doctor", "What is wrong with this machine's set-up, and what mends it."),
     "handler": ("handler", "What the kernel starts for each crash; by hand, to try it."),
     "spool": ("spool", "What this host could not deliver yet: list it, deliver it."),
+    "receipts": ("receipts", "The receipts that this host was given: list them, verify them offline."),
     "list": ("listing", "List the dumps in a store."),
     "show": ("show", "Show what is known of one dump."),
     "extract": ("extract", "Write a dump's core to a file; the act is audited."),
@@ -32,6 +36,9 @@ COMMANDS: Final = {
     "decompress": ("decompress", "Decompress a .zst, .gz or .zlib file, and believe it only when it is whole."),
     "elf": ("elf", "Say which program a core is of: build-ids and `.uuid` sections."),
 }
+
+_UNREAD: Final = 141
+"""128 and the number of SIGPIPE, as a shell tells of a program that ended by it."""
 
 EPILOG: Final = """\b
 Examples:
@@ -72,15 +79,21 @@ def securecore() -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and leave with the exit code of docs/exit-codes.md."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A terminal of another encoding than UTF-8 shows what it can; the command is not to end in the middle of its words.
+        sys.stdout.reconfigure(errors="replace")
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; whatever it meets becomes one line on stderr, or JSON where that was asked for."""
     as_json = "--json" in arguments
+    color = False if os.environ.get("NO_COLOR") else None  # no-color.org; None is colour on a terminal and nowhere else
     try:
-        result = securecore.main(args=arguments or ["--help"], prog_name="securecore", standalone_mode=False)
+        result = securecore.main(args=arguments or ["--help"], prog_name="securecore", standalone_mode=False, color=color)
     except SecurecoreError as error:
+        if isinstance(error, StorageError) and isinstance(error.__cause__, BrokenPipeError):
+            return _UNREAD  # Of a core on its way to standard output.
         return _fail(error.message, error.hint, error.exit_code, error.name, as_json)
     except click.ClickException as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2 and later; older ones print the help themselves
@@ -89,10 +102,10 @@ def run(arguments: list[str]) -> int:
         return _fail(_click_message(error), _click_hint(error), error.exit_code, "usage", as_json)
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted", None, 130, "interrupted", as_json)
-    except BrokenPipeError:
-        # Whoever read our output has gone (`securecore list | head`); stdout must not be flushed into it again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except SystemExit:
+        # click's answer where whoever read our output has gone (`securecore list | head`), its only one for us. What
+        # was to be said was not, so this is no 0: of a verification the outcome may not be known yet.
+        return _UNREAD
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         return _fail(f"{(error.strerror or str(error)).lower()}{where}", None, 5, "storage", as_json)

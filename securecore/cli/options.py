@@ -1,12 +1,14 @@
 """Options that several commands share, and what they stand for."""
 
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from securecore import limits, units
 from securecore.cli.sources import open_named
@@ -52,6 +54,11 @@ def duration(text: str) -> timedelta:
     return span
 
 
+def least_age(text: str) -> timedelta:
+    """Return the same, and no time at all for none or 0."""
+    return timedelta() if text in ("none", "0") else duration(text)
+
+
 def size(text: str) -> int:
     """Return the bytes that an option's text means: 500MiB, 1.5TiB; a usage error says what is wrong with it."""
     number = units.parse_size(text)
@@ -80,6 +87,15 @@ def store_option(command: _Command) -> _Command:
     return option(command)
 
 
+def find_store(store_path: str | None, config: Path | None) -> str | None:
+    """Return the store that a command with ``--store`` and ``--config`` is told of beside its file.
+
+    Who names a file means its store: then only ``--store`` itself says another one, and not the environment.
+    """
+    source = click.get_current_context().get_parameter_source("store_path")
+    return None if config is not None and source is ParameterSource.ENVIRONMENT else store_path
+
+
 def host_option(command: _Command) -> _Command:
     """Add ``--host``."""
     return click.option("--host", "host_text", metavar="HOST", help="Only this host; the domain may be left out.")(command)
@@ -91,25 +107,40 @@ def json_option(command: _Command) -> _Command:
 
 
 def root_option(command: _Command) -> _Command:
-    """Add ``--root``, the certificate that everything is verified up to."""
+    """Add ``--root``, the certificate that everything is verified up to, and ``--trust-log-key``."""
     option = click.option(
         "--root", "root_path", envvar="SECURECORE_ROOT", type=click.Path(path_type=Path), metavar="CA.PEM",
         help="The root that you trust; also $SECURECORE_ROOT. Without it the store's own copy is used, which is no proof"
         " against whoever can write the store.",
     )  # fmt: skip
+    return option(trust_option(command))
+
+
+def trust_option(command: _Command) -> _Command:
+    """Add ``--trust-log-key``: which keys may have taken the place of a lost one."""
+    option = click.option(
+        "--trust-log-key", "trusted", multiple=True, type=_verifier_key, metavar="KEY",
+        help="A log key that took the place of a lost one, as the receiver's operator has told you: as `audit rekey` wrote it.",
+    )  # fmt: skip
     return option(command)
 
 
-def find_host(text: str | None, store: Store) -> HostName | None:
+def _verifier_key(text: str) -> str:
+    if not re.fullmatch(r"[^\s+]+\+[0-9a-f]{8}\+[A-Za-z0-9+/=]+", text):
+        raise click.BadParameter(f"{text[:300]!a} is no key: write NAME+ID+BASE64, as `audit rekey` does")
+    return text
+
+
+def find_host(text: str | None, store: Store, removed: Iterable[HostName] = ()) -> HostName | None:
     """Return the host that a person means: a full name, or the first labels of one that the store knows.
 
-    A store knows the hosts that have dumps in it, published or still coming in, or an audit log. Raises NotFoundError when *text*
-    means none or several of them, NameRefused when it has dots and is no host name.
+    A store knows the hosts that have dumps in it, published or still coming in, or an audit log, and those that it had: *removed*.
+    Raises NotFoundError when *text* means none or several of them, NameRefused when it has dots and is no host name.
     """
     if text is None:
         return None
     incoming = (host for host, _ in store.incoming())
-    known = sorted({*store.host_names(), *store.audited_hosts(), *incoming})
+    known = sorted({*store.host_names(), *store.audited_hosts(), *incoming, *removed})
     name = str(host_from_operator(text, None)) if "." in text else text.strip().lower()
     matches = [host for host in known if str(host) == name] or [host for host in known if str(host).startswith(f"{name}.")]
     if len(matches) == 1:

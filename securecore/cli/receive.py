@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
-from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, DEFAULT_STORE, address, incomplete_after_option, json_option
+from securecore.cli.options import (
+    DEFAULT_RECEIVER_IDENTITY,
+    DEFAULT_STORE,
+    address,
+    find_store,
+    incomplete_after_option,
+    json_option,
+)
 from securecore.errors import ConfigError, SecurecoreError
 from securecore.names import Address
 from securecore.receiver.installation import CONFIGURATION
@@ -55,7 +62,7 @@ class _Given(NamedTuple):
 )  # fmt: skip
 @click.option(
     "--store", "store_path", envvar="SECURECORE_STORE", metavar="STORE", show_default=f"that of FILE, or {DEFAULT_STORE}",
-    help="Directory of the store; also $SECURECORE_STORE.",
+    help="Directory of the store; also $SECURECORE_STORE, but not against a --config.",
 )  # fmt: skip
 @click.option(
     "--identity", type=click.Path(path_type=Path), show_default=f"that of FILE, or {DEFAULT_RECEIVER_IDENTITY}",
@@ -82,6 +89,7 @@ def command(
     """
     from securecore.receiver.server import run
 
+    store_path = find_store(store_path, config)
     if config is None and not listen:
         config = Path(CONFIGURATION)
         if not config.exists():

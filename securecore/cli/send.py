@@ -4,7 +4,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,9 @@ from securecore.cli.terminal import Progress, size
 from securecore.errors import BrokenError, Bug, ConfigError
 from securecore.names import Address, DumpId
 from securecore.report import CrashReport
+
+if TYPE_CHECKING:
+    from securecore.sender.parcel import Outcome
 
 EPILOG = """\b
 Examples:
@@ -40,8 +43,9 @@ def command(file: str, receivers: tuple[Address, ...], identity: Path, spool_pat
     """
     from securecore.sender import privileges
     from securecore.sender.credentials import read_credentials
+    from securecore.sender.parcel import Papers, Parcel
     from securecore.sender.spool import create_spool, open_spool
-    from securecore.sender.transfer import Papers, Parcel, carry
+    from securecore.sender.transfer import carry
 
     # The key is read next: a crash of ours must not send it to the collector in a core (R19).
     privileges.forbid_own_core()
@@ -59,7 +63,7 @@ def command(file: str, receivers: tuple[Address, ...], identity: Path, spool_pat
         failure = outcome.spool_failure or outcome.failure
         if failure is None:
             raise Bug("nothing was delivered and nothing failed")
-        failure.hint = _hint(outcome.spooled and outcome.spool_failure is None, parcel.dump, spool_path, failure.hint)
+        failure.hint = _hint(outcome, parcel.dump, spool_path, failure.hint)
         raise failure
     if outcome.source_failure is not None:
         raise ConfigError(f"{file}: {outcome.source_failure}; what could be read was stored as {parcel.dump.short}, incomplete")
@@ -95,10 +99,17 @@ def _add_analysis(report: CrashReport, source: int) -> CrashReport:
     return report._replace(**found)
 
 
-def _hint(spooled: bool, dump: DumpId, spool: Path | None, hint: str | None) -> str:
-    kept = f"the core is kept in the spool as {dump.short}; `securecore spool flush` sends it" if spooled else "nothing was stored"
+def _hint(outcome: "Outcome", dump: DumpId, spool: Path | None, hint: str | None) -> str:
+    """Return *hint* with what became of a core that was not delivered."""
+    if outcome.spooled:
+        how_far = "" if outcome.spool_failure is None else ", as far as it goes"
+        kept = f"the core is kept in the spool as {dump.short}{how_far}; `securecore spool flush` sends it"
+    elif outcome.is_begun_elsewhere:
+        kept = f"what has arrived there stays, as dump {dump.short}"
+    else:
+        kept = "nothing was stored"
     if spool is None:
-        kept = "nothing was stored; `--spool DIR` would keep what cannot be delivered"
+        kept += f"; `--spool DIR` would keep {'the rest' if outcome.is_begun_elsewhere else 'what cannot be delivered'}"
     return f"{hint}; {kept}" if hint else kept
 
 

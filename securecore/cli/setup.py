@@ -9,11 +9,11 @@ from typing import Any, Final
 
 import click
 
-from securecore.cli.machine import local_sender, plan, receiver, sender, trust, users
+from securecore.cli.machine import local_sender, plan, receiver, sender, sight, trust, users
 from securecore.cli.machine.interpreter import Interpreter, find_interpreter
 from securecore.cli.machine.plan import Done
 from securecore.cli.machine.root import Root
-from securecore.cli.machine.steps import Step
+from securecore.cli.machine.steps import SPOOL_FILES, Step
 from securecore.cli.machine.users import User
 from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, DEFAULT_STORE, address, incomplete_after_option
 from securecore.dump.packing import FORMATS
@@ -21,6 +21,7 @@ from securecore.errors import ConfigError
 from securecore.names import Address
 from securecore.receiver.installation import CONFIGURATION
 from securecore.sender.configuration import DEFAULT_USER, check_user
+from securecore.sender.settings import SPOOL_MODES
 
 _UNITS: Final = {
     "sender": ["securecore-flush.timer"],
@@ -63,6 +64,9 @@ def _common(function: _Command) -> _Command:
 @click.option("--to", "receivers", multiple=True, type=address, metavar="HOST:PORT", help="Receiver; repeat for others, in order.")
 @click.option("--identity", metavar="IDENTITY", help="This host's identity directory, on this host for good.")
 @click.option("--spool", metavar="SPOOL", help="Where undelivered cores wait; default /var/lib/securecore/spool.")
+@click.option(
+    "--spool-mode", type=click.Choice(SPOOL_MODES), help="What it keeps of a core: tail (default), what no receiver has; or whole."
+)
 @click.option("--user", metavar="NAME|UID:GID", help="Whom the handler becomes; default securecore, made when it is missing.")
 @click.option("--local", metavar="DIR", help="Keep cores in this directory of this machine instead, and send nothing.")
 @click.option("--format", "kind", type=click.Choice(list(FORMATS)), help="With --local: format of the cores; default zst.")
@@ -70,7 +74,7 @@ def _common(function: _Command) -> _Command:
 @click.option("--keep", type=int, metavar="N", help="With --local: keep the newest N dumps; without it all of them.")
 @_common
 def sender_(
-    receivers: tuple[Address, ...], identity: str | None, spool: str | None, user: str | None,
+    receivers: tuple[Address, ...], identity: str | None, spool: str | None, spool_mode: str | None, user: str | None,
     local: str | None, kind: str | None, level: int | None, keep: int | None,
     root_path: Path, dry_run: bool, is_undo: bool,
 ) -> None:  # fmt: skip
@@ -85,19 +89,22 @@ def sender_(
             return
         if root.is_live:
             identity, local = (os.path.abspath(path) if path is not None else None for path in (identity, local))
-        wishes = sender.Wishes(receivers, identity, spool, user)
+        wishes = sender.Wishes(receivers, identity, spool, user, spool_mode)
         local_wishes = local_sender.LocalWishes(local, kind, level, keep, user)
         if local_wishes.is_about_local and wishes.is_about_sending:
-            raise click.UsageError("--local keeps cores on this machine: not together with --to, --identity and --spool")
+            raise click.UsageError("--local keeps cores on this machine: not together with --to, --identity, --spool, --spool-mode")
         if local_wishes.is_about_local or (not wishes.is_about_sending and local_sender.is_local(root)):
             _set_up_local(local_wishes, root, dry_run)
             return
         configuration, content = sender.read_configuration(wishes, root)
-        own, warnings = sender.check_identity(configuration.identity, root, datetime.now(UTC))
+        heading, warnings = _look_at_sender(configuration.identity, root, dry_run)
         interpreter = find_interpreter()
         warnings += interpreter.check(root) + sender.check_places(configuration, root)
         owner = _user(configuration.user, root, dry_run)
-        click.echo(f"sender {own.name} (certificate valid until {own.not_after:%Y-%m-%d})")
+        click.echo(heading)
+        if dry_run:
+            _say_unseen(configuration.identity, sender.IDENTITY_FILES, root)
+            _say_unseen(configuration.spool, SPOOL_FILES, root)
         _compile(interpreter, root, dry_run)
         steps = sender.sender_steps(configuration, content, owner, interpreter, root)
         is_changed = _carry_out(steps, "sender", root, dry_run)
@@ -108,12 +115,22 @@ def sender_(
             _say_next(_SENDER_NEXT if root.is_live else _IMAGE_NEXT)
 
 
+def _look_at_sender(identity: str, root: Root, dry_run: bool) -> tuple[str, list[str]]:
+    """Return a line about who the sender is, and warnings; an identity that only root may read is no obstacle to a dry run."""
+    if dry_run and sight.find_unseen(identity, sender.IDENTITY_FILES, root) is not None:
+        return "sender, whose identity root will check", trust.check_trusted(identity, root, "identity")
+    own, warnings = sender.check_identity(identity, root, datetime.now(UTC))
+    return f"sender {own.name} (certificate valid until {own.not_after:%Y-%m-%d})", warnings
+
+
 def _set_up_local(wishes: local_sender.LocalWishes, root: Root, dry_run: bool) -> None:
     configuration, content = local_sender.read_configuration(wishes, root)
     interpreter = find_interpreter()
     warnings = interpreter.check(root) + local_sender.check_places(configuration, root)
     owner = _user(configuration.user, root, dry_run)
     click.echo(f"cores stay on this machine, in {configuration.mode.directory}")
+    if dry_run:
+        _say_unseen(configuration.mode.directory, (), root)
     _compile(interpreter, root, dry_run)
     _carry_out(local_sender.local_steps(configuration, content, owner, interpreter, root), "sender", root, dry_run)
     _warn(warnings)
@@ -263,6 +280,12 @@ def _say(done: Done) -> None:
     click.echo(f"  {done.word:<17}  {done.place}")
     for line in done.difference:
         click.echo(f"      {line}")
+
+
+def _say_unseen(directory: str, names: Sequence[str], root: Root) -> None:
+    """Say what a dry run has passed over."""
+    if (path := sight.find_unseen(directory, names, root)) is not None:
+        _say(Done("not looked at", f"{path}  (this user may not; root sees it)"))
 
 
 def _warn(warnings: Iterable[str]) -> None:

@@ -7,14 +7,17 @@ from typing import Any, NamedTuple
 
 import click
 
-from securecore.cli import evidence, options, terminal
-from securecore.cli.listing import GIVEN_UP, UNCOMMITTED
+from securecore.cli import evidence, holdings, options, terminal, tombstones
 from securecore.cli.options import host_option, json_option, root_option, store_option
+from securecore.cli.state import INCOMPLETE, State, state_of
+from securecore.dump import directory
+from securecore.dump.manifest import COMPLETE
 from securecore.elf.analysis import CoreKind, analyse
 from securecore.elf.summary import CoreSummary
-from securecore.errors import BrokenError, NotFoundError
+from securecore.errors import BrokenError, NotFoundError, PeerError, StorageError
 from securecore.report import CrashReport, parse_report
-from securecore.store.reading import DumpFiles
+from securecore.store.layout import Store
+from securecore.store.reading import REMAINS_NAME, DumpFiles, remains_bytes
 
 EPILOG = """\b
 Examples:
@@ -30,6 +33,33 @@ class _Analysis(NamedTuple):
     problem: str | None = None
 
 
+class _Claim(NamedTuple):
+    """What the host says of the crash, or why nothing is known of that."""
+
+    report: CrashReport
+    problem: str | None = None
+
+
+class _Remains(NamedTuple):
+    """What was cut off a damaged core while the dump came in, and is kept beside it."""
+
+    size_bytes: int
+    names: list[str]
+
+
+class _Reading(NamedTuple):
+    """All that is shown of a dump."""
+
+    papers: "evidence.Papers"
+    stored_bytes: int
+    """All that the dump takes, with what remains of damage, as ``list`` has it."""
+    remains: _Remains
+    claim: _Claim
+    state: State
+    last_at: str | None
+    analysis: _Analysis
+
+
 @click.command("show", epilog=EPILOG)
 @click.argument("text", metavar="ID")
 @store_option
@@ -37,7 +67,15 @@ class _Analysis(NamedTuple):
 @root_option
 @click.option("--no-analysis", is_flag=True, help="Do not read the core; show only what its sender reported.")
 @json_option
-def command(text: str, store_path: str, host_text: str | None, root_path: Path | None, no_analysis: bool, as_json: bool) -> None:
+def command(
+    text: str,
+    store_path: str,
+    host_text: str | None,
+    root_path: Path | None,
+    trusted: tuple[str, ...],
+    no_analysis: bool,
+    as_json: bool,
+) -> None:
     """Show one dump: what crashed, what was stored, and what vouches for it.
 
     ID is any beginning or end of the dump's id that means only one dump. Signatures are checked; the core's bytes are not, see
@@ -46,19 +84,60 @@ def command(text: str, store_path: str, host_text: str | None, root_path: Path |
     from securecore.store.layout import open_store
 
     with open_store(store_path) as store:
-        host, dump = store.find(text, options.find_host(host_text, store))
-        with store.open_dump(host, dump) as files:
-            report = parse_report(files.read_report() or b"{}")
-            stored, is_published = files.core_bytes(), files.is_published
-            papers = evidence.check_papers(store, files, root_path)
-            analysis = _Analysis() if no_analysis else _analyse(files)
+        host, dump = tombstones.find_dump(store, text, options.find_host(host_text, store))
+        found = holdings.read_standing(
+            lambda: tombstones.open_dump(store, host, dump),
+            lambda files: _read(files, store, root_path, trusted, analysis=not no_analysis),
+            lambda files, found: holdings.is_in_place(store, files),
+        )
     if as_json:
-        document = _document(report, papers, str(host), str(dump), stored, is_published=is_published)
-        click.echo(json.dumps(document | {"analysis": _analysis_document(analysis)}, indent=1))
+        document = _document(found.claim, found.papers, str(host), str(dump), found.stored_bytes, found.state)
+        document |= {"damaged_bytes": found.remains.size_bytes, "analysis": _analysis_document(found.analysis)}
+        click.echo(json.dumps(document, indent=1))
         return
-    _print_crash(report, analysis, str(host))
-    _print_core(papers, stored, str(dump), is_published=is_published)
-    _print_evidence(papers, str(host))
+    _print_crash(found.claim.report, found.analysis, str(host))
+    _print_core(found, str(dump))
+    _print_evidence(_marks(found.claim, found.papers), found.papers, str(host))
+
+
+def _read(
+    files: DumpFiles, store: Store, root_path: Path | None, trusted: tuple[str, ...], *, analysis: bool
+) -> _Reading:
+    papers = evidence.check_papers(store, files, root_path, trusted)
+    state = state_of(
+        papers.sound_manifest,
+        is_published=files.is_published,
+        is_given_up=papers.claims_given_up and files.is_published,
+        has_manifest=papers.has_manifest,
+        has_core=files.core_bytes() > 0,
+        core_fits=papers.core_problem is None,
+    )
+    found = _analyse(files) if analysis else _Analysis()
+    return _Reading(papers, files.taken_bytes(), _find_remains(files), _read_claim(files), state, _last_at(files, papers), found)
+
+
+def _find_remains(files: DumpFiles) -> _Remains:
+    size_bytes = remains_bytes(files.fd)
+    names = [name for name in directory.names_in(files.fd) if REMAINS_NAME.fullmatch(name)] if size_bytes else []
+    return _Remains(size_bytes, sorted(names, key=lambda name: (len(name), name)))
+
+
+def _read_claim(files: DumpFiles) -> _Claim:
+    """Return what the host says of the crash, nothing with the reason where that cannot be read: the rest is shown all the same."""
+    try:
+        text = files.read_report()
+        return _Claim(CrashReport(), "report.json is missing") if text is None else _Claim(parse_report(text))
+    except (PeerError, StorageError) as error:
+        return _Claim(CrashReport(), error.message)
+
+
+def _last_at(files: DumpFiles, papers: "evidence.Papers") -> str | None:
+    """Return when the last frame came of a dump whose end has not: by its entry, else by its file; None for any other."""
+    if papers.given_up is not None and papers.receipt is not None:
+        return terminal.printable(str(papers.receipt.fields.get("last_at")), 24)
+    if files.is_published or papers.has_manifest:
+        return None
+    return f"{files.last_frame_at():%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _analyse(files: DumpFiles) -> _Analysis:
@@ -123,8 +202,10 @@ def _untaken(report: CrashReport) -> str | None:
     counts = (
         (report.suppressed, "more of this program"),
         (report.suppressed_of_user, "more of this user"),
+        (report.suppressed_of_host, "more of this host"),
         (report.suppressed_of_others, "of others"),
         (report.declined, "declined"),
+        (report.lost, "lost"),
         (report.skipped_by_kernel, "skipped by the kernel"),
     )
     words = [f"{number} {what}" for number, what in counts if number]
@@ -139,41 +220,44 @@ def _reason(core: CoreSummary) -> str:
     return words if core.fault_address is None else f"{words}, {core.fault_address:#x}"
 
 
-def _print_core(papers: "evidence.Papers", stored: int, dump: str, *, is_published: bool) -> None:
-    manifest = papers.manifest
-    if papers.given_up is not None and papers.receipt is not None:
-        held, last_at = papers.given_up, terminal.printable(str(papers.receipt.fields.get("last_at")), 24)
-        root, frames = held.root.hex(), terminal.count(held.frames, "frame")
-        _field("core", f"{terminal.size(held.size)} in {frames}, {terminal.size(stored)} stored, root {root[:4]}…{root[-4:]}")
-        _field("incomplete", f"{GIVEN_UP}: the last frame came {last_at}, and its sender has not come back")
-    elif manifest is None:
-        _field("core", f"{terminal.size(stored)} stored so far; no manifest yet")
-    else:
-        whole = terminal.size(manifest.size)
-        if manifest.outcome != "complete" and manifest.predicted_size is not None:
-            whole += f" of {terminal.size(manifest.predicted_size)}"
-        if manifest.outcome != "complete":
-            lost = f", {terminal.lost_beginning(manifest.lost_frames)}" if manifest.lost_frames else ""
-            whole += f" ({manifest.outcome}{lost})"
-        elif manifest.predicted_size is None:
-            whole += " (no ELF core, so its length proves nothing)"
-        root, frames = manifest.root.hex(), terminal.count(manifest.frames, "frame")
-        _field("core", f"{whole} in {frames}, {terminal.size(stored)} stored, root {root[:4]}…{root[-4:]}")
-        if not is_published:
-            _field("incomplete", UNCOMMITTED)
+def _print_core(found: _Reading, dump: str) -> None:
+    _field("core", _core(found.papers, found.stored_bytes, found.state))
+    _field("state", found.state.label() + (f"; the last frame came {found.last_at}" if found.last_at is not None else ""))
+    if found.remains.size_bytes:
+        _field("damaged", f"{terminal.size(found.remains.size_bytes)} cut off as damaged, in {', '.join(found.remains.names)}")
     _field("id", dump)
 
 
-def _print_evidence(papers: "evidence.Papers", host: str) -> None:
+def _core(papers: "evidence.Papers", stored: int, state: State) -> str:
+    """Return what there is of the core, and what there should be."""
+    stated = papers.manifest or papers.given_up
+    if stated is None:
+        return f"{terminal.size(stored)} stored" + ("" if state.is_published else " so far")
+    whole, manifest = terminal.size(stated.size), papers.manifest
+    if manifest is not None and manifest.outcome != COMPLETE and manifest.predicted_size is not None:
+        whole += f" of {terminal.size(manifest.predicted_size)}"
+    if manifest is not None and manifest.outcome == COMPLETE and manifest.predicted_size is None:
+        whole += " (no ELF core, so its length proves nothing)"
+    root, frames = stated.root.hex(), terminal.count(stated.frames, "frame")
+    return f"{whole} in {frames}, {terminal.size(stored)} stored, Merkle root {root[:4]}…{root[-4:]}"
+
+
+def _marks(claim: _Claim, papers: "evidence.Papers") -> list[tuple[str, str | None]]:
+    """Return what was looked at and what is wrong with it; report and core only where something is."""
+    found = dict(papers.marks())
+    return list((found | {"report": claim.problem} if claim.problem is not None else found).items())
+
+
+def _print_evidence(marks: list[tuple[str, str | None]], papers: "evidence.Papers", host: str) -> None:
     if papers.certificate is not None:
         until = f"{papers.certificate.not_after:%Y-%m-%d}"
         _field("sent by", f"{host}, certificate {papers.certificate.fingerprint[:8]}…, valid until {until}")
-    words = [_mark(name, problem) for name, problem in papers.marks()]
+    words = [_mark(name, problem) for name, problem in marks]
     _field("evidence", " · ".join(words) if words else "none yet")
     if papers.receipt is not None:
         size, time = papers.receipt.checkpoint.size, papers.receipt.fields["time"]
         _field("", f"entry #{papers.receipt.leaf_index} of {papers.receipt.checkpoint.origin}, checkpoint {size}")
-        _field("received", str(time))
+        _field("received" if papers.given_up is None else "given up", terminal.printable(str(time)))
     if papers.root_is_the_stores_own:
         _field("", evidence.OWN_ROOT)
 
@@ -183,14 +267,16 @@ def _mark(name: str, problem: str | None) -> str:
 
 
 def _document(
-    report: CrashReport, papers: "evidence.Papers", host: str, dump: str, stored: int, *, is_published: bool
+    claim: _Claim, papers: "evidence.Papers", host: str, dump: str, stored: int, state: State
 ) -> dict[str, Any]:
+    report = claim.report
     manifest, stated = papers.manifest, papers.manifest or papers.given_up
     return {
         "id": dump,
         "host": host,
-        "state": "complete" if is_published and manifest is not None and manifest.outcome == "complete" else "incomplete",
-        "received_at": papers.receipt.fields["time"] if papers.receipt else None,
+        "state": COMPLETE if state.is_complete else INCOMPLETE,
+        "published": state.is_published,
+        "received_at": _received_at(papers),
         "size_bytes": stated.size if stated else None,
         "predicted_bytes": manifest.predicted_size if manifest else None,
         "stored_bytes": stored,
@@ -203,8 +289,15 @@ def _document(
         "certificate": papers.certificate.fingerprint if papers.certificate else None,
         "entry": papers.receipt.leaf_index if papers.receipt else None,
         "log": papers.receipt.checkpoint.origin if papers.receipt else None,
-        "evidence": {name: problem or "ok" for name, problem in papers.marks()},
+        "evidence": {name: problem or "ok" for name, problem in _marks(claim, papers)},
     }
+
+
+def _received_at(papers: "evidence.Papers") -> object:
+    """Return when a dump was received; of one that was given up, when its last frame came, as `list` does."""
+    if papers.receipt is None:
+        return None
+    return papers.receipt.fields.get("last_at" if papers.given_up is not None else "time")
 
 
 def _analysis_document(analysis: _Analysis) -> dict[str, Any] | None:

@@ -21,12 +21,14 @@ from securecore.sender.settings import Settings, load_settings
 if TYPE_CHECKING:
     from securecore.sender.flush import Flushed
     from securecore.sender.spool import Spool
+    from securecore.sender.spool_limits import SpoolLimits
 
 DEFAULT_SETTINGS = "/etc/securecore/handler.json"
 
 EPILOG = """\b
 Examples:
   securecore spool list
+  securecore spool usage --json
   securecore spool flush
   securecore spool flush --spool /tmp/spool --to 127.0.0.1:4455 --identity host-identity
 """
@@ -37,7 +39,8 @@ def command() -> None:
     """List and deliver the dumps that this host could not deliver when they happened."""
 
 
-def _settings_options(function: Any) -> Any:
+def settings_options(function: Any) -> Any:
+    """Add ``--settings`` and ``--spool``: which spool a command is about."""
     function = click.option("--spool", "spool_path", metavar="SPOOL", help="The spool, instead of the settings'.")(function)
     return click.option("--settings", "settings_path", default=DEFAULT_SETTINGS, show_default=True, help="As setup wrote them.")(
         function
@@ -45,13 +48,13 @@ def _settings_options(function: Any) -> Any:
 
 
 @command.command("list")
-@_settings_options
+@settings_options
 @json_option
 def list_(settings_path: str, spool_path: str | None, as_json: bool) -> None:
-    """List what waits in the spool, oldest first."""
-    from securecore.sender.spool import open_spool
+    """List what waits in the spool, oldest first, and how full it is."""
+    from securecore.cli.fullness import find_fullness
 
-    spool = _at_hand(open_spool(spool_path or load_settings(settings_path).spool))
+    spool, settings, bounds = _open(settings_path, spool_path)
     rows = [row for dump in spool.dump_ids() if (row := _row(spool, dump)) is not None]
     if as_json:
         click.echo(json.dumps(rows))
@@ -69,11 +72,49 @@ def list_(settings_path: str, spool_path: str | None, as_json: bool) -> None:
                 for row in rows
             ],
         )  # fmt: skip
+    if not as_json and (rows or bounds.has_quota):
+        click.echo(find_fullness(spool, bounds).words())
+    if not as_json and (told := _storm_limits(spool, settings)):
+        click.echo(told)
+
+
+@command.command("usage")
+@settings_options
+@json_option
+def usage_(settings_path: str, spool_path: str | None, as_json: bool) -> None:
+    """Tell how full the spool is against its limits, for what watches a host; with --spool against none."""
+    from securecore.cli.fullness import find_fullness
+
+    spool, _, bounds = _open(settings_path, spool_path)
+    found = find_fullness(spool, bounds)
+    click.echo(json.dumps(found.document()) if as_json else found.words())
+
+
+def _open(settings_path: str, spool_path: str | None) -> "tuple[Spool, Settings | None, SpoolLimits]":
+    """Return the spool, the settings unless a spool is named, and what limits it by these."""
+    from securecore.sender.spool import open_spool
+    from securecore.sender.spool_limits import UNBOUND
+
+    settings = load_settings(settings_path) if spool_path is None else None
+    bounds = settings.spool_limits if settings is not None else UNBOUND
+    return _at_hand(open_spool(spool_path or (settings.spool if settings is not None else ""))), settings, bounds
 
 
 def _at_hand(spool: "Spool") -> "Spool":
     """Return the spool, which is closed when the command ends."""
     return click.get_current_context().with_resource(closing(spool))
+
+
+def _storm_limits(spool: "Spool", settings: Settings | None) -> str | None:
+    """Return how the storm limits stand, where there is something to tell; without settings by the usual ones."""
+    from securecore.cli import standing
+    from securecore.sender import storms
+    from securecore.sender.admission import Admission
+
+    found = storms.look(spool.fd, settings.admission if settings is not None else Admission())
+    if found.problem is None and not any(found.waiting) and not found.used_up:
+        return None
+    return f"storm limits: {standing.words(found)}" + (f"; {found.problem}" if found.problem is not None else "")
 
 
 def _row(spool: "Spool", dump: DumpId) -> dict[str, Any] | None:
@@ -101,7 +142,7 @@ def _row(spool: "Spool", dump: DumpId) -> dict[str, Any] | None:
 
 
 @command.command("flush")
-@_settings_options
+@settings_options
 @click.option(
     "--to", "receivers", multiple=True, type=address, metavar="HOST:PORT", help="Receivers, instead of the settings'; in order."
 )
@@ -136,19 +177,18 @@ def flush_(
     spool = _at_hand(open_spool(where))
     if when_due and not _is_work_due(spool):
         # Every two minutes on every host: nothing of what signs and sends is loaded for it, and nothing is said.
+        _tidy(spool)
         return 0
     # What is loaded later than the privileges are dropped may be out of reach by then, so the evidence is loaded here too.
     from securecore.sender import evidence, privileges  # noqa: F401
     from securecore.sender.credentials import read_credentials
     from securecore.sender.flush import flush
+    from securecore.sender.parcel import Papers
     from securecore.sender.schedule import claim
-    from securecore.sender.transfer import Papers
 
     privileges.forbid_own_core()
     papers = Papers(tls.sender_context(who), read_credentials(who))
-    if os.geteuid() == 0 and spool.owner[0] != 0:
-        # Files that root would leave in the spool could not be read by the handler's user, and root has no business on the wire.
-        privileges.drop(*spool.owner)
+    _become_owner(spool)
     results, code = [], 0
     with claim(spool.fd) as is_ours:
         if not is_ours:
@@ -166,18 +206,41 @@ def flush_(
     return code
 
 
+def _become_owner(spool: "Spool") -> None:
+    """Give root up for the spool's owner, for good.
+
+    Files that root would leave in the spool could not be read by the handler's user, and root has no business on the wire.
+    """
+    from securecore.sender import privileges
+
+    if os.geteuid() == 0 and spool.owner[0] != 0:
+        privileges.drop(*spool.owner)
+
+
 def _is_work_due(spool: "Spool") -> bool:
     """Return whether something waits, or was left behind by a handler that was killed, and may be seen to now."""
-    from securecore.dump import directory as files
     from securecore.sender.schedule import read_schedule
+
+    return _holds_anything(spool) and read_schedule(spool.fd).is_due(time.time())
+
+
+def _holds_anything(spool: "Spool") -> bool:
+    from securecore.dump import directory as files
 
     dumps = files.open_directory("dumps", spool.fd)
     if dumps is None:
         return False
     try:
-        return bool(files.names_in(dumps)) and read_schedule(spool.fd).is_due(time.time())
+        return bool(files.names_in(dumps))
     finally:
         os.close(dumps)
+
+
+def _tidy(spool: "Spool") -> None:
+    """Clear away what killed handlers have left, while no dump is due: what was kept free for them is missing to others."""
+    if _holds_anything(spool):
+        _become_owner(spool)
+        spool.sweep(time.time())
 
 
 def _document(flushed: "Flushed") -> dict[str, Any]:

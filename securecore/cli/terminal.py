@@ -10,6 +10,7 @@ from typing import Final
 import click
 
 from securecore import limits, units
+from securecore.errors import StorageError
 
 _SIGNALS: Final = (
     "", "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM",
@@ -36,6 +37,12 @@ def size(number: int | None) -> str:
 def lost_beginning(frames: int) -> str:
     """Return in words that so many frames at a dump's beginning are placeholders for frames that were lost."""
     return f"the first {size(frames * limits.PIECE_BYTES)} were lost"
+
+
+def tell_unlisted(problems: Sequence[StorageError]) -> None:
+    """Say which hosts, or which of their dumps, could not be looked at."""
+    for problem in problems:
+        click.echo(f"note: dumps may be left out: {problem.message}", err=True)
 
 
 def signal_name(number: int | None) -> str:
@@ -67,6 +74,12 @@ def moment(seconds: float) -> datetime | None:
         return datetime.fromtimestamp(seconds, UTC)
     except (OverflowError, ValueError, OSError):
         return None
+
+
+def fullness(dumps: int, taken_bytes: int, most_dumps: int | None, most_bytes: int | None) -> str:
+    """Return how full a spool is against its quotas, None where it has none: ``3 of 200 dumps, 1.2 GiB of 20.0 GiB``."""
+    told = count(dumps, "dump") if most_dumps is None else f"{dumps} of {count(most_dumps, 'dump')}"
+    return f"{told}, {size(taken_bytes)}" + (f" of {size(most_bytes)}" if most_bytes is not None else "")
 
 
 def short_id(dump_id: str) -> str:
@@ -101,9 +114,11 @@ def bad(text: str) -> str:
 class Progress:
     """A line on a terminal that says how far long work has come; nothing at all when stderr is no terminal."""
 
-    def __init__(self, what: str, total: int | None) -> None:
+    def __init__(self, what: str, total: int | None, noun: str | None = None) -> None:
+        """*total* is in bytes, or in things of which *noun* is one."""
         self._what = what
         self._total = total
+        self._told = size if noun is None else lambda number: count(number, noun)
         self._started = time.monotonic()
         self._shown = 0.0
         self._enabled = sys.stderr is not None and sys.stderr.isatty()  # None where it was closed when we were started
@@ -113,17 +128,22 @@ class Progress:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if self._enabled:
-            click.echo("\r\033[K", nl=False, err=True)
+            self._print("")
 
-    def update(self, done: int) -> None:
-        """Say that *done* bytes are done; at most ten times a second."""
+    def update(self, done: int, total: int | None = None) -> None:
+        """Say that *done* bytes or things are done, of *total* where that is known only now; at most ten times a second."""
+        self._total = total or self._total
         now = time.monotonic()
         if not self._enabled or now - self._shown < 0.1:
             return
         self._shown = now
         rate = done / max(now - self._started, 0.001)
-        line = f"{self._what}  {size(done)}"
+        line = f"{self._what}  {self._told(done)}"
         if self._total:
             left = max(self._total - done, 0) / rate if rate else 0
-            line += f" of {size(self._total)}  {100 * done // self._total} %  {size(int(rate))}/s  {left:.0f} s left"
-        click.echo(f"\r\033[K{line}", nl=False, err=True)
+            line += f" of {self._told(self._total)}  {100 * done // self._total} %  {self._told(int(rate))}/s  {left:.0f} s left"
+        self._print(line)
+
+    def _print(self, line: str) -> None:
+        # This is no colour: without colours the line that stands there is erased too.
+        click.echo(f"\r\033[K{line}", nl=False, err=True, color=True)

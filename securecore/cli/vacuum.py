@@ -34,14 +34,21 @@ _NOTHING: Final = (
     f" or write [retention] into {CONFIGURATION}"
 )
 
+_NOTHING_OF_HOST: Final = (
+    "nothing says what is to go of one host: say --older-than, --host-bytes or --host-dumps,"
+    f" or write max_age, host_stored or host_dumps into [retention] of {CONFIGURATION}"
+)
+
 
 @click.command("vacuum", epilog=EPILOG)
 @click.option("--older-than", type=options.duration, metavar="AGE", help="Delete what was received longer ago: 12h, 30d, 8w.")
 @click.option("--keep-bytes", type=options.size, metavar="SIZE", help="Of the whole store, as it lies on the disk: 500GiB, 1.5TiB.")
 @click.option("--keep-dumps", type=click.IntRange(min=0), metavar="N", help="Of the whole store.")
-@click.option("--host-bytes", type=options.size, metavar="SIZE", help="Of each host.")
+@click.option("--host-bytes", type=options.size, metavar="SIZE", help="Of each host, what comes in included up to half.")
 @click.option("--host-dumps", type=click.IntRange(min=0), metavar="N", help="Of each host.")
-@click.option("--min-age", type=options.duration, metavar="AGE", help="Leave younger ones, whatever else is said.")
+@click.option(
+    "--min-age", type=options.least_age, metavar="AGE", help="Leave younger ones, whatever else is said; none lifts what FILE says."
+)
 @click.option("--dry-run", is_flag=True, help="Show what would go, delete nothing.")
 @click.option("--if-any", is_flag=True, help="Do nothing, without complaint, where nothing says what is to go; for a timer.")
 @click.option(
@@ -57,7 +64,7 @@ _NOTHING: Final = (
     envvar="SECURECORE_STORE",
     metavar="STORE",
     show_default=f"that of FILE, or {DEFAULT_STORE}",
-    help="Directory of the store; also $SECURECORE_STORE.",
+    help="Directory of the store; also $SECURECORE_STORE, but not against a --config.",
 )
 @host_option
 @click.option(
@@ -82,11 +89,13 @@ def command(
 ) -> int:
     """Delete the oldest dumps until what is left is what is to be kept; it can't be undone.
 
-    The oldest by the time at which they were received go first, and no more than a bound asks for. What is coming in is neither
-    counted nor deleted. Each deletion is one as by `securecore delete`, with its reason in the host's audit log.
+    The oldest by the time at which they were received go first, and no more than a bound asks for. What is coming in is counted
+    for its host's bytes, up to half of the bound, and never deleted. Each deletion is one as by `securecore delete`, with its
+    reason in the host's log.
     """
     if host_text is not None and (keep_bytes is not None or keep_dumps is not None):
         raise click.UsageError("--keep-bytes and --keep-dumps are of the whole store: with --host say --host-bytes or --host-dumps")
+    store_path = options.find_store(store_path, config)
     said = _read_configuration(config, store_path)
     usual = said.policy.retention
     retention = Retention(
@@ -95,20 +104,21 @@ def command(
         keep_dumps if keep_dumps is not None else usual.max_dumps,
         host_bytes if host_bytes is not None else usual.host_bytes,
         host_dumps if host_dumps is not None else usual.host_dumps,
-        min_age or usual.min_age,
+        min_age if min_age is not None else usual.min_age,
     )
     if host_text is not None:
         retention = retention._replace(max_bytes=None, max_dumps=None)
     if not retention.is_bounded:
+        words = _NOTHING if host_text is None else _NOTHING_OF_HOST
         if not if_any:
-            raise click.UsageError(_NOTHING)
-        click.echo(json.dumps(_document([], {}, None, dry_run), indent=1) if as_json else "nothing says what is to go")
+            raise click.UsageError(words)
+        click.echo(json.dumps(_document([], {}, None, None, dry_run), indent=1) if as_json else words.partition(":")[0])
         return 0
     identity = identity or Path(said.identity)
     with open_store(store_path or said.store) as store:
         host = options.find_host(host_text, store)
-        dumps = _read_held(store, host)
-        due = select(dumps, retention, datetime.now(UTC))
+        dumps, coming = _read_held(store, host)
+        due = select(dumps, retention, datetime.now(UTC), coming)
         if due and not as_json:
             terminal.table(("ID", "RECEIVED", "HOST", "SIZE", "WHY"), [_cells(each) for each in due])
         unsuccessful = _delete(store, due, identity) if not dry_run else {}
@@ -117,13 +127,14 @@ def command(
     gone = [each for each in due if each not in unsuccessful]
     left = _sum(dumps) - _sum(each.held for each in due if each not in failed)
     if as_json:
-        click.echo(json.dumps(_document(gone, failed, left, dry_run), indent=1))
+        click.echo(json.dumps(_document(gone, failed, left, _sum(coming), dry_run), indent=1))
     else:
         for each, error in failed.items():
             click.echo(f"securecore: {terminal.short_id(each.held.id)} stays: {error.message}", err=True)
         verb, freed = ("would delete", "") if dry_run else ("deleted", " freed")
         what = f"{verb} {_sum(each.held for each in gone)}{freed}" if due else "nothing to delete"
-        click.echo(f"{what}; {left} left{f' of {host}' if host is not None else ''}")
+        whose, parts = f" of {host}" if host is not None else "", f"; {_sum(coming)} coming in" if coming else ""
+        click.echo(f"{what}; {left} left{whose}{parts}")
     return options.exit_code(next(iter(failed.values()), None))
 
 
@@ -156,12 +167,14 @@ def _sum(dumps: Iterable[Held]) -> _Sum:
     return _Sum(len(sizes), sum(sizes))
 
 
-def _read_held(store: Store, host: HostName | None) -> list[Held]:
+def _read_held(store: Store, host: HostName | None) -> tuple[list[Held], list[Held]]:
+    """Return what is published, and what is coming in."""
     from securecore.store.catalogue import open_catalogue
 
     with open_catalogue(store) as catalogue:
         catalogue.reconcile(host)
-        return catalogue.held(host)
+        terminal.tell_unlisted(catalogue.problems)
+        return catalogue.held(host), catalogue.coming_in(host)
 
 
 def _delete(store: Store, due: Sequence[Due], identity: Path) -> dict[Due, SecurecoreError]:
@@ -174,7 +187,8 @@ def _delete(store: Store, due: Sequence[Due], identity: Path) -> dict[Due, Secur
         for batch in _batches(due):
             by_id = {DumpId.parse(each.held.id): each for each in batch}
             try:
-                errors = deleter.delete(HostName(batch[0].held.host), list(by_id), f"vacuum: {batch[0].reason}")
+                chosen = {dump: each.held.received_at for dump, each in by_id.items()}
+                errors = deleter.delete(HostName(batch[0].held.host), chosen, f"vacuum: {batch[0].reason}")
             except NotFoundError as error:
                 hint = "who deletes is audited: start the receiver, or name its identity with --identity to sign the entries"
                 raise NotFoundError(error.message, hint=hint) from error
@@ -212,7 +226,9 @@ def _cells(due: Due) -> tuple[str, ...]:
     )
 
 
-def _document(gone: Sequence[Due], failed: Mapping[Due, SecurecoreError], left: _Sum | None, dry_run: bool) -> dict[str, Any]:
+def _document(
+    gone: Sequence[Due], failed: Mapping[Due, SecurecoreError], left: _Sum | None, coming: _Sum | None, dry_run: bool
+) -> dict[str, Any]:
     def row(due: Due) -> dict[str, Any]:
         return {**due.held._asdict(), "reason": due.reason}
 
@@ -222,4 +238,5 @@ def _document(gone: Sequence[Due], failed: Mapping[Due, SecurecoreError], left: 
         "failed": [{**row(each), "error": {"name": error.name, "message": error.message}} for each, error in failed.items()],
         "freed_bytes": _sum(each.held for each in gone).stored_bytes,
         "left": left._asdict() if left is not None else None,
+        "coming_in": coming._asdict() if coming is not None else None,
     }

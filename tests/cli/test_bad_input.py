@@ -85,6 +85,10 @@ BAD: dict[str, tuple[int, Arguments]] = {
     "verify: both named": (2, lambda p: ["verify", ID, "--all", "--store", p.empty]),
     "verify: no store": (4, lambda p: ["verify", "--all", "--store", p.missing]),
     "audit log: no store": (4, lambda p: ["audit", "log", "--store", p.missing]),
+    "audit report: no store": (4, lambda p: ["audit", "report", "--store", p.missing, "--csv"]),
+    "audit report: no store, into a file": (4, lambda p: ["audit", "report", "--store", p.missing, "-o", f"{p.empty}/report.html"]),
+    "audit report: not a store": (6, lambda p: ["audit", "report", "--store", p.not_a_store, "--csv"]),
+    "audit report: no time": (2, lambda p: ["audit", "report", "--store", p.missing, "--csv", "--since", "soon"]),
     "audit verify: no store": (4, lambda p: ["audit", "verify", "--store", p.missing]),
     "send: no such file": (4, lambda p: ["send", p.missing, "--to", NOWHERE, "--identity", p.host]),
     "send: a directory": (3, lambda p: ["send", p.empty, "--to", NOWHERE, "--identity", p.host]),
@@ -120,6 +124,7 @@ BAD: dict[str, tuple[int, Arguments]] = {
     "spool list: no settings": (3, lambda p: ["spool", "list", "--settings", p.missing]),
     "spool list: settings are garbage": (3, lambda p: ["spool", "list", "--settings", p.garbage]),
     "spool list: no spool": (3, lambda p: ["spool", "list", "--spool", p.missing]),
+    "spool usage: no spool": (3, lambda p: ["spool", "usage", "--spool", p.missing]),
     "spool flush: not a spool": (
         3,
         lambda p: ["spool", "flush", "--spool", p.empty, "--to", NOWHERE, "--identity", p.host],

@@ -219,6 +219,17 @@ def test_a_full_device_is_an_error_of_a_filter() -> None:
             assert (answer.returncode, b"no space left" in answer.stderr) == (5, True)
 
 
+@pytest.mark.parametrize(("command", "data"), [("compress", PLAIN), ("decompress", gzip.compress(PLAIN))])
+def test_a_reader_that_has_gone_is_no_fault_of_a_filter(command: str, data: bytes) -> None:
+    """`decompress - | head` ends without a word, as programs do by SIGPIPE."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as gone:
+        answer = subprocess.run([*SECURECORE, command, "-"], input=data, stdout=gone, stderr=subprocess.PIPE, check=False)
+
+    assert (answer.returncode, answer.stderr) == (141, b"")
+
+
 @pytest.mark.parametrize("call", ["fsync", "link", "close"])
 @pytest.mark.parametrize("command", ["compress", "decompress"])
 def test_a_failing_end_leaves_nothing(

@@ -1,9 +1,8 @@
-"""Pairing cores and programs at the command line, with programs of the machine's own compiler."""
+"""Pairing cores and programs at the command line."""
 
 import gzip
 import json
 import os
-import stat
 import subprocess
 import zlib
 from collections.abc import Callable
@@ -13,51 +12,21 @@ from typing import Any
 import pytest
 import zstandard
 
-from securecore.cli.main import run
 from securecore.dump.compression import Compressor
 from securecore.report import CrashReport
 from tests.support.certificates import Fleet
+from tests.support.commands import Securecore
 from tests.support.crash_cores import BUILD_ID, Crash
 from tests.support.processes import SECURECORE
-from tests.support.programs import Section, build_id_note, compile_program, needed, write_program
+from tests.support.programs import Section, program_file, write_program
 from tests.support.receivers import papers_of, running_receiver, send_bytes
 
 pytestmark = pytest.mark.slow
 
-NULL_DEREF = Path(__file__).parents[2] / "scripts/crashers/null-deref.c"
-Securecore = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def securecore(capsys: pytest.CaptureFixture[str]) -> Securecore:
-    """Runs a command; returns its exit code and what it printed to stdout and stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = run([str(argument) for argument in arguments])
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return call
-
-
-@pytest.fixture
-def app(tmp_path: Path) -> Path:
-    """A program without a build-id, as the toolchains of small devices write them."""
-    return compile_program(NULL_DEREF, tmp_path / "app", "-Wl,--build-id=none")
-
-
-def program(directory: Path, name: str, build_id: bytes | None = BUILD_ID, uuid: bytes | None = None) -> Path:
-    """Write a made-up program."""
-    sections = [Section(b".note.gnu.build-id", build_id_note(build_id), 7)] if build_id is not None else []
-    sections += [Section(b".uuid", uuid)] if uuid is not None else []
-    path = directory / name
-    path.write_bytes(write_program(sections))
-    return path
-
 
 def test_id_prints_what_names_a_program(securecore: Securecore, tmp_path: Path) -> None:
     """Aligned for people, nulls for programs where there is nothing."""
-    path = program(tmp_path, "app", uuid=b"build-77\n")
+    path = program_file(tmp_path, "app", uuid=b"build-77\n")
 
     code, text, _ = securecore("elf", "id", path)
     document = json.loads(securecore("elf", "id", path, "--json")[1])
@@ -108,170 +77,6 @@ def test_a_hostile_section_moves_no_cursor(securecore: Securecore, tmp_path: Pat
     assert all(line.isprintable() for line in text.split("\n"))
 
 
-def test_a_stamp_is_in_the_program_and_the_program_still_runs(securecore: Securecore, app: Path) -> None:
-    """PROGRAM itself is stamped, in one step: mode kept, nothing beside it left, and readelf finds the section too."""
-    readelf, names = needed("readelf"), sorted(os.listdir(app.parent))
-    needed("objcopy")
-    app.chmod(0o751)
-
-    code, text, _ = securecore("elf", "stamp", app, "--uuid", "build-77")
-    shown = subprocess.run([readelf, "-p", ".uuid", app], check=True, capture_output=True, text=True).stdout
-
-    assert (code, text) == (0, f"{app}: .uuid build-77\n")
-    assert "build-77" in shown
-    assert stat.S_IMODE(app.stat().st_mode) == 0o751
-    assert sorted(os.listdir(app.parent)) == names
-    assert subprocess.run([app], check=False).returncode < 0  # null-deref does what it is for
-
-
-def test_a_stamp_without_a_text_is_a_new_uuid_each_time(securecore: Securecore, app: Path, tmp_path: Path) -> None:
-    """Two builds never get the same one; -o leaves PROGRAM alone."""
-    needed("objcopy")
-    before, made = app.read_bytes(), []
-    for name in ("one", "two"):
-        code, text, _ = securecore("elf", "stamp", app, "-o", tmp_path / name, "--json")
-        made.append(json.loads(text)["uuid"])
-        assert code == 0
-
-    assert len(set(made)) == 2
-    assert [len(uuid) for uuid in made] == [36, 36]
-    assert app.read_bytes() == before
-
-
-def test_a_stamp_is_not_replaced_unasked(securecore: Securecore, app: Path) -> None:
-    """A second stamp is refused; with --replace there is one section, the new one."""
-    needed("objcopy")
-    securecore("elf", "stamp", app, "--uuid", "build-1")
-
-    refused = securecore("elf", "stamp", app, "--uuid", "build-2")
-    replaced = securecore("elf", "stamp", app, "--uuid", "build-2", "--replace")
-
-    assert (refused[0], "has the .uuid build-1 already" in refused[2]) == (3, True)
-    assert replaced[0] == 0
-    assert app.read_bytes().count(b".uuid\0") == 1
-    assert json.loads(securecore("elf", "id", app, "--json")[1])["uuid"] == "build-2"
-
-
-@pytest.mark.parametrize("text", ["", "ä", "a\nb", "\x1b[2J", " build", "x" * 201])
-def test_what_would_not_come_back_is_no_stamp(text: str, securecore: Securecore, app: Path) -> None:
-    """Empty, not ASCII, control characters, surrounding space, too long: refused, and the program is as it was."""
-    needed("objcopy")
-    before = app.read_bytes()
-    code, _, words = securecore("elf", "stamp", app, "--uuid", text)
-    assert (code, "cannot be a stamp" in words) == (3, True)
-    assert app.read_bytes() == before
-
-
-def test_stamping_what_objcopy_refuses_leaves_it_as_it_was(securecore: Securecore, tmp_path: Path) -> None:
-    """An ELF header with nothing behind it: one line with objcopy's words."""
-    needed("objcopy")
-    path = program(tmp_path, "app")
-    path.write_bytes(path.read_bytes()[:64] + b"\xff" * 300)
-    before = path.read_bytes()
-
-    code, _, words = securecore("elf", "stamp", path, "--uuid", "x")
-
-    assert (code, words.startswith("securecore: objcopy refuses: ")) == (3, True)
-    assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["app"]
-
-
-def test_stamp_without_objcopy_says_what_to_install(
-    securecore: Securecore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No binutils on a small machine."""
-    path = program(tmp_path, "app")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    code, _, words = securecore("elf", "stamp", path)
-    assert (code, words) == (3, "securecore: objcopy is not here\n  hint: install binutils\n")
-
-
-def test_what_is_appended_to_a_program_is_never_dropped(securecore: Securecore, app: Path) -> None:
-    """Programs that carry an archive behind the ELF image (AppImage, PyInstaller): refused, in place and with -o, one byte too."""
-    needed("objcopy")
-    whole = app.read_bytes()
-    for appended in (b"\0", b"PK archive" * 100):
-        app.write_bytes(whole + appended)
-        for options in ([], ["-o", app.with_name("stamped")]):
-            code, _, words = securecore("elf", "stamp", app, "--uuid", "x", *options)
-            assert (code, f"{len(appended)} bytes behind the ELF image" in words, "before anything" in words) == (3, True, True)
-        assert app.read_bytes() == whole + appended
-        assert not app.with_name("stamped").exists()
-
-
-@pytest.mark.parametrize("options", [["-g"], ["-s"], ["-c"], ["-static"]], ids=str)
-def test_what_a_linker_writes_ends_with_its_image(options: list[str], securecore: Securecore, tmp_path: Path) -> None:
-    """With debugging symbols, stripped, an object file, static: each is stamped, and a stamped one is stamped again."""
-    needed("objcopy")
-    path = compile_program(NULL_DEREF, tmp_path / "app", *options)
-
-    assert securecore("elf", "stamp", path, "--uuid", "build-1")[0] == 0
-    assert securecore("elf", "stamp", path, "--uuid", "build-2", "--replace")[0] == 0
-
-
-def test_a_program_with_several_names_is_not_stamped_in_place(securecore: Securecore, app: Path) -> None:
-    """The other name would go on with the old content; with -o nothing is parted."""
-    needed("objcopy")
-    os.link(app, app.with_name("alias"))
-    code, _, words = securecore("elf", "stamp", app, "--uuid", "x")
-
-    assert (code, "has 2 names (hard links)" in words) == (3, True)
-    assert app.samefile(app.with_name("alias"))
-    assert securecore("elf", "stamp", app, "--uuid", "x", "-o", app.with_name("stamped"))[0] == 0
-
-
-def test_extended_attributes_are_kept(securecore: Securecore, app: Path) -> None:
-    """What a build has noted at a file stays there, in place and with -o."""
-    needed("objcopy")
-    try:
-        os.setxattr(app, "user.build", b"77")
-    except OSError:
-        pytest.skip("the file system has no extended attributes")
-    securecore("elf", "stamp", app, "--uuid", "x", "-o", app.with_name("stamped"))
-    securecore("elf", "stamp", app, "--uuid", "x")
-
-    assert [os.getxattr(path, "user.build") for path in (app, app.with_name("stamped"))] == [b"77", b"77"]
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
-def test_owner_set_uid_bit_and_capabilities_are_kept(securecore: Securecore, app: Path) -> None:
-    """A change of owner takes bit and capabilities away, so both come after it."""
-    needed("objcopy")
-    os.chown(app, 65534, 65533)
-    app.chmod(0o4751)
-    subprocess.run([needed("setcap"), "cap_net_raw+ep", app], check=True)
-    before = os.getxattr(app, "security.capability")
-
-    assert securecore("elf", "stamp", app, "--uuid", "x")[0] == 0
-    status = app.stat()
-
-    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (65534, 65533, 0o4751)
-    assert os.getxattr(app, "security.capability") == before
-
-
-def test_a_stamped_program_is_durable_before_it_has_its_name(
-    securecore: Securecore, app: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A power cut leaves the old program or the new one: content first, then the name, then the directory."""
-    needed("objcopy")
-    calls: list[str] = []
-    fsync, replace = os.fsync, os.replace
-
-    def note_fsync(fd: int) -> None:
-        calls.append(f"fsync {Path(os.readlink(f'/proc/self/fd/{fd}')).name}")
-        fsync(fd)
-
-    def note_replace(source: Path, target: Path) -> None:
-        calls.append("replace")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "fsync", note_fsync)
-    monkeypatch.setattr(os, "replace", note_replace)
-    securecore("elf", "stamp", app, "--uuid", "x")
-
-    assert calls == ["fsync program", "replace", f"fsync {app.parent.name}"]
-
-
 @pytest.fixture
 def stored(fleet: Fleet, tmp_path: Path) -> Callable[..., tuple[Path, str]]:
     """Sends a core with a report; returns store and id."""
@@ -299,14 +104,15 @@ def test_a_stored_dump_is_matched_where_it_lies(
 ) -> None:
     """By the build-id in the compressed core, else by the stamp in the report; no extraction, and none in the log."""
     store, dump = stored(Crash().write(), CrashReport(uuid="build-77"))
-    path = program(tmp_path, "app", build_id, uuid)
+    path = program_file(tmp_path, "app", build_id, uuid)
 
     answer = securecore("elf", "match", dump, path, "--store", store)
     document = json.loads(securecore("elf", "match", dump, path, "--store", store, "--json")[1])
 
     assert answer == (code, words, "")
     assert (document["match"], document["core"]["report_uuid"]) == (code == 0, "build-77")
-    assert [entry["event"] for entry in json.loads(securecore("audit", "log", "--store", store, "--json")[1])] == ["received"]
+    entries = json.loads(securecore("audit", "log", "--store", store, "--json")[1])
+    assert [entry["event"] for entry in entries] == ["certificate", "received"]
 
 
 def test_a_core_in_a_file_is_matched_with_the_report_beside_it(securecore: Securecore, tmp_path: Path) -> None:
@@ -315,7 +121,7 @@ def test_a_core_in_a_file_is_matched_with_the_report_beside_it(securecore: Secur
     (tmp_path / "core.1.zst").write_bytes(Compressor().frame(core))
     (tmp_path / "core.1.json").write_bytes(CrashReport(uuid="build-77").encode())
     (tmp_path / "core").write_bytes(core)
-    path = program(tmp_path, "app", None, b"build-77")
+    path = program_file(tmp_path, "app", None, b"build-77")
 
     beside = securecore("elf", "match", tmp_path / "core.1.zst", path)
     named = securecore("elf", "match", tmp_path / "core", path, "--report", tmp_path / "core.1.json")
@@ -334,7 +140,7 @@ def test_a_broken_report_is_broken_when_it_was_named_and_else_a_note(
     """A file that only lies beside the core keeps nobody from the core's own build-id; nobody is a peer here."""
     (tmp_path / "core.1").write_bytes(Crash().write())
     (tmp_path / "core.json").write_bytes(words)
-    path = program(tmp_path, "app")
+    path = program_file(tmp_path, "app")
 
     found = securecore("elf", "match", tmp_path / "core.1", path)
     named = securecore("elf", "match", tmp_path / "core.1", path, "--report", tmp_path / "core.json")
@@ -347,7 +153,7 @@ def test_a_broken_report_is_broken_when_it_was_named_and_else_a_note(
 def test_a_report_that_is_not_there_is_not_found(securecore: Securecore, tmp_path: Path) -> None:
     """As every other file that was named."""
     (tmp_path / "core").write_bytes(Crash().write())
-    ran = securecore("elf", "match", tmp_path / "core", program(tmp_path, "app"), "--report", tmp_path / "none")
+    ran = securecore("elf", "match", tmp_path / "core", program_file(tmp_path, "app"), "--report", tmp_path / "none")
     assert ran == (4, "", f"securecore: {tmp_path}/none: no such file\n")
 
 
@@ -366,7 +172,7 @@ def test_a_core_cut_before_its_program_is_said_to_be_cut(ending: str, securecore
     data = core[: core.index(b"\x7fELF", 4)]
     cut.write_bytes({"": data, ".zst": Compressor().frame(data), ".gz": gzip.compress(data)}[ending])
 
-    code, _, err = securecore("elf", "match", cut, program(tmp_path, "app"))
+    code, _, err = securecore("elf", "match", cut, program_file(tmp_path, "app"))
     message, hint = err.splitlines()
 
     assert (code, message.endswith("; the core is cut, and the program's first page is not in it")) == (4, True)
@@ -395,7 +201,7 @@ def test_a_core_of_local_mode_is_matched_also_when_it_was_cut(name: str, securec
     path.write_bytes(data[: len(data) // 2] if "truncated" in name else data)
     (tmp_path / "20261124T065359Z-app-4711.json").write_bytes(CrashReport(uuid="build-77").encode())
 
-    matched = securecore("elf", "match", path, program(tmp_path, "app", uuid=b"build-77"), "--json")
+    matched = securecore("elf", "match", path, program_file(tmp_path, "app", uuid=b"build-77"), "--json")
     document = json.loads(matched[1])
 
     assert (matched[0], document["core"]["core_build_id"], document["core"]["report_uuid"]) == (0, BUILD_ID.hex(), "build-77")
@@ -409,15 +215,15 @@ def test_a_core_of_local_mode_is_matched_also_when_it_was_cut(name: str, securec
 def test_what_holds_no_core_is_none(data: bytes, securecore: Securecore, tmp_path: Path) -> None:
     """Plain or compressed: one line."""
     (tmp_path / "core.gz").write_bytes(data)
-    code, _, words = securecore("elf", "match", tmp_path / "core.gz", program(tmp_path, "app"))
+    code, _, words = securecore("elf", "match", tmp_path / "core.gz", program_file(tmp_path, "app"))
     assert (code, words.split("\n")[0]) == (6, f"securecore: {tmp_path}/core.gz: not a core")
 
 
 def test_a_dump_that_nobody_can_analyse_is_matched_by_its_report(stored: Any, securecore: Securecore, tmp_path: Path) -> None:
     """A core that is no ELF core: the sender's word is all there is."""
     store, dump = stored(b"no core", CrashReport(build_id=BUILD_ID.hex()))
-    matched = securecore("elf", "match", dump, program(tmp_path, "app"), "--store", store)
-    unnamed = securecore("elf", "match", dump, program(tmp_path, "app", None, b"x"), "--store", store)
+    matched = securecore("elf", "match", dump, program_file(tmp_path, "app"), "--store", store)
+    unnamed = securecore("elf", "match", dump, program_file(tmp_path, "app", None, b"x"), "--store", store)
 
     assert matched[0] == 0
     assert (unnamed[0], "the core could not be analysed" in unnamed[2]) == (4, True)
@@ -438,7 +244,7 @@ def test_a_fifo_keeps_nobody_waiting(words: str, tmp_path: Path) -> None:
     """Where a core or a program should be lies a FIFO that nobody writes to: exit code 6, at once."""
     os.mkfifo(tmp_path / "FIFO")
     (tmp_path / "core").write_bytes(Crash().write())
-    program(tmp_path, "app")
+    program_file(tmp_path, "app")
     verb, *files = words.split()
     command = [*SECURECORE, "elf", verb, *(str(tmp_path / file) for file in files)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

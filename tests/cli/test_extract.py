@@ -3,6 +3,7 @@
 import json
 import os
 import pwd
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,11 +14,13 @@ import pytest
 
 from securecore import limits
 from securecore.audit.log import HostLog
+from securecore.cli.main import run
 from securecore.dump.reader import DumpReader
 from securecore.errors import StorageError
 from securecore.names import DumpId
 from tests.support.certificates import Fleet
 from tests.support.hands import Hand
+from tests.support.processes import ROOT, SECURECORE
 from tests.support.receivers import new_dump_id, running_receiver
 from tests.support.stores import CORE, CUT_CORE, WEB, Commands, fill_store, flip
 
@@ -158,7 +161,7 @@ def test_a_dump_without_an_end_comes_out_only_when_it_is_asked_for(
     refused, taken = made.extract(dump, tmp_path / "no"), made.extract(dump, tmp_path / "core", "--partial")
 
     assert (refused.code, taken.code) == (7, 0)
-    assert "still coming in, or cut" in refused.err
+    assert "is incomplete (still coming in)" in refused.err
     assert not (tmp_path / "no").exists()
     assert (tmp_path / "core").read_bytes() == CORE[: 2 * MIB]
     assert made.extractions() == [me(dump)]
@@ -174,6 +177,19 @@ def test_standard_output_can_be_a_pipe(sample: Sample) -> None:
     assert (ran.returncode, ran.stderr) == (0, b"")
     assert ran.stdout == CORE
     assert sample.extractions() == [me(sample.whole)]
+
+
+@pytest.mark.parametrize("options", [[], ["--stored"], ["--partial"]], ids=" ".join)
+def test_a_reader_of_the_core_that_has_gone_is_no_fault(options: list[str], sample: Sample) -> None:
+    """`extract -o - | head` ends like other commands whose reader has gone, without a word, and not as at a full disk."""
+    command = [sys.executable, "-m", "securecore.cli.main", "extract", str(sample.whole), "-o", "-", *options]
+    places = ["--store", str(sample.store), "--identity", str(sample.fleet.receiver)]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as gone:
+        ran = subprocess.run([*command, *places], stdout=gone, stderr=subprocess.PIPE, check=False)
+
+    assert (ran.returncode, ran.stderr) == (141, b"")
 
 
 def test_a_file_is_sparse_and_its_owners_alone(sample: Sample, tmp_path: Path) -> None:
@@ -284,3 +300,47 @@ def test_only_the_named_hosts_dump_is_meant(sample: Sample, tmp_path: Path) -> N
     """`--host` goes before the id, and an id that is nowhere is not found."""
     assert sample.extract(new_dump_id(), tmp_path / "core").code == 4
     assert sample.extract(sample.whole, tmp_path / "core", "--host", WEB).code == 0
+
+
+def test_what_is_stored_comes_out_as_it_stands_and_is_audited(sample: Sample, tmp_path: Path) -> None:
+    """Byte for byte, in a file of its owner's and through a pipe; `zstd -d` makes the core of it."""
+    stored = (sample.dump(sample.whole) / "core.zst").read_bytes()
+
+    ran = sample.extract(sample.whole, tmp_path / "core.zst", "--stored")
+
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.endswith(f"written to {tmp_path / 'core.zst'}, as stored\n")
+    assert (tmp_path / "core.zst").read_bytes() == stored
+    assert stat.S_IMODE((tmp_path / "core.zst").stat().st_mode) == 0o600
+    assert subprocess.run(["zstd", "-dc", tmp_path / "core.zst"], capture_output=True, check=True).stdout == CORE
+    assert sample.extractions() == [me(sample.whole)]
+    places = ["--store", str(sample.store), "--identity", str(sample.fleet.receiver)]
+    piped = subprocess.run(
+        [*SECURECORE, "extract", str(sample.whole), "--stored", "-o", "-", *places],
+        capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True,
+    )  # fmt: skip
+    assert piped.stdout == stored
+    assert sample.extractions() == [me(sample.whole)] * 2
+
+
+def test_what_is_stored_is_what_a_third_party_checks(sample: Sample, tmp_path: Path) -> None:
+    """`audit check --core` proves it together with the bundle; of an incomplete dump too."""
+    for dump, partial in ((sample.whole, ()), (sample.cut, ("--partial",))):
+        core, bundle, root = tmp_path / f"{dump}.zst", tmp_path / f"{dump}.tar", sample.fleet.host / "ca.pem"
+        assert sample.extract(dump, core, "--stored", *partial).code == 0
+        assert sample("audit", "prove", dump, "--root", root, "-o", bundle).code == 0
+        assert run(["audit", "check", str(bundle), "--root", str(root), "--core", str(core)]) == 0
+
+
+def test_stored_frames_that_were_not_signed_leave_no_file(sample: Sample, tmp_path: Path) -> None:
+    """Nothing is written but with --partial, which copies what there is and says so."""
+    core = sample.dump(sample.whole) / "core.zst"
+    flip(core, MIB + 1000)
+
+    refused = sample.extract(sample.whole, tmp_path / "refused", "--stored")
+    partial = sample.extract(sample.whole, tmp_path / "partial", "--stored", "--partial")
+
+    assert (refused.code, (tmp_path / "refused").exists()) == (6, False)
+    assert "the frames are not those that were signed" in refused.err
+    assert (partial.code, "not those that were signed" in partial.err) == (6, True)
+    assert (tmp_path / "partial").read_bytes() == core.read_bytes()

@@ -43,12 +43,12 @@ class Sample(Commands):
 
     def failed(self) -> list[str]:
         """Return the checks of ``audit verify`` that do not hold."""
-        (document,) = self.audit("--json").document
+        (document,) = self.logs()
         return [check["what"] for check in document["checks"] if check["ok"] is False]
 
     def gone(self) -> list[str]:
         """Return the dumps that ``verify --all`` and ``audit verify`` find gone; both find the same."""
-        (document,) = self.audit("--json").document
+        (document,) = self.logs()
         found = [found["id"] for found in self.verify("--all", "--json").document if len(found["checks"]) == 1]
         assert found == document["gone"]
         return found
@@ -153,14 +153,34 @@ def test_it_is_shown_with_what_vouches_for_it(sample: Sample) -> None:
     ran = sample("show", sample.given_up, "--no-analysis")
     (_, entry) = sample.entries()
     assert "3.0 MiB in 3 frames" in ran.out
-    assert f"link lost: the last frame came {entry['last_at']}" in ran.out
+    assert f"incomplete (link lost); the last frame came {entry['last_at']}" in ran.out
+    assert f"given up    {entry['time']}" in ran.out
     assert "receipt ok" in ran.out
     assert "manifest" not in ran.out
     document = sample("show", sample.given_up, "--json", "--no-analysis").document
+    assert document["received_at"] == entry["last_at"], "as list has it"
     assert {name: document[name] for name in ("state", "given_up", "size_bytes", "frames", "root", "evidence", "entry")} == {
         "state": "incomplete", "given_up": True, "size_bytes": len(SENT), "frames": 3, "root": entry["root"],
-        "evidence": {"receipt": "ok"}, "entry": 1,
+        "evidence": {"receipt": "ok"}, "entry": 2,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("which", ["given_up", "complete"])
+def test_what_was_cut_off_as_damaged_is_shown(which: str, sample: Sample) -> None:
+    """Also of a dump that was finished later: how much and where, and in what the dump takes, as it is listed."""
+    dump = getattr(sample, which)
+    stored = (sample.dump(dump) / "core.zst").stat().st_size
+    plain = sample("show", dump, "--json", "--no-analysis").document
+    assert (plain["stored_bytes"], plain["damaged_bytes"]) == (stored, 0)
+    assert "damaged" not in sample("show", dump, "--no-analysis").out
+    for number, length in enumerate((3 * MIB, 100), start=1):
+        (sample.dump(dump) / f"core.damaged-{number}").write_bytes(bytes(length))
+    document = sample("show", dump, "--json", "--no-analysis").document
+    assert (document["stored_bytes"], document["damaged_bytes"]) == (stored + 3 * MIB + 100, 3 * MIB + 100)
+    assert document["state"] == plain["state"]
+    assert row_of(sample("list", "--json").document, dump)["stored_bytes"] == document["stored_bytes"]
+    shown = sample("show", dump, "--no-analysis").out
+    assert "damaged     3.0 MiB cut off as damaged, in core.damaged-1, core.damaged-2\n" in shown
 
 
 def test_it_verifies_as_what_it_is(sample: Sample) -> None:
@@ -171,7 +191,7 @@ def test_it_verifies_as_what_it_is(sample: Sample) -> None:
     assert "not checked: the host has signed nothing" in ran.out
     (document,) = sample.verify(sample.given_up, "--json").document
     assert (document["ok"], document["given_up"], document["outcome"]) == (True, True, None)
-    assert [check["ok"] for check in document["checks"]] == [True] * 8 + [None]
+    assert [check["ok"] for check in document["checks"]] == [True] * 8 + [None] * 2
     assert (sample.verify("--all").code, sample.audit().code, sample.failed()) == (0, 0, [])
 
 
@@ -249,6 +269,19 @@ def test_one_that_was_put_back_to_an_earlier_state_is_named(sample: Sample, tmp_
     assert sample.failed() == ["every dump that was received or given up is in the store"]
 
 
+@pytest.mark.parametrize("change", ["missing", "longer"])
+def test_one_whose_core_is_not_the_entrys_is_named(sample: Sample, change: str) -> None:
+    """While it is published with its receipt nothing may come to it; its first frames alone are not enough."""
+    if change == "missing":
+        sample.core.unlink()
+    else:
+        with sample.core.open("ab") as file:
+            file.write(b"x")
+    assert sample.failed() == ["every dump that was received or given up is in the store"]
+    assert sample.logs()[0]["gone"] == [str(sample.given_up)]
+    assert sample.verify("--all").code == 6
+
+
 def test_a_deleted_one_may_be_gone(sample: Sample) -> None:
     """Its tombstone says so: neither command misses it."""
     shutil.rmtree(sample.dump(sample.given_up))
@@ -306,7 +339,7 @@ def test_without_a_sound_seek_table_the_frames_are_walked(which: str, sample: Sa
     ran = sample.extract(dump, tmp_path / "core", "--partial")
     assert ran.code == 6
     assert "so the frames were looked for one after the other" in ran.err
-    assert "lost" not in ran.err
+    assert "are lost" not in ran.err
     assert (tmp_path / "core").read_bytes() == plain
     if which == "complete":
         refused = sample.extract(dump, tmp_path / "other")

@@ -35,7 +35,7 @@ def test_it_keeps_a_core(cores: Path) -> None:
 
 
 def test_a_person_sees_what_the_log_gets(cores: Path) -> None:
-    """On a terminal the lines of the system's log are shown."""
+    """On a terminal the lines of the system's log are shown: without set-up, also that the usual admission holds."""
     ours, theirs = pty.openpty()
     answer = subprocess.run(
         [*HANDLER, "--local", str(cores), *kernel_arguments()], input=b"core", stdout=subprocess.DEVNULL, stderr=theirs, check=False
@@ -45,7 +45,11 @@ def test_a_person_sees_what_the_log_gets(cores: Path) -> None:
     os.close(ours)
 
     assert answer.returncode == 0
-    assert [line.split(" ")[0] for line in shown.splitlines()] == ["started", "kept"]
+    untidy, told = [], []
+    for line in shown.splitlines():
+        (untidy if line.startswith("untidy ") else told).append(line)
+    assert [line.split(" ")[0] for line in told] == ["started", "kept"]
+    assert all("the usual admission and floor hold" in line for line in untidy)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Final
 import pytest
 
 from securecore import limits
+from securecore.cli import listing
 from securecore.cli.main import run
 from securecore.names import DumpId
 from securecore.receiver.server import Receiver
@@ -81,14 +82,16 @@ def test_flush_tells_programs_as_well(flushing: Flushing) -> None:
 
 def test_list_calls_it_incomplete_and_says_what_is_missing(commands: Commands) -> None:
     """In words for people, in frames for programs."""
-    assert f"incomplete (cut, {LOST})" in commands("list").out
+    assert f"incomplete (40 %, cut, {LOST})" in commands("list").out
     (row,) = commands("list", "--json").document
     assert (row["state"], row["outcome"], row["lost_frames"]) == ("incomplete", "cut", FIRST)
 
 
 def test_show_says_what_is_missing(commands: Commands, flushing: Flushing) -> None:
     """Beside the size, which counts the placeholders."""
-    assert f"5.0 MiB of 5.0 MiB (cut, {LOST}) in 6 frames" in commands("show", flushing.dump.short).out
+    out = commands("show", flushing.dump.short).out
+    assert "5.0 MiB of 5.0 MiB in 6 frames" in out
+    assert f"incomplete (cut, {LOST})" in out
     assert commands("show", flushing.dump.short, "--json").document["lost_frames"] == FIRST
 
 
@@ -117,3 +120,12 @@ def test_extract_needs_partial_and_says_what_are_zeroes(commands: Commands, flus
     assert f"note: {LOST} before it came here, and are zeroes" in taken.err
     assert (tmp_path / "core").read_bytes() == LABELLED
     assert (tmp_path / "core").stat().st_blocks * 512 < len(LABELLED) - 2 * limits.PIECE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("size", "lost_frames", "share"),
+    [(90, 60, "30 %"), (100, 60, "40 %"), (100, 0, None), (90, 0, "90 %"), (0, 0, "0 %"), (59, 60, "0 %")],
+)
+def test_the_list_counts_no_placeholder_as_there(size: int, lost_frames: int, share: str | None) -> None:
+    """Of a core of 100 MiB, as its header promises; where the last piece was lost too it is shorter than its frames."""
+    assert listing.share_of(size * limits.PIECE_BYTES, 100 * limits.PIECE_BYTES, lost_frames) == share

@@ -14,6 +14,7 @@ import pytest
 from securecore.certs.identity_directory import load_identity
 from securecore.certs.profiles import HOST, RECEIVER
 from securecore.cli import pki as pki_module
+from securecore.cli.authority import issuing
 from securecore.cli.main import run
 from tests.support.certificates import DOMAIN, HOST_NAME, RECEIVER_NAME
 
@@ -109,9 +110,13 @@ def test_second_certificate_of_a_name_is_told(pki: Runner) -> None:
 
 def test_crl_prints_its_path_alone_on_stdout(pki: Runner) -> None:
     """So that a script can copy it."""
-    result = pki("crl")
-    assert result.out == f"{pki.path / 'fleet-pki' / 'crl.pem'}\n"
+    path = f"{pki.path / 'fleet-pki' / 'crl.pem'}\n"
+    result = pki("crl", "--now")
+    assert result.out == path
     assert "hosts-ca: CRL 2, 0 revoked" in result.err
+    again = pki("crl")
+    assert again.out == path
+    assert "hosts-ca: not due yet, its last CRL is valid until" in again.err
     (pki.path / "fleet-pki" / "root" / "key.pem").unlink()
     assert "root-ca: its key is not here; its last CRL stays, valid until" in pki("crl").err
 
@@ -180,6 +185,17 @@ def test_loose_ca_key_is_refused_with_the_command_that_mends_it(pki: Runner) -> 
     fails(result, 3, "its mode is 0644", f"chmod 600 {key}")
 
 
+def test_inspect_says_of_each_profile_how_a_certificate_departs_from_it(pki: Runner) -> None:
+    """A CA is held against those of CAs, a leaf against host and receiver; what a statement says is not taken for that."""
+    pki("issue", "receiver", "r", "--out", "r")
+    words = pki("inspect", "r").out
+    assert "as a host           its extended key usage is not exactly clientAuth\n" in words
+    assert "as a receiver       meets the profile\n" in words
+    assert "as a receivers-ca   meets the profile\n" in words
+    assert [one["profiles"]["receiver"] for one in json.loads(pki("inspect", "r", "--json").out)[:1]] == [[]]
+    assert "\npayload             issued_at=" in pki("inspect", "r/log-key.jws").out
+
+
 def test_inspect_shows_people_and_programs_the_same(pki: Runner) -> None:
     """An identity directory stands for its chain; JSON is an array."""
     pki("issue", "host", "web-1", "--out", "w")
@@ -198,7 +214,7 @@ def test_profile_show_prints_toml(pki: Runner) -> None:
 
 def test_default_days_in_the_help_are_the_profiles() -> None:
     """The options repeat the number so that --help need not load the profiles."""
-    for command, profile in ((pki_module.issue_host, HOST), (pki_module.issue_receiver, RECEIVER)):
+    for command, profile in ((issuing.issue_host, HOST), (issuing.issue_receiver, RECEIVER)):
         days = next(parameter for parameter in command.params if parameter.name == "days")
         assert days.default == profile.default_days
 
@@ -241,7 +257,7 @@ def test_passphrase_file_opens_what_it_locked(locked: Runner, monkeypatch: pytes
     option = ("--passphrase-file", "passphrase")
     assert locked("issue", "host", "web-1", "--out", "w", *option).code == 0
     assert locked("revoke", "web-1", *option).code == 0
-    assert locked("crl", *option).code == 0
+    assert locked("crl", "--now", *option).code == 0
     wrong = locked.path / "wrong"
     wrong.touch(0o600)
     wrong.write_text("not the passphrase\n")
@@ -256,11 +272,11 @@ def test_passphrase_file_opens_what_it_locked(locked: Runner, monkeypatch: pytes
 def test_passphrase_file_must_be_private_and_filled(locked: Runner) -> None:
     """A passphrase that others may read protects nothing; an empty one is a mistake."""
     (locked.path / "passphrase").chmod(0o644)
-    fails(locked("crl", "--passphrase-file", "passphrase"), 3, "its mode is 0644")
+    fails(locked("crl", "--now", "--passphrase-file", "passphrase"), 3, "its mode is 0644")
     empty = locked.path / "empty"
     empty.touch(0o600)
-    fails(locked("crl", "--passphrase-file", "empty"), 3, "its first line is empty")
-    fails(locked("crl", "--passphrase-file", "nothing"), 3, "can't be read")
+    fails(locked("crl", "--now", "--passphrase-file", "empty"), 3, "its first line is empty")
+    fails(locked("crl", "--now", "--passphrase-file", "nothing"), 3, "can't be read")
 
 
 @pytest.mark.slow
@@ -269,7 +285,7 @@ def test_passphrase_comes_from_a_pipe(locked: Runner) -> None:
     read_end, write_end = os.pipe()
     os.write(write_end, WORDS.encode() + b"\n")
     os.close(write_end)
-    assert locked("crl", "--passphrase-file", f"/dev/fd/{read_end}").code == 0
+    assert locked("crl", "--now", "--passphrase-file", f"/dev/fd/{read_end}").code == 0
     os.close(read_end)
 
 

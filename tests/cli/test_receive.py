@@ -25,7 +25,8 @@ from securecore.wire.messages import End, Receipt, encode
 from tests.support.certificates import HOST_NAME, RECEIVER_NAME, Fleet, no_passphrase
 from tests.support.hands import Hand
 from tests.support.kernel import wait_until
-from tests.support.machines import USER, make_root, seeing, setup
+from tests.support.launchers import seeing
+from tests.support.machines import USER, make_root, setup
 from tests.support.processes import PATIENCE_S, SECURECORE, Process
 from tests.support.receivers import new_dump_id
 
@@ -93,6 +94,19 @@ def test_without_listen_and_file_nobody_knows_where_to_listen(
     assert "none.toml: listen is missing" in capsys.readouterr().err
 
 
+def test_who_names_a_file_means_its_store(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--store comes before --config, --config before the environment, and the environment before the usual file."""
+    monkeypatch.setenv("SECURECORE_STORE", str(tmp_path / "of-the-environment"))
+    monkeypatch.setattr(receive, "CONFIGURATION", str(file))
+    stores = []
+    for options in (["--config", str(file), "--store", str(tmp_path / "named")], ["--config", str(file)], []):
+        assert main.run(["receive", "--check", "--json", *options]) == 0
+        stores.append(json.loads(capsys.readouterr().out)["store"])
+    assert stores == [str(tmp_path / name) for name in ("named", "store", "of-the-environment")]
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_all_that_is_wrong_is_said_at_once(as_json: bool, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every table's mistake; and, once the file is understood, identity and store."""
@@ -111,6 +125,16 @@ def test_all_that_is_wrong_is_said_at_once(as_json: bool, file: Path, capsys: py
     about_identity, about_store = said(capsys, as_json)
     assert str(missing) in about_identity
     assert str(store) in about_store
+
+
+def test_a_store_that_cannot_be_looked_at_hides_nothing_else_that_is_wrong(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As where the receiver's user may not enter it; it is said in the words that a start has."""
+    store, missing = file.parent / ("long" * 70), file.parent / "missing"
+    file.write_bytes(ReceiverConfiguration((LOOPBACK,), str(store), str(missing)).encode())
+    assert main.run(["receive", "--check", "--config", str(file)]) == 4
+    about_identity, about_store = said(capsys, as_json=False)
+    assert str(missing) in about_identity
+    assert about_store == f"securecore: cannot open the store {store}: file name too long"
 
 
 def said(capsys: pytest.CaptureFixture[str], as_json: bool) -> list[str]:
@@ -149,8 +173,8 @@ def test_a_reload_says_what_it_took_and_ends_no_connection(file: Path, fleet: Fl
         change(file, "dumsp = 1000", "")
         change(file, "127.0.0.1:0", "127.0.0.2:0")
         process.popen.send_signal(signal.SIGHUP)
-        process.logged("WARNING listen has changed: that needs a restart")
-        process.logged("reloaded identity=")
+        # Both may come in one read, and what is read behind a match is not looked at again.
+        process.logged(r"WARNING listen has changed: that needs a restart\n(?:.*\n)*.*reloaded identity=")
         hand.put(encode(End(hand.manifest(dump))))
         assert isinstance(hand.answer(), Receipt)
         hand.close()
@@ -173,6 +197,27 @@ def test_a_mistake_in_the_file_keeps_no_revocation_from_counting(own_fleet: Flee
 
 
 @pytest.mark.slow
+def test_an_identity_that_is_not_there_keeps_no_revocation_from_counting(own_fleet: Fleet, tmp_path: Path) -> None:
+    """The one in force stays, and its lists are read at every reload; a path that leads to one is taken, without a restart."""
+    file, copy = tmp_path / "receiver.toml", tmp_path / "copy"
+    file.write_bytes(ReceiverConfiguration((LOOPBACK,), str(tmp_path / "store"), str(own_fleet.receiver)).encode())
+    with receiving_by(file) as process:
+        Hand(own_fleet.host, process.addresses).close()
+        change(file, str(own_fleet.receiver), str(copy))
+        process.popen.send_signal(signal.SIGHUP)
+        process.logged(f"last good material stays: .*identity={copy} in_force={own_fleet.receiver}")
+        revoke_name(own_fleet.pki, HostName(HOST_NAME), "keyCompromise", no_passphrase, datetime.now(UTC))
+        shutil.copyfile(own_fleet.pki.crl_path, own_fleet.receiver / "crl.pem")
+        process.popen.send_signal(signal.SIGHUP)
+        process.logged(f"in_force={own_fleet.receiver}(?s:.*)reloaded identity={own_fleet.receiver}")
+        with pytest.raises(RefusedError, match="revoked on"):
+            Hand(own_fleet.host, process.addresses)
+        shutil.copytree(own_fleet.receiver, copy)
+        process.popen.send_signal(signal.SIGHUP)
+        process.logged(f"reloaded identity={copy}")
+
+
+@pytest.mark.slow
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root sees other files in the place of /etc")
 def test_the_units_command_runs_a_receiver_by_its_file(fleet: Fleet, tmp_path: Path) -> None:
@@ -185,9 +230,9 @@ def test_the_units_command_runs_a_receiver_by_its_file(fleet: Fleet, tmp_path: P
     identity = root / "etc/securecore/receiver"
     for path in (root / "var/lib/securecore/store", identity, *identity.iterdir()):
         os.chown(path, 0, 0)
-    places = seeing([(root / path, Path("/", path)) for path in ("etc", "var/lib")])
+    within = seeing([(root / path, Path("/", path)) for path in ("etc", "var/lib")])
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd="/", env={}, preexec_fn=places, stdout=pipe, stderr=pipe) as popen:
+    with subprocess.Popen([*within, *command], cwd="/", env={}, stdout=pipe, stderr=pipe) as popen:
         try:
             assert Process(popen).announced.endswith("store /var/lib/securecore/store\n")
         finally:

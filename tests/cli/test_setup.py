@@ -5,8 +5,6 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,46 +12,13 @@ import pytest
 from securecore.cli.machine import plan
 from securecore.cli.machine.root import Root
 from securecore.errors import ConfigError, StorageError
-from securecore.names import Address
-from securecore.receiver.configuration import ReceiverConfiguration, load_configuration, parse_receiver_configuration
 from securecore.sender import installation
-from securecore.sender.admission import Admission, Rule
 from securecore.sender.configuration import DEFAULT_SPOOL
-from securecore.sender.patience import usual_patience
 from securecore.sender.schedule import Schedule
-from securecore.sender.settings import load_settings
-from tests.support.certificates import Fleet
-from tests.support.machines import USER, make_root, setup
+from tests.support.launchers import as_by_the_kernel
+from tests.support.machines import RECEIVER, SENDER, USER, Snapshot, setup, snapshot
 
-SENDER = ["--to", "collector.example:4455", "--to", "[fd00::5]:4455", "--identity", "/etc/securecore/identity", "--user", USER]
-RECEIVER = ["--listen", "0.0.0.0:4455", "--user", USER]
 PATTERN = "|/usr/libexec/securecore/handler %P %I %u %g %s %t %c %d %F"
-
-Snapshot = dict[str, tuple[object, ...]]
-
-
-@pytest.fixture
-def root(tmp_path: Path, fleet: Fleet) -> Path:
-    """A root as a machine before set-up has it, with both identities carried there."""
-    return make_root(tmp_path / "root", fleet)
-
-
-def snapshot(root: Path) -> Snapshot:
-    """Return everything below *root*: kinds, modes, owners, contents and where links lead."""
-    found: Snapshot = {}
-    for path in sorted(root.rglob("*")):
-        status = path.lstat()
-        content = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
-        found[str(path.relative_to(root))] = (stat.filemode(status.st_mode), status.st_uid, status.st_gid, content)
-    return found
-
-
-@pytest.fixture
-def loose_umask() -> Iterator[None]:
-    """The loosest umask there is."""
-    before = os.umask(0)
-    yield
-    os.umask(before)
 
 
 @pytest.mark.usefixtures("loose_umask")
@@ -78,45 +43,6 @@ def test_sender_files_are_written_with_their_modes(root: Path) -> None:
     assert f"kernel.core_pattern = {PATTERN}\n" in (root / "etc/sysctl.d/99-securecore.conf").read_text()
     assert (root / "proc/sys/kernel/core_pattern").read_text() == f"{PATTERN}\n"
     assert (root / "proc/sys/kernel/core_pipe_limit").read_text() == "16\n"
-
-
-def test_handler_settings_are_what_the_options_say(root: Path) -> None:
-    """The compiled settings load, and hold the options' receivers in order, and the user's numbers."""
-    assert setup(root, "sender", *SENDER) == 0
-    settings = load_settings(str(root / "etc/securecore/handler.json"))
-    assert [str(address) for address in settings.receivers] == ["collector.example:4455", "[fd00::5]:4455"]
-    assert settings.identity == "/etc/securecore/identity"
-    assert f"{settings.uid}:{settings.gid}" == USER
-    owner = (root / "var/lib/securecore/spool").stat()
-    assert f"{owner.st_uid}:{owner.st_gid}" == USER
-
-
-def test_rules_are_compiled_with_the_numbers_of_their_users(root: Path) -> None:
-    """The handler asks no directory of users; who edits the file and runs set-up again keeps what was written."""
-    setup(root, "sender", *SENDER)
-    configuration = root / "etc/securecore/sender.toml"
-    rules = (
-        '[admission]\ncore_limit = "ignore"\nrules = [{ action = "exclude", user = "root" }, { action = "exclude", user = "7" }]\n'
-    )
-    configuration.write_text(written := configuration.read_text() + rules)
-    assert setup(root, "sender") == 0
-    admission = load_settings(str(root / "etc/securecore/handler.json")).admission
-
-    assert admission == Admission(core_limit="ignore", rules=(Rule("exclude", user="0"), Rule("exclude", user="7")))
-    assert configuration.read_text() == written
-
-
-def test_a_rule_for_a_user_who_is_not_there_changes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It would be a rule that silently never fits."""
-    setup(root, "sender", *SENDER)
-    configuration = root / "etc/securecore/sender.toml"
-    configuration.write_text(configuration.read_text() + '[admission]\nrules = [{ action = "exclude", user = "nemo" }]\n')
-    before = snapshot(root)
-    capsys.readouterr()
-
-    assert setup(root, "sender") == ConfigError.exit_code
-    assert "rule 1: user 'nemo' is not in /etc/passwd" in capsys.readouterr().err
-    assert snapshot(root) == before
 
 
 @pytest.mark.parametrize(("role", "options"), [("sender", SENDER), ("receiver", RECEIVER)])
@@ -169,10 +95,32 @@ def test_undo_keeps_what_others_have_changed(root: Path, capsys: pytest.CaptureF
     assert "somebody else has set it since" in capsys.readouterr().out
 
 
+def test_the_state_of_the_storm_limits_has_its_room_before_the_first_crash(root: Path) -> None:
+    """Its handlers' user's, and as large as it will ever be: whoever fills the disk then leaves no host without limits."""
+    setup(root, "sender", *SENDER)
+    spool = root / "var/lib/securecore/spool"
+    state = (spool / "storms.json").stat()
+
+    assert (state.st_uid, state.st_mode & 0o777) == (spool.stat().st_uid, 0o600)
+    assert state.st_size == 40 * 1024
+
+
+def test_a_spool_of_an_earlier_set_up_gets_its_state_of_the_storm_limits(root: Path) -> None:
+    """From the next run on."""
+    setup(root, "sender", *SENDER)
+    state = root / "var/lib/securecore/spool/storms.json"
+    state.unlink()
+    assert setup(root, "sender") == 0
+
+    assert state.stat().st_size == 40 * 1024
+
+
 def test_undo_removes_a_spool_that_only_knows_when_to_come_again(root: Path) -> None:
-    """When the next flush is due is nothing to keep; without its dumps and FORMAT the rest would be no spool."""
+    """Nor is what storm limits have counted; without its dumps and FORMAT the rest would be no spool."""
     setup(root, "sender", *SENDER)
     (root / "var/lib/securecore/spool/schedule.json").write_bytes(Schedule(1, 5).encode())
+    for name in ("storms.json", "storms.json.damaged"):
+        (root / "var/lib/securecore/spool" / name).write_bytes(b"{}")
     assert setup(root, "sender", "--undo") == 0
     assert not (root / "var/lib/securecore/spool").exists()
 
@@ -183,7 +131,7 @@ def test_undo_keeps_dumps_that_wait(root: Path, capsys: pytest.CaptureFixture[st
     (root / "var/lib/securecore/spool/dumps/0193d5a8-0000-7000-8000-000000000000").mkdir()
     assert setup(root, "sender", "--undo") == 0
     assert (root / "var/lib/securecore/spool/dumps/0193d5a8-0000-7000-8000-000000000000").is_dir()
-    assert "1 dumps wait in it" in capsys.readouterr().out
+    assert "1 dump waits in it" in capsys.readouterr().out
 
 
 def test_obstacle_is_met_before_anything_is_changed(root: Path) -> None:
@@ -295,40 +243,6 @@ def test_dry_run_changes_nothing(root: Path, role: str, options: list[str], caps
     assert "+ExecStart=" in shown
 
 
-def test_edited_configuration_is_compiled_and_kept(root: Path) -> None:
-    """A bare `setup sender` compiles what a person wrote, comments and all untouched."""
-    setup(root, "sender", *SENDER)
-    configuration = root / "etc/securecore/sender.toml"
-    text = "# ours\n" + configuration.read_text().replace("collector.example:4455", "other.example:1")
-    configuration.write_text(text)
-    assert setup(root, "sender") == 0
-    assert configuration.read_text() == text
-    settings = load_settings(str(root / "etc/securecore/handler.json"))
-    assert str(settings.receivers[0]) == "other.example:1"
-
-
-def test_deadlines_that_a_person_wrote_are_compiled(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A table at the end of the file reaches the handler's settings, survives other options, and a wrong one names its line."""
-    setup(root, "sender", *SENDER)
-    configuration, compiled = root / "etc/securecore/sender.toml", root / "etc/securecore/handler.json"
-    assert load_settings(str(compiled)).deadlines is None
-    configuration.write_text(configuration.read_text() + "[deadlines]\nconnect = 20\nhold = 0.5\n")
-    assert setup(root, "sender", "--to", "third.example:1") == 0
-    assert load_settings(str(compiled)).deadlines == usual_patience()._replace(connect_s=20, hold_s=0.5)
-    lines = configuration.read_text().splitlines()
-    configuration.write_text("\n".join(lines).replace("hold = 0.5", "hold = 601"))
-    capsys.readouterr()
-    assert setup(root, "sender") == 3
-    assert f"sender.toml:{lines.index('hold = 0.5') + 1}: hold must be seconds" in capsys.readouterr().err
-
-
-def test_unknown_key_names_file_and_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A misspelt key is an error that names the file and the line."""
-    (root / "etc/securecore/sender.toml").write_text("version = 1\nreciever = 'x'\n")
-    assert setup(root, "sender", *SENDER) == 3
-    assert "etc/securecore/sender.toml:2: unknown key 'reciever'" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     "target",
     [
@@ -395,145 +309,11 @@ def test_rival_is_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "sysctl.conf sets" not in warnings
 
 
-@pytest.mark.parametrize(
-    ("options", "code", "words"),
-    [
-        ([], 3, "--to or --identity is missing"),
-        (["--to", "nowhere"], 2, "not an address"),
-        ([*SENDER, "--identity", "relative"], 3, "identity must be an absolute path"),
-        ([*SENDER, "--identity", "/nowhere"], 4, "no identity directory there"),
-        ([*SENDER, "--identity", "/etc/securecore/receiver"], 3, "identity"),
-        ([*SENDER, "--spool", "/var/../spool"], 3, "spool must be an absolute path"),
-        ([*SENDER, "--to", "collector.example:0"], 3, "a port above 0"),
-        ([*SENDER, "--user", "root"], 3, "must not be root"),
-        ([*SENDER, "--user", "0:0"], 3, "must not be root"),
-        ([*SENDER, "--user", "-x;"], 3, "is no user"),
-        ([*SENDER, "--user", "nobody-here"], 3, "user nobody-here is not in"),
-    ],
-)
-def test_bad_sender_options_are_refused(
-    root: Path, options: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Each mistake is one line with an exit code, and nothing is changed."""
-    before = snapshot(root)
-    assert setup(root, "sender", *options) == code
-    error = capsys.readouterr().err
-    assert words in error
-    assert "Traceback" not in error
-    assert snapshot(root) == before
-
-
-@pytest.mark.parametrize(
-    ("options", "code", "words"),
-    [
-        ([], 3, "/etc/securecore/receiver.toml names no address to listen on yet, and --listen is missing"),
-        ([*RECEIVER, "--identity", "/etc/securecore/identity"], 4, "crl.pem"),
-        ([*RECEIVER, "--identity", "/home/me/id"], 3, "no home directories"),
-        ([*RECEIVER, "--store", "/tmp/store"], 3, "a /tmp of its own"),
-        ([*RECEIVER, "--store", "store"], 3, "must be an absolute path"),
-        ([*RECEIVER, "--store", "/var/my store"], 3, "must not have spaces"),
-    ],
-)
-def test_bad_receiver_options_are_refused(
-    root: Path, options: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Each mistake is one line with an exit code, and nothing is changed."""
-    before = snapshot(root)
-    assert setup(root, "receiver", *options) == code
-    error = capsys.readouterr().err
-    assert words in error
-    assert "Traceback" not in error
-    assert snapshot(root) == before
-
-
 def test_loose_key_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A key that others may read is refused, with the command that mends it."""
     (root / "etc/securecore/identity/key.pem").chmod(0o644)
     assert setup(root, "sender", *SENDER) == 3
     assert "chmod 600" in capsys.readouterr().err
-
-
-def test_full_store_of_another_user_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A store that somebody else has filled is not half taken over."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can make another user's store")
-    store = root / "var/lib/securecore/store"
-    store.mkdir(parents=True)
-    (store / "FORMAT").write_text("securecore-store 1\n")
-    assert setup(root, "receiver", *RECEIVER) == 3
-    assert "chown -R 990:990" in capsys.readouterr().err
-
-
-def test_receiver_files_belong_to_its_user(root: Path) -> None:
-    """The store is private and the service's, and so is the identity that it must read without being root."""
-    assert setup(root, "receiver", *RECEIVER, "--user", "crash") == 0
-    store = (root / "var/lib/securecore/store").stat()
-    assert (stat.S_IMODE(store.st_mode), f"{store.st_uid}:{store.st_gid}") == (0o700, USER)
-    for path in (root / "etc/securecore/receiver", *(root / "etc/securecore/receiver").iterdir()):
-        assert f"{path.stat().st_uid}:{path.stat().st_gid}" == USER
-    assert "\nUser=crash\n" in (root / "etc/systemd/system/securecore-receiver.service").read_text()
-    assert not (root / "usr/lib/sysusers.d").exists(), "the user is there already"
-
-
-@pytest.mark.usefixtures("loose_umask")
-def test_receiver_goes_by_a_file_that_everybody_may_read(root: Path) -> None:
-    """What the options say stands there; the unit names the file, and what systemd must know beforehand."""
-    options = ["--listen", "[::]:443", "--store", "/srv/store", "--incomplete-after", "2d", "--user", "crash"]
-    assert setup(root, "receiver", *options) == 0
-    file = root / "etc/securecore/receiver.toml"
-    assert load_configuration(file) == ReceiverConfiguration(
-        (Address("[::]:443"),), "/srv/store", incomplete_after=timedelta(days=2)
-    )
-    assert stat.S_IMODE(file.stat().st_mode) == 0o644
-    unit = (root / "etc/systemd/system/securecore-receiver.service").read_text()
-    assert " receive --config /etc/securecore/receiver.toml\n" in unit
-    assert "\nReadWritePaths=/srv/store\n" in unit
-    assert "\nAmbientCapabilities=CAP_NET_BIND_SERVICE\n" in unit
-
-
-def test_receiver_is_vacuumed_every_day_by_its_own_file(root: Path) -> None:
-    """A timer is enabled whose unit runs as the store's owner; --undo takes all of it back."""
-    before = snapshot(root)
-    assert setup(root, "receiver", *RECEIVER, "--store", "/srv/store", "--user", "crash") == 0
-    units = root / "etc/systemd/system"
-    service = (units / "securecore-vacuum.service").read_text()
-    assert " vacuum --if-any --config /etc/securecore/receiver.toml\n" in service
-    assert "\nUser=crash\n" in service
-    assert "\nReadWritePaths=/srv/store\n" in service
-    assert os.readlink(units / "timers.target.wants/securecore-vacuum.timer") == "/etc/systemd/system/securecore-vacuum.timer"
-    assert setup(root, "receiver", "--undo") == 0
-    assert {path for path in snapshot(root) if "vacuum" in path} == {path for path in before if "vacuum" in path} == set()
-
-
-def test_what_a_person_wrote_about_a_receiver_is_kept(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without options set-up takes the file as it is, and the unit follows it; what an option changes, it changes alone."""
-    setup(root, "receiver", *RECEIVER, "--user", "crash")
-    file, service = root / "etc/securecore/receiver.toml", root / "etc/systemd/system/securecore-receiver.service"
-    mine = 'version = 1 # mine\nlisten = ["0.0.0.0:80"]\n[connections]\ntotal = 512\n[quota]\ndumps = 7\n'
-    file.write_text(mine)
-    assert setup(root, "receiver") == 0
-    assert file.read_text() == mine
-    unit = service.read_text()
-    assert "CAP_NET_BIND_SERVICE" in unit
-    assert "\nLimitNOFILE=8192\n" in unit
-    assert "\nUser=crash\n" in unit
-    capsys.readouterr()
-    assert setup(root, "receiver") == 0
-    assert "nothing to change" in capsys.readouterr().out
-    assert setup(root, "receiver", "--incomplete-after", "1d") == 0
-    found, before = load_configuration(file), parse_receiver_configuration(mine.encode(), "x")
-    assert found == before._replace(incomplete_after=timedelta(days=1))
-    assert service.read_text() == unit
-
-
-def test_a_mistake_in_receiver_toml_changes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is named with its place, and the unit stays as it is."""
-    setup(root, "receiver", *RECEIVER)
-    (root / "etc/securecore/receiver.toml").write_text("version = 1\n[qota]\n")
-    before = snapshot(root)
-    assert setup(root, "receiver", *RECEIVER) == 3
-    assert f"{root}/etc/securecore/receiver.toml:2: unknown key 'qota'" in capsys.readouterr().err
-    assert snapshot(root) == before
 
 
 def test_user_of_another_root_is_made_at_its_first_boot(root: Path) -> None:
@@ -571,12 +351,8 @@ def test_handler_runs_as_the_kernel_starts_it(root: Path) -> None:
     setup(root, "sender", *SENDER)
     script = str(root / "usr/libexec/securecore/handler")
 
-    def close_output() -> None:
-        os.close(1)
-        os.close(2)
-
     for arguments in ([], ["x"], ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10"], ["-1"] * 8):
-        answer = subprocess.run([script, *arguments], input=b"core", env={}, cwd="/", check=False, preexec_fn=close_output)
+        answer = subprocess.run([*as_by_the_kernel(), script, *arguments], input=b"core", cwd="/", check=False)
         assert answer.returncode == 3
 
 

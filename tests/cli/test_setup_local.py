@@ -1,17 +1,24 @@
 """``setup sender --local``: what it writes, that the handler it installs works, what it keeps, refuses, and takes back."""
 
+import json
 import os
 import shutil
 import stat
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+from securecore import limits
 from securecore.sender import installation
+from securecore.sender.admission import EXCLUDE, Admission, Rule
+from securecore.sender.floor import Floor
+from securecore.sender.settings import LocalSettings, load_local_settings
 from tests.cli.test_setup import PATTERN, SENDER, snapshot
 from tests.support.certificates import Fleet
+from tests.support.checkups import needs_root
 from tests.support.kernel import kernel_arguments
 from tests.support.machines import USER, make_root, setup
 
@@ -32,7 +39,7 @@ def pattern_of(root: Path) -> str:
 
 
 def test_all_that_the_handler_needs_is_written(root: Path) -> None:
-    """The directory, private and its user's; the handler; the options in core_pattern; no settings, no timer, no spool."""
+    """The directory, private and its user's; the handler; the options in core_pattern; no other settings, no timer, no spool."""
     assert setup(root, "sender", *LOCAL) == 0
     status = (root / CORES[1:]).stat()
 
@@ -41,8 +48,35 @@ def test_all_that_the_handler_needs_is_written(root: Path) -> None:
     assert (root / "proc/sys/kernel/core_pipe_limit").read_text() == "16\n"
     assert (stat.S_IMODE(status.st_mode), f"{status.st_uid}:{status.st_gid}") == (0o700, USER)
     assert (root / installation.HANDLER[1:]).stat().st_mode & 0o777 == 0o755
+    assert json.loads((root / installation.ADMISSION[1:]).read_bytes()) == {"version": 1}, "the version's own admission"
     for path in (installation.SETTINGS, installation.SERVICE, installation.TIMER, "/var/lib/securecore/spool"):
         assert not (root / path[1:]).exists(), path
+
+
+def test_the_state_of_the_storm_limits_has_its_room_before_the_first_crash(root: Path) -> None:
+    """Whoever fills the disk then leaves no host without limits; a machine that was set up before has it from the next run on."""
+    setup(root, "sender", *LOCAL)
+    directory = root / CORES[1:] / ".storms"
+    state = directory / "storms.json"
+    found = state.stat()
+    state.unlink()
+    directory.rmdir()
+    assert setup(root, "sender") == 0
+    again = state.stat()
+
+    assert [f"{status.st_uid}:{status.st_gid}" for status in (directory.stat(), found, again)] == [USER] * 3
+    assert [stat.S_IMODE(status.st_mode) for status in (directory.stat(), found, again)] == [0o700, 0o600, 0o600]
+    assert (found.st_size, again.st_size) == (40 * 1024, 40 * 1024)
+
+
+def test_undo_clears_a_directory_that_was_there_of_all_but_cores(root: Path) -> None:
+    """It was empty, and is so again."""
+    (root / CORES[1:]).mkdir(parents=True)
+    before = snapshot(root)
+    setup(root, "sender", *LOCAL)
+    assert setup(root, "sender", "--undo") == 0
+
+    assert snapshot(root) == before
 
 
 @pytest.mark.slow
@@ -91,6 +125,75 @@ def test_edited_configuration_is_used_and_kept(root: Path) -> None:
     assert pattern_of(root) == LOCAL_PATTERN.replace("10", "20")
 
 
+def test_a_floor_is_compiled_and_outlives_options(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--dry-run` shows it, the handler reads it beside its admission, and a change of something else leaves it."""
+    setup(root, "sender", *LOCAL)
+    configuration = root / "etc/securecore/sender.toml"
+    configuration.write_text(configuration.read_text().replace("#floor_free = ", 'floor_free = "2GiB" #'))
+    capsys.readouterr()
+    assert setup(root, "sender", "--dry-run") == 0
+    assert '"free_bytes": 2147483648' in capsys.readouterr().out
+
+    assert setup(root, "sender", "--keep", "3") == 0
+    assert 'floor_free = "2GiB"' in configuration.read_text()
+    found = load_local_settings(str(root / installation.ADMISSION[1:]))
+    assert found == LocalSettings(floor=Floor(limits.SPOOL_FLOOR_SHARE, 2 << 30))
+
+
+RULES: Final = """
+[admission]
+max_size = "1GiB"
+rules = [{ action = "exclude", user = "nobody", signal = "SIGABRT" }]
+"""
+
+LONG_RULE: Final = f'{{ action = "exclude", executable = "/{"é" * 250}" }},'
+
+
+def admission_of(root: Path) -> Admission:
+    """Return what the handler would take."""
+    return load_local_settings(str(root / installation.ADMISSION[1:])).admission
+
+
+def write_rules(root: Path, rules: str = RULES) -> None:
+    """Add rules to the configuration, and their user to the machine."""
+    configuration = root / "etc/securecore/sender.toml"
+    configuration.write_text(configuration.read_text() + rules)
+    with (root / "etc/passwd").open("a") as passwd:
+        passwd.write("nobody:x:65534:65534::/:/usr/sbin/nologin\n")
+
+
+def test_the_admission_is_compiled_and_outlives_other_changes(root: Path) -> None:
+    """Users by their numbers; an option that is about something else leaves it, and so does a way to a receiver and back."""
+    setup(root, "sender", *LOCAL)
+    write_rules(root)
+    wanted = Admission(max_size=1 << 30, rules=(Rule(EXCLUDE, user="65534", signal=6),))
+    assert setup(root, "sender") == 0
+    assert admission_of(root) == wanted
+    assert [setup(root, "sender", *options) for options in (["--keep", "3"], SENDER, LOCAL)] == [0, 0, 0]
+    assert admission_of(root) == wanted
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        (RULES.replace("nobody", "nemo"), "nemo"),
+        (RULES.replace("1GiB", "much"), "sender.toml:"),
+        ("[admission]\nrules = [" + LONG_RULE * 60 + "]", "take more than 65536 bytes"),
+    ],
+    ids=["a user who is not there", "no size", "too much of it"],
+)
+def test_an_admission_that_cannot_be_compiled_changes_nothing(
+    rules: str, words: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line says which, and what held before holds."""
+    setup(root, "sender", *LOCAL)
+    write_rules(root, rules)
+    before = snapshot(root)
+    assert setup(root, "sender") == 3
+    assert words in capsys.readouterr().err
+    assert snapshot(root) == before
+
+
 @pytest.mark.parametrize("first", [LOCAL, SENDER], ids=["local first", "network first"])
 def test_a_machine_changes_its_mind(first: list[str], root: Path) -> None:
     """From one way to the other and back; --undo then leaves no trace of either."""
@@ -103,10 +206,12 @@ def test_a_machine_changes_its_mind(first: list[str], root: Path) -> None:
 
 
 def test_undo_leaves_no_trace(root: Path) -> None:
-    """Set-up, a crash that was not kept, set-up again, --undo: the tree is what it was, the handler's lock gone too."""
+    """Set-up, crashes that were not kept, set-up again, --undo: the tree is what it was, lock and storm limits' state gone too."""
     before = snapshot(root)
     setup(root, "sender", *LOCAL)
     (root / CORES[1:] / ".lock").touch(0o600)
+    for name in ("storms.json", ".storms.json.new", "storms.json.damaged"):
+        (root / CORES[1:] / ".storms" / name).touch(0o600)
     setup(root, "sender", *LOCAL, "--keep", "2")
     assert setup(root, "sender", "--undo") == 0
     assert snapshot(root) == before
@@ -120,7 +225,7 @@ def test_undo_keeps_the_cores(root: Path, capsys: pytest.CaptureFixture[str]) ->
     capsys.readouterr()
     assert setup(root, "sender", "--undo") == 0
 
-    assert sorted(path.name for path in (root / CORES[1:]).iterdir()) == [".lock", "20261124T065359Z-nginx-4711.gz"]
+    assert sorted(path.name for path in (root / CORES[1:]).iterdir()) == [".lock", ".storms", "20261124T065359Z-nginx-4711.gz"]
     assert f"kept               {root}{CORES}" in capsys.readouterr().out
     assert pattern_of(root) == "core"
 
@@ -132,6 +237,23 @@ def test_dry_run_changes_nothing(root: Path, capsys: pytest.CaptureFixture[str])
 
     assert snapshot(root) == before
     assert f"+ {LOCAL_PATTERN}" in capsys.readouterr().out
+
+
+@needs_root
+def test_anybody_may_try_a_dry_run_where_set_up_has_been(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
+    """Into the directory of cores nobody else may look; what is there already is not in the way."""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        root = make_root(Path(place) / "root", fleet)
+        setup(root, "sender", *LOCAL)
+        capsys.readouterr()
+        os.seteuid(65534)
+        try:
+            code = setup(root, "sender", *LOCAL, "--dry-run")
+        finally:
+            os.seteuid(0)
+
+    assert (code, capsys.readouterr().err.lower().count("permission denied")) == (0, 0)
 
 
 @pytest.mark.parametrize(

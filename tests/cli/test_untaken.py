@@ -24,8 +24,12 @@ SINCE = 1_795_000_440
         (CrashReport(suppressed=43, untaken_since=SINCE), "43 more of this program, since 2026-11-18 11:14:00 UTC"),
         (CrashReport(skipped_by_kernel=7), "7 skipped by the kernel"),
         (
-            CrashReport(None, suppressed=1, suppressed_of_user=2, suppressed_of_others=3, declined=4, skipped_by_kernel=5),
-            "1 more of this program, 2 more of this user, 3 of others, 4 declined, 5 skipped by the kernel",
+            CrashReport(
+                suppressed=1, suppressed_of_user=2, suppressed_of_host=6, suppressed_of_others=3, declined=4, lost=7,
+                skipped_by_kernel=5,
+            ),
+            "1 more of this program, 2 more of this user, 6 more of this host, 3 of others, 4 declined, 7 lost, "
+            "5 skipped by the kernel",
         ),
         (CrashReport(declined=1, untaken_since=(1 << 64) - 1), "1 declined"),
     ],
@@ -52,3 +56,7 @@ def test_a_storm_is_told_by_the_next_dump(
     assert "not taken   2 more of this program, since 20" in commands("show", last).out
     assert commands("show", last, "--json").document["report"]["suppressed"] == 2
     assert "not taken" not in commands("show", first).out
+    listed = {row["id"]: row for row in commands("list", "--json").document}
+    assert [listed[dump]["suppressed"] for dump in (first, last)] == [0, 2]
+    assert listed[first]["untaken_since"] is None
+    assert listed[last]["untaken_since"] == commands("show", last, "--json").document["report"]["untaken_since"]

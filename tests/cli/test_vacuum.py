@@ -1,19 +1,17 @@
 """``securecore vacuum``: what it shows, what it deletes and what it leaves, and what it says of that."""
 
 import os
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from securecore import limits
 from securecore.cli.main import run
 from securecore.errors import StorageError
 from securecore.names import DumpId, HostName
 from securecore.receiver import deleter
 from securecore.store import removal
-from securecore.store.catalogue import open_catalogue
-from securecore.store.layout import CATALOGUE, Place, open_store
+from securecore.store.layout import Place, open_store
 from tests.support.certificates import Fleet
 from tests.support.dumps import begin
 from tests.support.receivers import new_dump_id, running_receiver
@@ -85,27 +83,36 @@ def test_bounds_of_each_host_and_of_one(filled: Filled) -> None:
     assert filled.left() == filled.dumps[3:]
 
 
-def test_ages(filled: Filled) -> None:
+def test_ages(filled: Filled, fleet: Fleet) -> None:
     """What is younger than the one goes by no other bound, and what is older than the other goes."""
     assert filled.vacuum("--keep-dumps", "0", "--min-age", "1h")[1].startswith("nothing to delete; 4 dumps")
     assert filled.vacuum("--older-than", "1h")[1].startswith("nothing to delete; 4 dumps")
-    with open_store(str(filled.store)) as store, open_catalogue(store) as catalogue:
-        catalogue.reconcile()
-    with closing(sqlite3.connect(filled.store / CATALOGUE)) as database, database:
-        database.execute("UPDATE dumps SET received_at = '2026-01-01T00:00:00.000Z' WHERE id = ?", (str(filled.dumps[2]),))
-    assert filled.vacuum("--older-than", "1h")[1].startswith("deleted 1 dump, 3.0 MiB freed; 3 dumps")
-    assert filled.entries()[-1]["reason"] == "vacuum: older than 1h"
+    old = give_up(fleet, filled.store, LARGE)
+    assert filled.vacuum("--older-than", "1h")[1].startswith("deleted 1 dump, 3.0 MiB freed; 4 dumps")
+    assert (filled.entries()[-1]["dump"], filled.entries()[-1]["reason"]) == (str(old), "vacuum: older than 1h")
 
 
 def test_what_was_given_up_goes_like_the_others_and_what_is_coming_in_does_not(filled: Filled, fleet: Fleet) -> None:
-    """An incomplete dump that is published counts; one whose sender may be back any moment is not even counted."""
+    """An incomplete dump that is published goes; one whose sender may be back any moment counts for its host, and is named."""
     parted, coming = give_up(fleet, filled.store, LARGE), new_dump_id()
     with open_store(str(filled.store)) as store:
         begin(store, coming, LARGE, host=HostName(WEB)).close()
         assert filled.vacuum("--keep-dumps", "0")[0] == 0
+        assert filled.vacuum("--host-bytes", "1KiB")[:2] == (0, "nothing to delete; 0 dumps, 0 B left; 1 dump, 3.0 MiB coming in")
+        ran = filled("vacuum", "--host-dumps", "1", "--json", "--identity", fleet.receiver)
+        assert ran.document["coming_in"] == {"dumps": 1, "stored_bytes": ran.document["coming_in"]["stored_bytes"]}
         assert filled.left() == [coming]
         assert store.find_place(HostName(WEB), coming) is Place.INCOMING
     assert str(parted) in [entry["dump"] for entry in filled.entries() if entry["event"] == "deleted"]
+
+
+def test_what_comes_in_makes_its_host_s_oldest_go(filled: Filled) -> None:
+    """A host whose quota is as large as its bound, or its parts, waits for no room that nobody makes."""
+    with open_store(str(filled.store)) as store:
+        begin(store, new_dump_id(), LARGE, host=HostName(WEB)).close()
+    assert filled.vacuum("--host-bytes", "7MiB")[1].startswith("nothing to delete; 4 dumps")
+    assert filled.vacuum("--host-bytes", "4MiB")[1].startswith("deleted 2 dumps, 3.0 MiB freed; 2 dumps, ")
+    assert filled.left()[:2] == [filled.dumps[1], filled.dumps[3]]
 
 
 def test_one_that_cannot_go_keeps_no_other(filled: Filled) -> None:
@@ -124,6 +131,28 @@ def test_one_that_cannot_go_keeps_no_other(filled: Filled) -> None:
     (failed,) = ran.document["failed"]
     assert (ran.code, failed["id"], failed["error"]["name"]) == (14, str(first), "busy")
     assert filled.left() == filled.dumps[:1]
+
+
+@pytest.mark.parametrize("is_listed", [True, False], ids=["listed before", "never listed"])
+@pytest.mark.parametrize("receipt", [None, b"", bytes(limits.MAX_RECEIPT_BYTES + 1)], ids=["missing", "malformed", "unreadable"])
+def test_a_dump_whose_receipt_cannot_be_read_goes_when_it_is_its_turn(
+    receipt: bytes | None, is_listed: bool, filled: Filled
+) -> None:
+    """Its own time is in the host's log; where that of its directory was listed, it goes by that one."""
+    first = filled.dump(filled.dumps[0])
+    if is_listed:
+        assert filled.left() == filled.dumps
+    (first / "receipt").unlink()
+    if receipt is not None:
+        (first / "receipt").write_bytes(receipt)
+    os.utime(first, (1e9, 1e9))
+
+    code, words, wrong = filled.vacuum("--keep-dumps", "3")
+
+    assert (code, wrong) == (0, "")
+    assert words.startswith("deleted 1 dump, ")
+    assert filled.left() == filled.dumps[1:]
+    assert not first.exists()
 
 
 def test_what_went_meanwhile_is_no_failure(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +208,7 @@ def configuration(path: Path, store: Path, fleet: Fleet, retention: str) -> Path
 
 
 def test_what_the_file_says_is_done_and_options_win(
-    filled: Filled, fleet: Fleet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    filled: Filled, fleet: Fleet, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bounds, store and identity are those of the file, unless an option says something else of one of them."""
     file = configuration(tmp_path / "receiver.toml", filled.store, fleet, "host_dumps = 1\nmin_age = '1d'")
@@ -189,10 +218,26 @@ def test_what_the_file_says_is_done_and_options_win(
         (["--older-than", "1h"], "nothing to delete; 4 dumps"),
     ):
         assert filled.vacuum("--config", file, *options)[1].startswith(last)
+    monkeypatch.setenv("SECURECORE_STORE", str(tmp_path / "another"))
+    for lifted in ("none", "0"):
+        ran = filled("vacuum", "--config", file, "--min-age", lifted, "--dry-run")
+        assert (ran.code, ran.out.splitlines()[-1].startswith("would delete 2 dumps, ")) == (0, True)
     configuration(file, filled.store, fleet, "host_dumps = 1\nmax_dumps = 1")
+    # Who names a file means its store, whatever the environment says of another.
     assert run(["vacuum", "--config", str(file), "--host", "web-1", "--if-any"]) == 0
     assert "deleted 2 dumps" in capsys.readouterr().out
     assert filled.left() == [filled.dumps[1], filled.dumps[3]], "the store's bound is not for one host alone"
+
+
+def test_who_names_a_host_hears_that_the_stores_bounds_are_not_for_it(filled: Filled, fleet: Fleet, tmp_path: Path) -> None:
+    """The file has bounds, so nobody is to be told to write some there."""
+    file = configuration(tmp_path / "receiver.toml", filled.store, fleet, "max_dumps = 1")
+    ran = filled("vacuum", "--config", file, "--host", "web-1")
+    assert ran.code == 2
+    assert "nothing says what is to go of one host: " in ran.err
+    assert "--keep-dumps" not in ran.err
+    assert filled.vacuum("--config", file, "--host", "web-1", "--if-any") == (0, "nothing says what is to go of one host", "")
+    assert filled.left() == filled.dumps
 
 
 def test_the_machines_own_file_is_for_its_own_store(

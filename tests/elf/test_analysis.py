@@ -42,6 +42,7 @@ def stand_in(script: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.real_crash
 def test_a_core_file_is_analysed(crash: Callable[..., tuple[Path, int]]) -> None:
     """The real analyser tells a real core's crash."""
     core, pid = crash("null-deref")

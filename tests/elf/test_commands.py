@@ -42,6 +42,7 @@ def show(securecore: Securecore, store: Path, *options: str) -> Any:
     return json.loads(securecore("show", row["id"], "--store", store, "--json", *options)[0])
 
 
+@pytest.mark.real_crash
 def test_a_real_core_is_reported_and_shown(
     crash: Callable[..., tuple[Path, int]], securecore: Securecore, fleet: Fleet, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""What can be wrong with a receiver: configuration, unit, identity, revocation lists, store, log key, and whether one runs."""
+"""What can be wrong with a receiver: configuration, unit, identity, revocation lists, store, logs, and whether one runs."""
 
 import os
 import re
@@ -7,16 +7,21 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Final, NamedTuple
 
+from securecore.audit.statement import read_stated_key, read_stated_name
+from securecore.audit.succession import parse_history
+from securecore.audit.wide_log import check_log
 from securecore.certs.revocation import RevocationLists
-from securecore.cli import terminal
+from securecore.cli import evidence, terminal
 from securecore.cli.checkup.findings import Finding, attempt, ok, warning, wrong
 from securecore.cli.checkup.shared import certificate_finding, room_finding
+from securecore.cli.checkup.vacuum import check_vacuum
 from securecore.cli.machine import plan, receiver, trust, users
 from securecore.cli.machine.interpreter import find_interpreter
 from securecore.cli.machine.root import Root
-from securecore.errors import NotFoundError, SecurecoreError
+from securecore.errors import BrokenError, NotFoundError, SecurecoreError, StorageError
 from securecore.receiver import installation
 from securecore.receiver.configuration import ConfigurationRefused, ReceiverConfiguration, parse_receiver_configuration
+from securecore.sender.floor import Floor
 from securecore.store.layout import LOCK, Store, open_store
 
 SETUP: Final = "securecore setup receiver --listen ADDR:PORT"
@@ -59,8 +64,11 @@ def check_receiver(root: Root, now: datetime, store: str | None, identity: str |
     )  # fmt: skip
     if places.unit is not None:
         yield from attempt("unit", lambda: _unit(places, said, root))
+    if is_set_up(root):
+        yield from attempt("vacuum timer", lambda: check_vacuum(said, places.user, root))
     yield from attempt("identity", lambda: _identity(places, root, now))
-    yield from attempt("store", lambda: _store(places, root))
+    floor = Floor(said.policy.floor.share, said.policy.floor.free_bytes)
+    yield from attempt("store", lambda: _store(places, floor, root))
 
 
 def _read_configuration(root: Root) -> ReceiverConfiguration:
@@ -112,7 +120,7 @@ def _revocation(lists: RevocationLists, place: str, now: datetime) -> Iterator[F
             yield (wrong if found.days_left < 0 else warning)("revocation list", f"{words}: {found.problem}", remedy)
 
 
-def _store(places: Places, root: Root) -> Iterator[Finding]:
+def _store(places: Places, floor: Floor, root: Root) -> Iterator[Finding]:
     place = root.outside(places.store)
     try:
         store = open_store(place)
@@ -127,9 +135,10 @@ def _store(places: Places, root: Root) -> Iterator[Finding]:
             )
         else:
             yield ok("store", f"{place}, id {store.store_id}")
-        yield room_finding("store's room", place)
+        yield room_finding("store's room", place, floor, "hosts are refused")
         yield _runs(store, root, places)
         yield _log_key(store, root, places)
+        yield from attempt("receiver-wide log", lambda: _wide_log(store))
 
 
 def _start(places: Places) -> str:
@@ -180,7 +189,41 @@ def _log_key(store: Store, root: Root, places: Places) -> Finding:
     ours, kept = root.find(f"{places.identity}/log-key.jws"), store.read_log_key()
     if kept is None:
         return ok("log key", "not in the store yet: the receiver puts it there when it starts")
-    if ours is None or ours.content != kept:
-        words = "the store's log-key.jws is not the identity's: it counts from the next start on"
-        return warning("log key", words, "systemctl restart securecore-receiver" if places.unit is not None else "start it anew")
-    return ok("log key", "the store's statement is the identity's")
+    if ours is not None and ours.content == kept:
+        return ok("log key", "the store's statement is the identity's")
+    if ours is not None and (name := read_stated_name(kept)) != read_stated_name(ours.content):
+        words = f"the store's logs are of another name, {terminal.printable(name)}, and no receiver starts on it with this identity"
+        return wrong("log key", words, "give the receiver the identity of that name, or another store")
+    history = root.find(f"{places.identity}/log-keys.jsonl")
+    lines = parse_history(history.content) if history is not None else ()
+    stated = {read_stated_key(line.statement) for line in lines} | ({read_stated_key(ours.content)} if ours is not None else set())
+    if read_stated_key(kept) not in stated:
+        words = "the store's logs are signed with another log key than the identity's, and no receiver starts on it with that"
+        return wrong("log key", words, f"securecore audit rekey --identity {places.identity} --lost {places.store}")
+    words = "the store's log-key.jws is not the identity's any more: that counts from the next reload on"
+    return warning("log key", words, "systemctl reload securecore-receiver" if places.unit is not None else "start it anew")
+
+
+def _wide_log(store: Store) -> Iterator[Finding]:
+    """Whether the receiver can go on with the log that tells of a host that was removed whole."""
+    if store.read_log_key() is None:
+        return  # No receiver has started on it yet.
+    remedy = f"securecore audit verify --store {shlex.quote(store.path)}"
+    key = evidence.load_log_key(store, evidence.load_anchors(store, None)[0])
+    try:
+        fd = store.wide_log_directory(create=False)
+        try:
+            size = check_log(fd, key.name, key.public_key)
+        finally:
+            os.close(fd)
+    except NotFoundError:
+        if store.audited_hosts():
+            words = "there is none, though there are hosts' logs: it was removed, or the store is from before it"
+            yield warning("receiver-wide log", words, remedy)
+        else:
+            yield ok("receiver-wide log", "none yet: the receiver makes it when it starts")
+    except (BrokenError, StorageError) as error:
+        words = f"{error.message}; hosts deliver without it, and that a new one was removed would not show"
+        yield wrong("receiver-wide log", words, remedy)
+    else:
+        yield ok("receiver-wide log", f"{terminal.count(size, 'entry')}, as signed")

@@ -10,23 +10,31 @@ from securecore.cli import terminal
 from securecore.cli.checkup.findings import Finding, attempt, ok, warning, wrong
 from securecore.cli.checkup.reach import reach
 from securecore.cli.checkup.shared import certificate_finding, room_finding
-from securecore.cli.machine import plan, rivals, sender, systemd, trust, users
+from securecore.cli.checkup.storm_limits import check_storm_limits, check_storm_limits_of_cores
+from securecore.cli.machine import local_sender, plan, rivals, sender, systemd, trust, users
 from securecore.cli.machine.drift import CORE_PATTERN, CORE_PIPE_LIMIT, read_setting
 from securecore.cli.machine.interpreter import find_interpreter
 from securecore.cli.machine.root import Root
 from securecore.errors import SecurecoreError, UnreachableError
-from securecore.sender import installation
+from securecore.sender import installation, receipt_log
 from securecore.sender.configuration import LocalConfiguration, SenderConfiguration, parse_configuration
 from securecore.sender.cores import open_cores
-from securecore.sender.local import check_owner
+from securecore.sender.cores_directory import check_owner
+from securecore.sender.floor import Floor
 from securecore.sender.local_mode import LocalMode
-from securecore.sender.settings import Settings, load_settings
+from securecore.sender.room import Usage
+from securecore.sender.settings import Settings, load_local_settings, load_settings
 from securecore.sender.spool import open_spool
+from securecore.sender.spool_limits import SpoolLimits
+from securecore.units import size
 
 SETUP: Final = "securecore setup sender"
 
 _WAITING_TOO_LONG: Final = timedelta(seconds=2 * limits.BACK_OFF_MAX_S)
 """Twice the longest that the flush timer waits by itself."""
+
+_MANY_RECEIPTS_BYTES: Final = 256 * limits.MIB
+"""Of some 65,000 dumps; two and a half times what the rule for logrotate in docs/operations.md lets come together."""
 
 _CLOCK_SLACK: Final = timedelta(minutes=5)
 """As much as certificates are backdated, for clocks that differ."""
@@ -50,8 +58,10 @@ def check_sender(root: Root, now: datetime, *, offline: bool) -> Iterator[Findin
     yield from attempt("interpreter", lambda: _interpreter(root))
     yield from attempt("configuration", lambda: _configuration(root))
     if local is not None:
-        # Options stand in core_pattern, so there are no settings; and nothing is signed, sent or spooled.
+        # Options stand in core_pattern, so there are no other settings; and nothing is signed, sent or spooled.
+        yield from attempt("admission", lambda: _admission(local, root))
         yield from attempt("cores", lambda: _cores(local, root))
+        yield from attempt("storm limits", lambda: check_storm_limits_of_cores(local, root))
         return
     try:
         settings = load_settings(root.outside(installation.SETTINGS))
@@ -162,9 +172,16 @@ def _settings(settings: Settings, said: SenderConfiguration | LocalConfiguration
             return
     elif root.find(installation.CONFIGURATION) is not None:
         return  # It is not understood, and the check before this one has said so.
-    yield ok("settings", f"{place}, to {' '.join(map(str, settings.receivers))} as {settings.uid}:{settings.gid}")
+    receivers = " ".join(map(str, settings.receivers))
+    yield ok("settings", f"{place}, to {receivers} as {settings.uid}:{settings.gid}, {_bounds(settings)}")
     for words in warnings:
         yield warning("settings", words)
+
+
+def _bounds(settings: Settings) -> str:
+    """Return what a handler may take of the machine, for people."""
+    bounds = settings.confinement
+    return f"nice {bounds.nice}, disk {bounds.io_priority}, {size(bounds.memory_bytes)}, {bounds.deadline_s:.0f} s"
 
 
 def _clock(root: Root, now: datetime) -> Iterator[Finding]:
@@ -185,6 +202,18 @@ def _identity(settings: Settings, root: Root, now: datetime) -> Iterator[Finding
         yield warning("identity", words)
 
 
+def _admission(said: LocalConfiguration, root: Root) -> Iterator[Finding]:
+    """What the handler of local mode takes, against the configuration that it was compiled from."""
+    place, source = root.outside(installation.ADMISSION), root.outside(installation.CONFIGURATION)
+    warnings = trust.check_trusted(installation.ADMISSION, root, "admission")
+    if load_local_settings(place) != local_sender.compile_local_settings(said, root):
+        yield wrong("admission", f"{place} is older than {source}: what stands there does not hold yet", SETUP)
+    else:
+        yield ok("admission", place)
+    for words in warnings:
+        yield warning("admission", words)
+
+
 def _cores(said: LocalConfiguration, root: Root) -> Iterator[Finding]:
     """The directory of local mode: whose it is, who else sees into it, and its room."""
     place = root.outside(said.mode.directory)
@@ -192,7 +221,7 @@ def _cores(said: LocalConfiguration, root: Root) -> Iterator[Finding]:
     directory = open_cores(place)
     user = users.find_user(said.user, root)
     try:
-        check_owner(directory, place)
+        check_owner(directory.owner, place)
     finally:
         directory.close()
     if user is not None and directory.owner != (user.uid, user.gid):
@@ -202,7 +231,8 @@ def _cores(said: LocalConfiguration, root: Root) -> Iterator[Finding]:
         yield warning("cores", f"{place}: others may look into it, and cores hold secrets", f"chmod 0700 {place}")
     else:
         yield ok("cores", f"{place}, {_kept(said.mode)}")
-    yield room_finding("cores' room", place)
+    loss = "a new core is lost, or cut" if said.mode.keep is None else "a new core costs older ones, or is cut"
+    yield room_finding("cores' room", place, said.floor or Floor(), loss)
     for words in warnings:
         yield warning("cores", words)
 
@@ -216,7 +246,9 @@ def _spool(settings: Settings, root: Root, now: datetime) -> Iterator[Finding]:
     warnings = trust.check_trusted(os.path.dirname(settings.spool), root, "spool")
     spool = open_spool(place)
     try:
-        owner, dumps = spool.owner, spool.dump_ids()
+        owner, dumps, usage = spool.owner, spool.dump_ids(), spool.usage()
+        storming = check_storm_limits(spool.fd, settings.admission, place)
+        receipts = list(attempt("receipts", lambda: [_receipts(spool.fd, place)]))
     finally:
         spool.close()
     if owner != (settings.uid, settings.gid):
@@ -230,9 +262,41 @@ def _spool(settings: Settings, root: Root, now: datetime) -> Iterator[Finding]:
         words = f"{terminal.count(len(dumps), 'dump')} in {place}, the oldest since {oldest:%Y-%m-%d %H:%M} UTC"
         is_late = now - oldest > _WAITING_TOO_LONG
         yield warning("spool", words, "securecore spool flush") if is_late else ok("spool", words)
-    yield room_finding("spool's room", place)
+    if settings.spool_limits.has_quota:
+        yield _spool_quota(usage, settings.spool_limits)
+    yield room_finding("spool's room", place, settings.spool_limits.floor, "what no receiver takes is lost")
+    yield from receipts
+    yield storming
     for words in warnings:
         yield warning("spool", words)
+
+
+def _receipts(spool: int, place: str) -> Finding:
+    """How long the receipt log is, which is evidence: no limit of ours bounds it, and a person has to part it."""
+    taken = receipt_log.length(spool)
+    words = f"{terminal.size(taken)} in {receipt_log.NAME}"
+    if taken < _MANY_RECEIPTS_BYTES:
+        return ok("receipts", words)
+    path = f"{place}/{receipt_log.NAME}"
+    return warning("receipts", f"{words}, which no limit bounds", f"mv {path} {path}-$(date +%Y%m%d), and keep it; or logrotate")
+
+
+_SPOOL_REMEDY: Final = "securecore spool flush, or a higher bound in sender.toml's [spool_limits]"
+
+
+def _spool_quota(usage: Usage, bounds: SpoolLimits) -> Finding:
+    """How full the spool is; what is full takes no crash for which there is no receiver."""
+    words = terminal.fullness(*usage, bounds.max_dumps, bounds.max_bytes)
+    shares = [
+        used / most if most else 1.0
+        for used, most in ((usage.dumps, bounds.max_dumps), (usage.taken_bytes + limits.MAX_FRAME_BYTES, bounds.max_bytes))
+        if most is not None
+    ]
+    if max(shares) >= 1:
+        return wrong("spool's quota", f"{words}: full, what no receiver takes is lost", _SPOOL_REMEDY)
+    return warning("spool's quota", f"{words}: nearly full", _SPOOL_REMEDY) if max(shares) >= 0.9 else ok("spool's quota", words)
+
+
 
 
 def _timer(root: Root) -> Iterator[Finding]:

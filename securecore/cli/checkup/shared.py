@@ -9,6 +9,7 @@ from securecore.certs.judge import Judgement
 from securecore.cli import terminal
 from securecore.cli.checkup.findings import Finding, ok, warning, wrong
 from securecore.errors import StorageError
+from securecore.sender.floor import Floor
 
 LOW_BYTES: Final = 4 * limits.GIB
 """Room for the core of a process with 4 GiB of memory that does not compress."""
@@ -24,15 +25,29 @@ def certificate_finding(name: str, own: Judgement, now: datetime, remedy: str) -
     return warning(name, words, remedy) if left < (own.not_after - own.not_before) / 3 else ok(name, words)
 
 
-def room_finding(name: str, path: str) -> Finding:
-    """Return how much room there is where *path* is; raises StorageError."""
+def statvfs(path: str) -> os.statvfs_result:
+    """Return what the file system of *path* says of itself; raises StorageError."""
     try:
-        status = os.statvfs(path)
+        return os.statvfs(path)
     except OSError as error:
         raise StorageError(f"{path}: {(error.strerror or '').lower()}") from error
+
+
+def room_finding(name: str, path: str, floor: Floor, loss: str) -> Finding:
+    """Return how much room for cores there is where *path* is: what is free above the *floor*; raises StorageError.
+
+    *loss* is what becomes of a core that meets the floor.
+    """
+    status, remedy = statvfs(path), f"make room on the file system of {path}"
     free, whole = status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
-    words = f"{terminal.size(free)} free of {terminal.size(whole)}"
-    remedy = f"make room on the file system of {path}"
-    if free < FULL_BYTES:
+    least, least_inodes = floor.least_free_bytes(whole), floor.least_free_inodes(status.f_files)
+    room, words = free - least, f"{terminal.size(free)} free of {terminal.size(whole)}"
+    if least:
+        words += f", {terminal.size(least)} are to stay free"
+    if status.f_favail < least_inodes:
+        return wrong(name, f"{status.f_favail} inodes free of {status.f_files}, {least_inodes} are to stay free: {loss}", remedy)
+    if least and room < limits.MAX_FRAME_BYTES:
+        return wrong(name, f"{words}: at its floor, {loss}", remedy)
+    if room < FULL_BYTES:
         return wrong(name, f"{words}: full", remedy)
-    return warning(name, f"{words}: little for large cores", remedy) if free < LOW_BYTES else ok(name, words)
+    return warning(name, f"{words}: little for large cores", remedy) if room < LOW_BYTES else ok(name, words)

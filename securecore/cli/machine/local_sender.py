@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from securecore.cli.machine import trust, users
 from securecore.cli.machine.interpreter import Interpreter
 from securecore.cli.machine.root import Root
-from securecore.cli.machine.sender import kernel_steps, warn_of_rivals
+from securecore.cli.machine.sender import check_length, compile_admission, kernel_steps, warn_of_rivals
 from securecore.cli.machine.steps import MakeCores, Step, WriteFile
 from securecore.cli.machine.users import User
 from securecore.errors import ConfigError
 from securecore.sender import installation
 from securecore.sender.configuration import DEFAULT_USER, LocalConfiguration, parse_configuration
+from securecore.sender.floor import Floor
 from securecore.sender.local_mode import LocalMode
+from securecore.sender.settings import LocalSettings
 
 
 @dataclass(frozen=True)
@@ -68,17 +70,26 @@ def read_configuration(wishes: LocalWishes, root: Root) -> tuple[LocalConfigurat
             mode.keep if wishes.keep is None else wishes.keep,
         ),
         user,
+        # Which crashes are taken does not depend on where they go.
+        before.admission if before is not None else None,
+        before.floor if isinstance(before, LocalConfiguration) else None,
     ).check("setup sender")
     content = found.content if found is not None and wanted == before else wanted.encode()
     return wanted, content
 
 
+def compile_local_settings(configuration: LocalConfiguration, root: Root) -> LocalSettings:
+    """Return what the handler reads; raises ConfigError for a rule's user who is not in *root*'s passwd file."""
+    return LocalSettings(compile_admission(configuration.admission, root), configuration.floor or Floor())
+
+
 def check_places(configuration: LocalConfiguration, root: Root) -> list[str]:
-    """Return warnings about the handler's and the cores' place, and about who else wants core_pattern.
+    """Return warnings about the places of handler, admission and cores, and about who else wants core_pattern.
 
     Raises ConfigError when others than root can change anything on the way to them.
     """
     warnings = trust.check_trusted(installation.HANDLER, root, "handler")
+    warnings += trust.check_trusted(installation.ADMISSION, root, "admission")
     warnings += trust.check_trusted(os.path.dirname(configuration.mode.directory), root, "cores")
     return list(dict.fromkeys([*warnings, *warn_of_rivals(root)]))
 
@@ -88,15 +99,19 @@ def local_steps(
 ) -> Sequence[Step]:
     """Return the steps, in the order that never lets the kernel start a handler that is not wholly there.
 
-    Raises ConfigError when the pattern or the script's first line would be too long, or the directory is somebody else's.
+    Raises ConfigError when the pattern or the script's first line would be too long, the directory is somebody else's, or a rule
+    names a user who is not in *root*'s passwd file.
     """
     kernel = kernel_steps(installation.core_pattern(installation.HANDLER, configuration.mode))
     directory = configuration.mode.directory
     users.check_owner(directory, user, root)
     _check_is_spare(directory, user, root)
+    settings = compile_local_settings(configuration, root).encode()
+    check_length(settings, root)
     steps: list[Step] = [
         WriteFile(installation.CONFIGURATION, content),
         MakeCores(directory, 0o700, (user.uid, user.gid), is_ours=True),
+        WriteFile(installation.ADMISSION, settings),
         WriteFile(installation.HANDLER, installation.handler_script(interpreter.executable), 0o755),
     ]
     if not (root.is_live or user.is_listed):

@@ -27,7 +27,7 @@ _HIDDEN: Final = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # noq
 
 _IDENTITY_FILES: Final = (
     identity_directory.CA, identity_directory.CERTIFICATE, identity_directory.KEY, identity_directory.CRL,
-    identity_directory.LOG_KEY, identity_directory.LOG_STATEMENT,
+    identity_directory.LOG_KEY, identity_directory.LOG_STATEMENT, identity_directory.LOG_KEYS,
 )  # fmt: skip
 
 
@@ -163,13 +163,19 @@ def receiver_steps(
 
 
 def _vacuum_steps(configuration: ReceiverConfiguration, user: str, interpreter: Interpreter) -> list[Step]:
-    name, _, group = user.partition(":")
-    service = vacuum_timer.vacuum_service(interpreter.executable, configuration.store, name, group or None)
+    service, timer = vacuum_units(configuration, user, interpreter)
     return [
         WriteFile(vacuum_timer.SERVICE, service),
-        WriteFile(vacuum_timer.TIMER, vacuum_timer.vacuum_timer()),
+        WriteFile(vacuum_timer.TIMER, timer),
         MakeLink(vacuum_timer.TIMER_LINK, vacuum_timer.TIMER),
     ]
+
+
+def vacuum_units(configuration: ReceiverConfiguration, user: str, interpreter: Interpreter) -> tuple[bytes, bytes]:
+    """Return service and timer that have the store vacuumed, for a user as unit_of has it; raises ConfigError as vacuum_service."""
+    name, _, group = user.partition(":")
+    service = vacuum_timer.vacuum_service(interpreter.executable, configuration.store, name, group or None)
+    return service, vacuum_timer.vacuum_timer()
 
 
 def unit_of(configuration: ReceiverConfiguration, user: str, interpreter: Interpreter) -> bytes:

@@ -75,6 +75,11 @@ class Root:
             except FileNotFoundError:
                 return None
 
+    def can_look_into(self, path: str) -> bool:
+        """Return whether we may look into the directory *path*: who is not root and tries a dry run may not into the handler's."""
+        with self._about(path), self._parent(path) as (parent, name):
+            return parent is not None and os.access(name, os.R_OK | os.X_OK, dir_fd=parent, effective_ids=True)
+
     def link_target(self, path: str) -> str | None:
         """Return where the symbolic link at *path* leads, None when there is nothing."""
         status = self.status(path)

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 from securecore import limits, tls
-from securecore.certs.identity_directory import load_identity
+from securecore.certs.identity_directory import CA, CERTIFICATE, KEY, load_identity
 from securecore.certs.judge import Judgement, Purpose, judge
 from securecore.cli.machine import rivals, trust, users
 from securecore.cli.machine.interpreter import Interpreter
@@ -19,8 +20,13 @@ from securecore.names import Address
 from securecore.sender import installation
 from securecore.sender.admission import Admission
 from securecore.sender.admission_table import resolve_users
-from securecore.sender.configuration import DEFAULT_USER, SenderConfiguration, parse_configuration
-from securecore.sender.settings import Settings
+from securecore.sender.configuration import SenderConfiguration, parse_configuration
+from securecore.sender.confinement import Confinement
+from securecore.sender.settings import MAX_BYTES, Settings
+from securecore.sender.spool_limits import SpoolLimits
+
+IDENTITY_FILES: Final = (CA, CERTIFICATE, KEY)
+"""What ``check_identity`` reads."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +37,12 @@ class Wishes:
     identity: str | None
     spool: str | None
     user: str | None
+    spool_mode: str | None = None
 
     @property
     def is_about_sending(self) -> bool:
         """Whether any option is given that only a machine which sends its cores has."""
-        return bool(self.receivers) or self.identity is not None or self.spool is not None
+        return bool(self.receivers) or any(wish is not None for wish in (self.identity, self.spool, self.spool_mode))
 
 
 def read_configuration(wishes: Wishes, root: Root) -> tuple[SenderConfiguration, bytes]:
@@ -48,7 +55,10 @@ def read_configuration(wishes: Wishes, root: Root) -> tuple[SenderConfiguration,
     if isinstance(before, SenderConfiguration):
         current = before
     elif wishes.receivers and wishes.identity is not None:
-        current = SenderConfiguration(wishes.receivers, wishes.identity, user=before.user if before is not None else DEFAULT_USER)
+        current = SenderConfiguration(wishes.receivers, wishes.identity)
+        if before is not None:
+            # Which crashes are taken does not depend on where they go.
+            current = replace(current, user=before.user, admission=before.admission)
     else:
         raise ConfigError(
             f"{root.outside(installation.CONFIGURATION)} names no receiver yet, and --to or --identity is missing",
@@ -59,6 +69,7 @@ def read_configuration(wishes: Wishes, root: Root) -> tuple[SenderConfiguration,
         receivers=wishes.receivers or current.receivers,
         identity=wishes.identity or current.identity,
         spool=wishes.spool or current.spool,
+        spool_mode=wishes.spool_mode or current.spool_mode,
         user=wishes.user or current.user,
     ).check("setup sender")
     content = found.content if found is not None and wanted == before else wanted.encode()
@@ -136,12 +147,26 @@ def sender_steps(
 
 def compile_settings(configuration: SenderConfiguration, owner: tuple[int, int], root: Root) -> Settings:
     """Return the handler's settings; raises ConfigError when a rule names a user who is not in *root*'s passwd file."""
-    place = root.outside(installation.CONFIGURATION)
-    admission = resolve_users(configuration.admission or Admission(), lambda name: users.find_uid(name, root), place)
-    return Settings(
+    settings = Settings(
         configuration.receivers, configuration.identity, configuration.spool, *owner,
-        configuration.spool_mode, configuration.deadlines, admission,
+        configuration.spool_mode, configuration.deadlines, compile_admission(configuration.admission, root),
+        configuration.spool_limits or SpoolLimits(), configuration.confinement or Confinement(),
     )  # fmt: skip
+    check_length(settings.encode(), root)
+    return settings
+
+
+def compile_admission(admission: Admission | None, root: Root) -> Admission:
+    """Return what the handler takes, with users by their numbers; raises ConfigError as compile_settings does."""
+    place = root.outside(installation.CONFIGURATION)
+    return resolve_users(admission or Admission(), lambda name: users.find_uid(name, root), place)
+
+
+def check_length(compiled: bytes, root: Root) -> None:
+    """Raise ConfigError when a file is longer than the handler reads: it would keep no core at all, or not by these rules."""
+    if len(compiled) > MAX_BYTES:
+        place = root.outside(installation.CONFIGURATION)
+        raise ConfigError(f"{place}: compiled, its rules take more than {MAX_BYTES} bytes", hint="write fewer or shorter ones")
 
 
 def kernel_steps(pattern: str) -> list[Step]:

@@ -10,6 +10,7 @@ import difflib
 import os
 import stat
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final, Protocol
@@ -17,11 +18,17 @@ from typing import Any, Final, Protocol
 from securecore.cli.machine.root import Found, Owner, Root
 from securecore.dump import directory as files
 from securecore.errors import ConfigError, StorageError
+from securecore.sender import storms
 from securecore.sender.cores import LOCK
+from securecore.sender.cores_directory import STATE, open_cores_directory
 from securecore.sender.schedule import SCHEDULE
-from securecore.sender.spool import create_spool
+from securecore.sender.spool import create_spool, open_spool
+from securecore.units import count
 
 ROOT_USER: Final[Owner] = (0, 0)
+SPOOL_FILES: Final = ("FORMAT", storms.NAME)
+"""What a spool must hold, beside its dumps."""
+_STORM_FILES: Final = (storms.NAME, files.aside_name(storms.NAME), storms.DAMAGED)
 
 Record = dict[str, Any]
 
@@ -139,6 +146,11 @@ class MakeLink:
         root.make_link(self.path, self.target)
 
 
+def _holds(root: Root, directory: str, *names: str) -> bool:
+    """Return whether these stand in *directory*; so, too, where we may not look: then nothing is done there either."""
+    return not root.can_look_into(directory) or all(root.status(f"{directory}/{name}") is not None for name in names)
+
+
 @dataclass(frozen=True)
 class MakeSpool:
     """A spool for the handler's user, empty when it is new; what is in it outlives --undo."""
@@ -149,7 +161,7 @@ class MakeSpool:
 
     def is_done(self, root: Root) -> bool:
         directory = MakeDirectory(self.path, 0o700, self.owner, is_ours=True)
-        return directory.is_done(root) and root.status(f"{self.path}/FORMAT") is not None
+        return directory.is_done(root) and _holds(root, self.path, *SPOOL_FILES)
 
     def difference(self, root: Root) -> list[str]:
         return [f"spool, mode 0700, owner {self.owner[0]}:{self.owner[1]}"]
@@ -158,17 +170,38 @@ class MakeSpool:
         return {"kind": "spool", "path": self.path, "before": root.status(self.path) is not None}
 
     def do(self, root: Root) -> None:
-        # The walk has refused links in the path; the spool's own module makes what belongs into it.
-        root.make_directory(self.path, 0o700, ROOT_USER)
+        # The walk has refused links in the path; the spool's own module makes what belongs into it. One in use stays whose it is.
+        if not MakeDirectory(self.path, 0o700, self.owner, is_ours=True).is_done(root):
+            root.make_directory(self.path, 0o700, ROOT_USER)
         create_spool(root.outside(self.path), os.urandom(16), self.owner)
+        # All that the state of the storm limits will need: whoever fills the disk before the first crash would be without any.
+        with closing(open_spool(root.outside(self.path))) as spool:
+            storms.prepare(spool.fd, self.owner)
 
 
 @dataclass(frozen=True)
 class MakeCores(MakeDirectory):
     """A directory for the cores of local mode; what is in it outlives --undo."""
 
+    def is_done(self, root: Root) -> bool:
+        return super().is_done(root) and _holds(root, self.path, f"{STATE}/{storms.NAME}")
+
     def record(self, root: Root) -> Record:
         return super().record(root) | {"kind": "cores"}
+
+    def do(self, root: Root) -> None:
+        super().do(root)
+        # As in a spool.
+        root.make_directory(f"{self.path}/{STATE}", 0o700, self.owner)
+        cores, _ = open_cores_directory(root.outside(self.path))
+        try:
+            state = files.enter_directory(STATE, cores)
+            try:
+                storms.prepare(state, self.owner)
+            finally:
+                os.close(state)
+        finally:
+            os.close(cores)
 
 
 @dataclass(frozen=True)
@@ -293,8 +326,11 @@ def _undo_directory(record: Mapping[str, Any], root: Root) -> tuple[str, str] | 
 
 def _undo_cores(record: Mapping[str, Any], root: Root) -> tuple[str, str] | None:
     path = record["path"]
-    if record["before"] is None and root.names(path) == [LOCK]:
+    if set(root.names(path)) <= {LOCK, STATE}:
         root.remove(f"{path}/{LOCK}")
+        for name in _STORM_FILES:
+            root.remove(f"{path}/{STATE}/{name}")
+        root.remove_directory(f"{path}/{STATE}")
     return _undo_directory(record, root)
 
 
@@ -303,11 +339,11 @@ def _undo_spool(record: Mapping[str, Any], root: Root) -> tuple[str, str] | None
     if root.status(path) is None or record["before"]:
         return None
     if waiting := root.names(f"{path}/dumps"):
-        return "kept", f"{root.outside(path)}  ({len(waiting)} dumps wait in it)"
+        return "kept", f"{root.outside(path)}  ({count(len(waiting), 'dump')} {'waits' if len(waiting) == 1 else 'wait'} in it)"
     if root.status(f"{path}/receipts.jsonl") is not None:
         return "kept", f"{root.outside(path)}  (its receipts prove what was delivered)"
     root.remove_directory(f"{path}/dumps")
-    for name in (SCHEDULE, files.aside_name(SCHEDULE), "FORMAT"):
+    for name in (SCHEDULE, files.aside_name(SCHEDULE), *_STORM_FILES, "FORMAT"):
         root.remove(f"{path}/{name}")
     return ("removed" if root.remove_directory(path) else "kept"), root.outside(path)
 

@@ -57,11 +57,21 @@ def make_user(name: str) -> None:
 
 
 def check_owner(directory: str, user: User, root: Root) -> None:
-    """Raise ConfigError when *directory* is another user's and holds something: giving it away alone would leave its contents."""
+    """Raise ConfigError when *directory* is another user's and holds something: giving it away alone would leave its contents.
+
+    The same where nobody but that user and root may see what it holds.
+    """
     status = root.status(directory)
-    if status is None or status.st_uid == user.uid or user.uid == UNKNOWN or not root.names(directory):
+    if status is None or status.st_uid == user.uid or user.uid == UNKNOWN:
         return
     place = root.outside(directory)
+    if not root.can_look_into(directory):
+        raise ConfigError(
+            f"{place} belongs to uid {status.st_uid}, not to {user.name}, and we may not see whether it is empty",
+            hint="try as root",
+        )
+    if not root.names(directory):
+        return
     # Only what is a store or a spool may be given away as a whole: a hint to do so with anything else would be followed.
     is_ours = root.status(f"{directory}/FORMAT") is not None
     hint = f"chown -R {user.uid}:{user.gid} {place}" if is_ours else "name an empty directory"

@@ -1,0 +1,94 @@
+"""Ending certificates before their time: ``securecore pki revoke`` and ``crl``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from securecore.cli.authority.options import (
+    asking,
+    day,
+    dir_option,
+    host_name,
+    now,
+    open_directory,
+    passphrase_option,
+    serial_number,
+)
+
+if TYPE_CHECKING:
+    from securecore.pki.revocation import SignedCrl
+
+REVOKE_EPILOG = """\b
+Examples:
+  securecore pki revoke web-1 --reason keyCompromise
+  securecore pki revoke web-1 --older --reason superseded    all but the newest
+  securecore pki revoke --serial 1f3a
+"""
+
+CRL_EPILOG = """\b
+Examples:
+  securecore pki crl --passphrase-file /run/credentials/fleet-pki    from a timer, each day: it signs what is due
+  securecore pki crl --now                                           whatever is due
+"""
+
+
+@click.command(epilog=REVOKE_EPILOG)
+@click.argument("host", required=False)
+@dir_option
+@click.option("--serial", help="Revoke the one certificate with this serial number, in hexadecimal.")
+@click.option("--older", is_flag=True, help="Of HOST, leave the newest certificate of each kind.")
+@click.option("--reason", default="unspecified", show_default=True, help="Why: keyCompromise, superseded, ... (RFC 5280).")
+@passphrase_option
+def revoke(host: str | None, directory: Path, serial: str | None, older: bool, reason: str, passphrase_file: Path | None) -> None:
+    """Revoke every valid certificate of HOST, or the one with a serial number, and sign the CRL that says so."""
+    from securecore.pki import revocation
+
+    if (host is None) == (serial is None):
+        raise click.UsageError("name either a HOST or a --serial")
+    if serial is not None and older:
+        raise click.UsageError("--older goes with a HOST, and there is a --serial")
+    pki = open_directory(directory)
+    ask = asking(passphrase_file)
+    if serial is not None:
+        done = revocation.revoke_serial(pki, serial_number(serial), reason, ask, now())
+    else:
+        choose = revocation.revoke_older if older else revocation.revoke_name
+        done = choose(pki, host_name(host or "", pki), reason, ask, now())
+    for one in done.revoked:
+        click.echo(f"revoked {one.serial:x}, {one.profile} {one.names[0] if one.names else ''}".rstrip() + f" ({reason})")
+    for one in done.already:
+        click.echo(f"{one.serial:x} was revoked already, on {day(one.revoked_at or now())} ({one.reason})")
+    _echo_crls(done.crls)
+    click.echo(f"next: copy {pki.crl_path} over crl.pem in each receiver's identity directory and send the receiver SIGHUP")
+    click.echo("until then nothing changes")
+
+
+@click.command(epilog=CRL_EPILOG)
+@dir_option
+@click.option("--now", "is_forced", is_flag=True, help="Sign whether or not it is due.")
+@passphrase_option
+def crl(directory: Path, is_forced: bool, passphrase_file: Path | None) -> None:
+    """Sign the CRLs that are due, with the CA keys that are here, and print the path of the file for the receivers.
+
+    Due is a CRL of which a third of its life is left, and one that lacks a revocation. Where none is due nothing changes and no
+    passphrase is asked for.
+    """
+    from securecore.pki import revocation
+
+    pki = open_directory(directory)
+    signed = revocation.sign_crls(pki, asking(passphrase_file), now(), is_forced=is_forced)
+    click.echo(str(pki.crl_path))
+    _echo_crls(signed, err=True)
+    state = pki.ledger.read()
+    for name in pki.authorities(state):
+        if name not in {one.authority for one in signed}:
+            last = state.crls.get(pki.certificate(name).serial_number)
+            until = "nowhere" if last is None else f"valid until {day(last.next_update)}"
+            words = "not due yet, its last CRL is" if pki.has_key(name) else "its key is not here; its last CRL stays,"
+            click.echo(f"  {name}: {words} {until}", err=True)
+
+
+def _echo_crls(crls: "tuple[SignedCrl, ...]", *, err: bool = False) -> None:
+    for one in crls:
+        click.echo(f"  {one.authority}: CRL {one.number}, {one.revoked} revoked, valid until {day(one.next_update)}", err=err)

@@ -1,0 +1,76 @@
+"""`securecore pki status` and `log verify` as a timer and a person run them."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from securecore.cli.authority import watching
+from securecore.errors import BrokenError
+from tests.cli.test_pki import Runner, fails
+from tests.support.certificates import DOMAIN, HOST_NAME
+
+
+@pytest.fixture
+def pki(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Runner:
+    """A runner in a PKI with one host, named by the environment, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SECURECORE_PKI", str(tmp_path / "fleet-pki"))
+    runner = Runner(capsys, tmp_path)
+    assert runner("init", "--org", "Test", "--domain", DOMAIN, "--no-passphrase").code == 0
+    assert runner("issue", "host", "web-1", "--out", "w").code == 0
+    return runner
+
+
+@pytest.mark.parametrize(("days", "code", "word"), [(0, 0, "OK"), (62, 2, "CRITICAL"), (21, 1, "WARNING")])
+def test_the_exit_code_is_that_of_a_monitoring_plug_in(
+    days: int, code: int, word: str, pki: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the first line says it, as such systems show it; below it stands what is to be done."""
+    monkeypatch.setattr(watching, "now", lambda: datetime.now(UTC) + timedelta(days=days))
+    ran = pki("status")
+    assert (ran.code, ran.out.partition(" ")[0], ran.err) == (code, word, "")
+    assert ("WHAT TO DO" in ran.out) == (code != 0)
+    document = json.loads(pki("status", "--json").out)
+    assert document["level"] == word.lower()
+    assert len(document["items"]) == 7
+
+
+def test_all_shows_what_needs_nothing(pki: Runner) -> None:
+    """A line for each."""
+    lines = pki("status", "--all").out.splitlines()
+    assert len(lines) == 9
+    assert any(HOST_NAME in line for line in lines)
+
+
+def test_the_log_is_verified_from_a_noted_place(pki: Runner) -> None:
+    """What an earlier run told to note is taken as it was printed; a ledger that was put back is found."""
+    first = pki("log", "verify")
+    noted = first.out.partition("to note: ")[2].partition("\n")[0]
+    kept = Path("fleet-pki/ledger.jsonl").read_bytes()
+    assert (first.code, len(first.out.splitlines())) == (0, 5)
+    pki("issue", "host", "db-2", "--out", "d")
+    second = pki("log", "verify", "--noted", noted)
+    assert second.code == 0
+    noted = second.out.partition("to note: ")[2].partition("\n")[0]
+    Path("fleet-pki/ledger.jsonl").write_bytes(kept)
+    ran = pki("log", "verify", "--noted", noted)
+    assert ran.code == BrokenError.exit_code
+    assert "lines are missing at its end" in ran.out
+    assert [one["ok"] for one in json.loads(pki("log", "verify", "--noted", noted, "--json").out)][:2] == [True, False]
+    fails(pki("log", "verify", "--noted", "junk"), 2, "--noted is LINES:DIGEST")
+
+
+def test_a_ca_is_replaced_in_three_commands(pki: Runner) -> None:
+    """Each says what comes next; the wrong one is refused in a line."""
+    fails(pki("rotate-ca", "hosts", "switch"), 8, "no rotation of the hosts-ca was started", "`start`")
+    started = pki("rotate-ca", "hosts", "start")
+    assert f"copy {Path.cwd() / 'fleet-pki' / 'ca.pem'} and" in started.out
+    assert "securecore pki rotate-ca hosts switch" in started.out
+    assert pki("rotate-ca", "hosts", "switch").code == 0
+    fails(pki("rotate-ca", "hosts", "finish"), 8, f"1 have no certificate of the new CA yet: {HOST_NAME}", "--force")
+    assert pki("renew", "web-1", "--out", "reply.pem").code == 0
+    assert pki("rotate-ca", "hosts", "finish").code == 0
+    assert pki("log", "verify").code == 0
+    assert "hosts-ca: CRL" in pki("crl", "--now").err
