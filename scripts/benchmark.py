@@ -21,6 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+import crowd
+import long_logs
 import many_dumps
 
 from securecore import limits, tls
@@ -39,7 +41,7 @@ from securecore.wire.messages import Accept, Data, Open, Ready
 from securecore.wire.states import End
 
 NOBODY = 65534
-UNLIMITED = Admission(program=StormLimit(0, 1), user=StormLimit(0, 1))
+UNLIMITED = Admission(program=StormLimit(0, 1), user=StormLimit(0, 1), host=StormLimit(0, 1))
 """One program crashes here more often than on a host."""
 ROOT = Path(__file__).resolve().parent
 
@@ -199,6 +201,38 @@ def bench_hold(machine: Machine, program: Path, mib: int, runs: int) -> list[Row
     ]
 
 
+def bench_crowd(machine: Machine, number: int, runs: int) -> Row:
+    """An honest sender's dump to its receipt, beside connections that say nothing, against the same alone."""
+    core = crowd.make_core(machine.directory / "core-crowd", 64)
+    with machine.receiver(machine.directory / "store-crowd") as address:
+        alone, beside = crowd.measure(address, machine.directory / "host", core, number, runs)
+    ratio = statistics.median(beside) / statistics.median(alone)
+    what = f"64 MiB to its receipt, beside {number} idle connections"
+    return Row(what, _ms(beside), f"{_ms(alone)} alone", ratio, "<= 1.5", ratio <= 1.5)
+
+
+def bench_scale(count: int, runs: int) -> list[Row]:
+    """What looking at a store of so many dumps of one host costs, against one of 1000."""
+    rows = []
+    for pair in many_dumps.compare(1000, count, runs):
+        ratio = statistics.median(pair.large) / statistics.median(pair.small)
+        compared = f"{_fine_ms(pair.small)} with 1000 dumps"
+        what = f"{pair.what}, {count} dumps"
+        rows.append(Row(what, _fine_ms(pair.large), compared, ratio, f"<= {pair.most:.0f}", ratio <= pair.most))
+    return rows
+
+
+def bench_log(entries: int, runs: int) -> list[Row]:
+    """What a log of so many entries costs to append to, to verify and to prove, against one of 1000."""
+    rows = []
+    for pair in long_logs.compare(1000, entries, runs):
+        short, long = statistics.median(pair.short), statistics.median(pair.long)
+        ratio, what = long / short, f"{pair.what}, {entries} entries"
+        measured, compared = (f"{value:.3g} {pair.unit}".strip() for value in (long, short))
+        rows.append(Row(what, measured, f"{compared} with 1000 entries", ratio, f"<= {pair.most:.3g}", ratio <= pair.most))
+    return rows
+
+
 def hold(handler: Path, program: Path, mib: int) -> float:
     """Return the seconds from a crash until its process is reaped."""
     with core_pattern.borrowed(f"|{handler} {SPECIFIERS}", patience_s=120):
@@ -257,9 +291,26 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="measurements of each kind; medians are quoted (default 5)")
     parser.add_argument("--mib", type=int, default=1024, help="size of the large core (default 1024)")
     parser.add_argument("--dumps", type=int, help="measure instead what quotas cost where a host has so many dumps; needs no root")
+    parser.add_argument("--scale", type=int, metavar="DUMPS", help="measure instead such a store against one of 1000; no root")
+    parser.add_argument("--crowd", type=int, metavar="N", help="measure instead a sender beside so many idle connections; no root")
+    parser.add_argument("--report", type=int, metavar="ENTRIES", help="measure instead a report on a log of so many; no root")
+    parser.add_argument("--log", type=int, metavar="ENTRIES", help="measure instead a log of so many against one of 1000; no root")
     arguments = parser.parse_args()
     if arguments.dumps is not None:
         print_figures(many_dumps.measure(arguments.dumps))
+        return
+    if arguments.scale is not None:
+        print_rows(bench_scale(arguments.scale, arguments.runs))
+        return
+    if arguments.log is not None:
+        print_rows(bench_log(arguments.log, arguments.runs))
+        return
+    if arguments.report is not None:
+        print_figures(long_logs.measure(arguments.report))
+        return
+    if arguments.crowd is not None:
+        with tempfile.TemporaryDirectory(prefix="securecore-bench-") as place:
+            print_rows([bench_crowd(Machine(Path(place)), arguments.crowd, arguments.runs)])
         return
     if not core_pattern.is_borrowable():
         raise SystemExit("bench needs root and a writable core_pattern")
@@ -321,6 +372,10 @@ def print_figures(figures: list[many_dumps.Figure]) -> None:
 
 def _ms(seconds: list[float]) -> str:
     return f"{statistics.median(seconds) * 1000:.0f} ms ({min(seconds) * 1000:.0f}-{max(seconds) * 1000:.0f})"
+
+
+def _fine_ms(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds) * 1000:.2f} ms"
 
 
 def _s(seconds: list[float]) -> str:

@@ -7,7 +7,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -17,14 +18,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securecore import limits, units
 from securecore.audit.checkpoint import LogSigner
 from securecore.audit.entry import Held, incomplete_entry
-from securecore.audit.log import ENTRIES, HostLogs
+from securecore.audit.log import HostLogs
+from securecore.audit.log_files import ENTRIES
 from securecore.dump.container import FrameEntry, seek_table
 from securecore.dump.frames import ZERO_PIECE_FRAME, ZERO_PIECE_LEAF
 from securecore.names import DumpId, HostName
 from securecore.receiver.admission import Admission
 from securecore.receiver.policy import Floor, Policy, Quota
+from securecore.store.account import Amount
+from securecore.store.catalogue import open_catalogue
 from securecore.store.layout import Store, create_store
-from securecore.store.usage import Amount, Usage
+from securecore.store.retention import Retention, select
+from securecore.store.usage import Usage
 from securecore.store.writer import IncomingDump
 
 HOST: Final = HostName("web-1.hosts.bench.example")
@@ -75,6 +80,87 @@ def measure(count: int) -> list[Figure]:
             return [*_measure_start(store), *_measure_checks(store)]
     finally:
         shutil.rmtree(directory)
+
+
+class Pair(NamedTuple):
+    """What was measured in a small store and in a large one, in turns, in seconds."""
+
+    what: str
+    small: list[float]
+    large: list[float]
+    most: float
+    """The ratio that it may have: 1, and room for noise, where no dump is looked at; else that of the numbers of dumps, four times
+    because a small store fits into the processor's caches.
+    """
+
+
+def compare(small: int, large: int, runs: int) -> list[Pair]:
+    """Return what looking at a store costs, by its number of dumps; the stores are made and removed."""
+    directory = Path(tempfile.mkdtemp(prefix="securecore-bench-"))
+    try:
+        works = []
+        with ExitStack() as stack:
+            for count in (small, large):
+                store = stack.enter_context(create_store(str(directory / f"store-{count}")))
+                make_dumps(store, count)
+                works.append(_look(store, stack))
+            pairs = [Pair(what, [], [], 3.0 if what in _CONSTANT else large / small * 4) for what in works[0]]
+            for _ in range(runs):
+                for pair in pairs:
+                    pair.small.append(_time(works[0][pair.what]))
+                    pair.large.append(_time(works[1][pair.what]))
+        return pairs
+    finally:
+        shutil.rmtree(directory)
+
+
+_CONSTANT: Final = ("100 checks at OPEN", "100 checks of a frame", "beginning a dump and removing it")
+
+
+def _look(store: Store, stack: ExitStack) -> dict[str, Callable[[], object]]:
+    """Return what is done with a store, by its name, once its catalogue and counts are made."""
+    catalogue = stack.enter_context(open_catalogue(store))
+    catalogue.reconcile()
+    usage = Usage(store)
+    usage.follow()
+    usage.of(HOST)
+    policy = Policy(quota=Quota(1 << 60, 1 << 60, 1 << 40, 1 << 40), floor=Floor(share=0.0, free_bytes=1))
+    admission, dump_id = Admission(store, usage, lambda: policy), DumpId.make(1, bytes(10))
+    keep = Retention(max_age=timedelta(days=15), min_age=timedelta(days=1))
+
+    def list_day() -> None:
+        catalogue.reconcile()
+        catalogue.rows(since=datetime.now(UTC) - timedelta(days=1))
+
+    def list_all() -> None:
+        catalogue.reconcile()
+        catalogue.rows()
+
+    def select_due() -> None:
+        catalogue.reconcile()
+        select(catalogue.held(), keep, datetime.now(UTC), catalogue.coming_in())
+
+    def offer() -> None:
+        for _ in range(100):
+            with admission.receiving(HOST, dump_id):
+                admission.check_opening(HOST, dump_id, limits.GIB)
+
+    dump = IncomingDump.begin(store, HOST, dump_id, _REPORT)
+    stack.callback(dump.close)
+
+    def grow() -> None:
+        for _ in range(100):
+            admission.check_growth(dump, Amount(1, 1))
+
+    return {
+        "list, all": list_all,
+        "list, the last day": list_day,
+        "vacuum, half of it to go, to the choice": select_due,
+        "count after a start": lambda: Usage(store).of(HOST),
+        "100 checks at OPEN": offer,
+        "100 checks of a frame": grow,
+        "beginning a dump and removing it": lambda: _begin_and_discard(store),
+    }
 
 
 def _make_log(store: Store, host: HostName) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -16,6 +17,16 @@ from tests.support.stages import Stage
 # An example that takes long on a busy machine is no failure: nothing is timed.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Share files out to several processes, where scripts/test asks for that."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from tests.support.sharing import FileSharing
+
+    return FileSharing(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -46,10 +46,12 @@ MAY_IMPORT: Final = {
 EXCEPTIONS: Final = {
     # Loaded by the crash handler only once the source is closed; it signs, and reads certificates for that.
     "sender/evidence.py": room("certs audit", "cryptography"),
+    # Draws the page of `audit report`, and nothing else does.
+    "cli/overview/page.py": room("", "jinja2", "markupsafe"),
 }
 
 MAY_USE: Final = {
-    "ssl": {"tls", "sender", "receiver"},
+    "ssl": {"tls", "sender", "receiver", "pki"},
     "sqlite3": {"store"},
     "tomllib": {"pki", "toml_table"},  # people's settings; tests/sender keeps the handler from loading it
     "logging": {"receiver", "cli"},
@@ -201,6 +203,21 @@ def test_processes_end_in_two_places() -> None:
     ends = ("sys.exit", "os._exit", "SystemExit", "exit", "quit")
     assert [place for path in outside(*TOPS, FORKS) for place in uses(path, *ends)] == []
     assert [place for path in outside(FORKS) for place in uses(path, "os.fork", "os.forkpty", "os._exit")] == []
+
+
+def test_no_test_forks_a_process_that_may_have_threads() -> None:
+    """A copy has one of them and the locks of all, and may wait for ever; a fuzzer's process has one thread."""
+    tests = Path(__file__).parent
+    alone = tests / "fuzz" / "process.py"
+    forks = [
+        f"{path}:{node.lineno}"
+        for path in tests.rglob("*.py")
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Call)
+        and path != alone
+        and (ast.unparse(node.func) in ("os.fork", "os.forkpty") or any(word.arg == "preexec_fn" for word in node.keywords))
+    ]
+    assert forks == []
 
 
 def test_only_a_top_level_catches_everything() -> None:

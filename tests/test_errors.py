@@ -12,7 +12,7 @@ from securecore import errors
 from securecore.errors import Bug, SecurecoreError
 
 DOCUMENT = Path(__file__).parents[1] / "docs/exit-codes.md"
-OWN = {"0": "ok", "9": "mismatch", "130": "interrupted"}
+OWN = {"0": "ok", "9": "mismatch", "130": "interrupted", "141": "unread"}
 
 
 def documented() -> dict[str, str]:

@@ -92,9 +92,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     return Installed(wheel, place / "environment/bin")
 
 
-def test_the_runtime_dependencies_are_the_four_that_were_chosen(installed: Installed) -> None:
+def test_the_runtime_dependencies_are_the_five_that_were_chosen(installed: Installed) -> None:
     """Anything more needs a reason in docs/dependencies.md."""
-    assert sorted(runtime_requirements(installed.wheel)) == ["click", "cryptography", "pyelftools", "zstandard"]
+    assert sorted(runtime_requirements(installed.wheel)) == ["click", "cryptography", "jinja2", "pyelftools", "zstandard"]
 
 
 def test_the_wheel_has_one_top_level_name(installed: Installed) -> None:
@@ -105,10 +105,11 @@ def test_the_wheel_has_one_top_level_name(installed: Installed) -> None:
 
 
 def test_the_wheel_has_all_modules_and_nothing_else(installed: Installed) -> None:
-    """Every source file of the package (the demo's crasher is C), and no cache, key or core that lay about."""
+    """Every source file of the package (the demo's crasher is C, the page of `audit report` HTML), and no cache, key or core
+    that lay about."""
     with zipfile.ZipFile(installed.wheel) as archive:
         packed = {name for name in archive.namelist() if name.startswith("securecore/")}
-    sources = {path for path in REPOSITORY.glob("securecore/**/*.*") if path.suffix in (".py", ".c")}
+    sources = {path for path in REPOSITORY.glob("securecore/**/*.*") if path.suffix in (".py", ".c", ".css", ".j2")}
     assert packed == {str(path.relative_to(REPOSITORY)) for path in sources}
 
 
@@ -129,7 +130,7 @@ def test_the_command_line_starts(installed: Installed) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_command_loads(installed: Installed, module: str) -> None:
-    """With the four runtime dependencies and what these require."""
+    """With the five runtime dependencies and what these require."""
     result = installed.run("python", "-I", "-W", "error", "-c", f"import {module}")
     assert (result.returncode, result.stderr) == (0, "")
 
@@ -139,6 +140,14 @@ def test_what_runs_without_the_command_line_loads(installed: Installed, module: 
     """The handler, what it loads at its end, and the receiver."""
     result = installed.run("python", "-I", "-W", "error", "-c", f"import {module}")
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_the_page_of_a_report_finds_its_template(installed: Installed) -> None:
+    """Installed, and not beside the sources."""
+    script = "from securecore.cli.overview import page; print(len(page._read('page.html.j2')), len(page._read('page.css')))"
+    result = installed.run("python", "-I", "-W", "error", "-c", script)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert min(map(int, result.stdout.split())) > 1000
 
 
 @pytest.mark.parametrize("flags", ["-O", "-OO"])
@@ -169,6 +178,7 @@ def demo(installed: Installed, directory: Path, flags: list[str]) -> subprocess.
     return result
 
 
+@pytest.mark.real_crash
 @pytest.mark.parametrize("flags", [[], ["-OO"]], ids=["", "-OO"])
 def test_the_wheel_does_the_whole_job(installed: Installed, tmp_path: Path, flags: list[str]) -> None:
     """Mint, receive, crash, send, verify, audit and extract, with the runtime dependencies alone; then `list` shows the dump."""
@@ -183,7 +193,7 @@ def test_the_wheel_does_the_whole_job(installed: Installed, tmp_path: Path, flag
     assert titles[4:] == ["stored", "list", "show", "verify", "audit", "extract", "debug"]
     words = dict(steps)
     assert re.match(r"\d+ checks ok, offline, with the root certificate alone: frames, signatures, receipt", words["verify"])
-    assert words["audit"].startswith("1 entry, checkpoint signed by collector.demo.example, log verified")
+    assert words["audit"].startswith("2 entries, checkpoint signed by collector.demo.example, log verified")
     listing = installed.run("securecore", "list", "--store", str(tmp_path / "demo/store"), "--json")
     assert (listing.returncode, listing.stderr) == (0, "")
     (row,) = json.loads(listing.stdout)

@@ -34,6 +34,7 @@ from securecore.sender.schedule import read_schedule, write_schedule
 from securecore.sender.spool import create_spool, open_spool
 from securecore.sender.spool_entry import EntryEnd, EntryStart
 from securecore.store.catalogue import open_catalogue
+from securecore.store.crls import CrlArchive, CrlFile
 from securecore.store.layout import create_store, open_store
 from securecore.store.writer import IncomingDump
 from tests.support.certificates import DOMAIN, no_passphrase
@@ -41,6 +42,7 @@ from tests.support.certificates import DOMAIN, no_passphrase
 DUMP: Final = DumpId.make(1, bytes(10))
 HOST: Final = HostName(f"web-1.{DOMAIN}")
 FRAME: Final = Compressor().frame(b"core")
+CRL: Final = CrlFile.of(b"revocation lists")
 NOW: Final = datetime(2026, 11, 24, 7, tzinfo=UTC)
 PRECIOUS: Final = b"precious"
 
@@ -91,6 +93,7 @@ def use_store(place: Path) -> None:
         logs = HostLogs(LogSigner("collector/securecore", make_log_key()), lambda host: store.audit_directory(host, create=True))
         try:
             store.put_log_key(b"statement", b"anchors")
+            CrlArchive(store).keep(CRL)
             control = ControlServer(store, logs, Presence(), lambda: NOW)
             control.start()
             control.close(10)
@@ -154,7 +157,7 @@ WORLDS: Final = {
         (
             "store/control.sock", f"store/incoming/{HOST}", f"store/incoming/{HOST}/{DUMP}", "store/.log-key.jws.new",
             "store/catalogue.sqlite-wal", "store/catalogue.sqlite-shm", "store/catalogue.sqlite-journal",
-            f"store/audit/{HOST}/.checkpoint.new",
+            f"store/audit/{HOST}/.checkpoint.new", f"store/crls/.{CRL.sha256}.pem.new",
         ),
     ),
     "making a PKI": World(lambda place: None, make_pki, (".pki.securecore-partial",)),

@@ -155,9 +155,20 @@ DAMAGE: Final[dict[str, tuple[Callable[[Scene], object], str]]] = {
     "a bit of a receipt": (lambda scene: flip(scene.dump(0) / "receipt", 60), "hashes|Error|receipt"),
     "a bit of a log": (lambda scene: flip(scene.log / "entries.jsonl", 30), "root that was signed|Error"),
     "a bit of a checkpoint": (lambda scene: flip(scene.log / "checkpoint", -20), "Invalid|signature|Error"),
+    "a bit of the revocation lists": (
+        lambda scene: [flip(path, 100) for path in (scene.store / "crls").iterdir()], "lists are not there"
+    ),
+    "the revocation lists": (lambda scene: shutil.rmtree(scene.store / "crls"), "lists are not there"),
     "a bit of the log key's statement": (lambda scene: flip(scene.store / "log-key.jws", -5), "Invalid|Error"),
     "the log's last entry": (
-        lambda scene: rewrite(scene.log / "entries.jsonl", lambda log: b"".join(log.splitlines(True)[:-1])), "has 2 entries"
+        lambda scene: rewrite(scene.log / "entries.jsonl", lambda log: b"".join(log.splitlines(True)[:-1])), "has 3 entries"
+    ),
+    "a bit of the receiver-wide log": (
+        lambda scene: flip(scene.log.with_name("receiver") / "entries.jsonl", 30), "root that was signed|Error"
+    ),
+    "the receiver-wide log": (lambda scene: shutil.rmtree(scene.log.with_name("receiver")), "does not name"),
+    "a host, whole": (
+        lambda scene: (shutil.rmtree(scene.log), shutil.rmtree(scene.store / "hosts" / WEB)), "has 0 entries, and had"
     ),
     "the manifest": (lambda scene: (scene.dump(0) / "manifest.jws").unlink(), "without its manifest"),
     "the receipt": (lambda scene: (scene.dump(0) / "receipt").unlink(), "holds"),
@@ -210,7 +221,7 @@ def test_a_store_put_back_from_an_old_copy_contradicts_a_receipt_that_was_kept(f
     shutil.copytree(sound.store, scene.store, ignore=shutil.ignore_patterns("control.sock"))
     assert check(scene.store, scene.root) == []
     (problem,) = check(scene.store, scene.root, receipts=[receipt])
-    assert "a receipt for 4 entries, and the log has 3" in problem
+    assert "a receipt for 5 entries, and the log has 4" in problem
 
 
 @pytest.mark.parametrize("number", [0, 1])

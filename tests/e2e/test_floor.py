@@ -1,4 +1,4 @@
-"""A store at its file system's floor: refused in words at both ends, nothing half stored, and it goes on once there is room."""
+"""A store near its file system's floor: refused in words at both ends, nothing half stored, and it goes on once there is room."""
 
 import json
 import logging
@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason="ne
 
 MIB = limits.MIB
 TOLD = "the receiver's disk is as full as it may be; vacuum or a larger disk makes room"
+TOO_LARGE = "this dump may need more than the receiver's disk has left; vacuum or a larger disk makes room"
 POLICY = Policy(floor=Floor(share=0.25, free_bytes=16 * MIB))
 
 
@@ -38,32 +39,32 @@ def root(fleet: Fleet) -> bytes:
     return (fleet.host / "ca.pem").read_bytes()
 
 
-def test_a_store_at_its_floor_goes_on_when_a_dump_is_deleted(
+def test_a_store_near_its_floor_goes_on_when_a_dump_is_deleted(
     disk: Path, fleet: Fleet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The disk is never filled up: a dump is stopped in its middle, and what was acknowledged of it stays."""
+    """The disk is never filled up: a dump of unknown size is stopped in its middle, others go on, what was acknowledged stays."""
     store = disk / "store"
     with (
         caplog.at_level(logging.INFO),
         running_receiver(fleet.receiver, store, policy=POLICY) as receiver,
         sending(tmp_path / "web", fleet.host, *receiver.addresses) as web,
     ):
-        codes = [web.crash(noise(12 * MIB, 1)).end(), web.crash(noise(12 * MIB, 2)).end()]
+        codes = [web.crash(noise(size, seed)).end() for seed, size in enumerate((7 * MIB, 7 * MIB, MIB))]
         free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
         held, starts = web.held_bytes(store), [json.loads(path.read_bytes()) for path in web.spool.glob("dumps/*/entry.json")]
         full = web.flush(*receiver.addresses)
         meanwhile = check(store, root(fleet), spools=[web.spool], truths=web.truths(store))
-        (first,) = web.published(store).iterdir()
+        first = min(web.published(store).iterdir(), key=lambda dump: dump.name)
         assert run(["delete", first.name, "--store", str(store)]) == 0
         later = web.flush(*receiver.addresses)
         entries = [json.loads(line) for line in (store / "audit" / web.host / "entries.jsonl").read_bytes().splitlines()]
-    assert codes == [0, BusyError.exit_code]
-    assert 15 * MIB < free < 17 * MIB
-    assert 2 * MIB < held < 5 * MIB
+    assert codes == [0, BusyError.exit_code, 0]
+    assert 18 * MIB < free < 21 * MIB
+    assert 4 * MIB < held < 6 * MIB
     assert [start["first_frame"] for start in starts] == [held // MIB]
     assert full.returncode == BusyError.exit_code
-    assert TOLD in full.stderr
-    assert "16.0 MiB of it are to stay free" in caplog.text
+    assert TOO_LARGE in full.stderr
+    assert "may need more than the" in caplog.text
     assert meanwhile == []
     assert later.returncode == 0, later
     assert [entry["code"] for entry in entries if entry["event"] == "refused"] == [202]

@@ -13,6 +13,7 @@ import pytest
 
 from securecore import limits
 from securecore.cli.main import run
+from securecore.sender.admission import Admission, StormLimit
 from tests.e2e.test_real_crash import CRASHERS, core_pid
 from tests.support.kernel import build_crasher, crashing_into, needs_kernel, start_crash, wait_until, write_tee
 from tests.support.local_files import KINDS, filter_through, small_disk
@@ -114,8 +115,27 @@ def test_a_burst_leaves_the_newest_and_nothing_else(host: LocalHost, tmp_path: P
         assert len(host.plain(f"{stem}.zst")) == reports[stem]["local"]["size"]
 
 
+def test_a_storm_is_limited_and_told(host: LocalHost, tmp_path: Path) -> None:
+    """Two of a program are kept, and every other crash is counted: the next core that is kept tells how many there were."""
+    program = build_crasher(CRASHERS / "abort.c", tmp_path)
+    host.admit(Admission(program=StormLimit(2, 3600)))
+    with crashing_into(host.handler, *host.words()):
+        crash_often(AT_ONCE, [str(program)], tmp_path)
+        host.wait_until_idle()
+        kept = set(host.reports())
+        host.admit(Admission(program=StormLimit(0, 3600)))
+        crash_often(1, [str(program)], tmp_path)
+        host.wait_until_idle()
+    reports = host.reports()
+    (last,) = reports.keys() - kept
+
+    assert (len(kept), len(host.cores_kept())) == (2, 3)
+    assert reports[last]["suppressed"] == AT_ONCE - 2
+    assert reports[last]["local"]["outcome"] == "complete"
+
+
 def test_a_full_disk_lets_the_process_go(short: Path, tmp_path: Path) -> None:
-    """48 MiB into a disk of 1 MiB: the process dies as it would have, a report says that its core was not kept."""
+    """48 MiB into a disk of 1 MiB: the process dies as it would have, and its core is kept as far as it fitted, or not at all."""
     program = build_crasher(CRASHERS / "large-heap.c", tmp_path)
     with small_disk(short / "d", "1m") as small:
         host = LocalHost(small)
@@ -124,8 +144,9 @@ def test_a_full_disk_lets_the_process_go(short: Path, tmp_path: Path) -> None:
             host.wait_until_idle()
         ((stem, report),) = host.reports().items()
 
-        assert host.names() == [f"{stem}.json"]
-        assert report["local"]["outcome"] == "not-kept"
+        assert set(host.names()) <= {f"{stem}.json", f"{stem}.truncated.gz"}
+        assert report["local"]["outcome"] == ("cut" if host.cores_kept() else "not-kept")
+        assert report["local"]["file"] == next(iter(host.cores_kept()), None)
         assert report["signal"] == signal.SIGABRT
 
 
@@ -148,4 +169,4 @@ def test_no_program_chooses_a_name(host: LocalHost, tmp_path: Path) -> None:
     assert [name for name in host.names() if not is_well_named(name)] == []
     assert len(host.cores_kept()) == len(HOSTILE)
     assert sorted(report["program"] for report in host.reports().values()) == sorted(HOSTILE)
-    assert sorted(path.name for path in host.cores.parent.iterdir()) == ["cores", "handler"]
+    assert sorted(path.name for path in host.cores.parent.iterdir()) == ["admission.json", "cores", "handler"]

@@ -224,7 +224,8 @@ def test_6_cores_are_their_owner_s_alone(handler: LocalHost, tmp_path: Path) -> 
     handler.run(CORE)
     securecore("compress", core)
     securecore("decompress", tmp_path / "core.zst", "-o", tmp_path / "back")
-    found = [*handler.cores.iterdir(), tmp_path / "core.zst", tmp_path / "back"]
+    kept = [path for path in handler.cores.rglob("*") if path.is_file()]
+    found = [*kept, tmp_path / "core.zst", tmp_path / "back"]
 
     assert len(handler.kept()) == len(handler.kept("json")) == 1
     assert {stat.S_IMODE(path.stat().st_mode) for path in found} == {0o600}
@@ -276,7 +277,7 @@ def test_8_a_program_s_name_is_no_path(name: str, handler: LocalHost, tmp_path: 
     program = tmp_path / "bin" / name
     program.parent.mkdir()
     shutil.copy(shutil.which("cat") or "/bin/cat", program)
-    before = {path for path in tmp_path.rglob("*") if path.parent != handler.cores}
+    before = {path for path in tmp_path.rglob("*") if handler.cores not in path.parents}
     # A cat waits for input that does not come.
     with subprocess.Popen(["cat"], executable=program, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         code = handler.run(CORE, changes=of_process(process.pid))
@@ -284,14 +285,14 @@ def test_8_a_program_s_name_is_no_path(name: str, handler: LocalHost, tmp_path: 
 
     assert code == 0
     assert middle_of_the_only_name(handler, process.pid) == NAMES[name]
-    assert {path for path in tmp_path.rglob("*") if path.parent != handler.cores} == before
+    assert {path for path in tmp_path.rglob("*") if handler.cores not in path.parents} == before
 
 
 @pytest.mark.parametrize(("name", "middle"), [("../../etc/evil", "___.._etc_evil"), ("/etc/evil", "_etc_evil"), ("..", "__")])
 def test_8_nor_is_what_a_process_calls_itself(name: str, middle: str, handler: LocalHost, tmp_path: Path) -> None:
     """Slashes, which no file's name has, are in the names of processes: these count where the kernel says of no file any more."""
     renamed = f"open('/proc/self/comm', 'w').write({name!r})"
-    before = {path for path in tmp_path.rglob("*") if path.parent != handler.cores}
+    before = {path for path in tmp_path.rglob("*") if handler.cores not in path.parents}
     process = subprocess.Popen([sys.executable, "-c", renamed])
     # It has ended, and nobody has taken its exit code: its name is there to the last, its executable is not.
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
@@ -300,7 +301,7 @@ def test_8_nor_is_what_a_process_calls_itself(name: str, middle: str, handler: L
 
     assert code == 0
     assert middle_of_the_only_name(handler, process.pid) == middle
-    assert {path for path in tmp_path.rglob("*") if path.parent != handler.cores} == before
+    assert {path for path in tmp_path.rglob("*") if handler.cores not in path.parents} == before
 
 
 # --- 9: level 9 -----------------------------------------------------------------------------------------------------------

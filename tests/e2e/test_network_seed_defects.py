@@ -29,6 +29,7 @@ from securecore.receiver.server import Receiver
 from tests.support.certificates import Fleet
 from tests.support.crash_cores import Crash
 from tests.support.kernel import NOBODY, Installed, kernel_arguments, wait_until, write_script
+from tests.support.launchers import as_by_the_kernel
 from tests.support.processes import SECURECORE, receiving, send_file
 from tests.support.proxies import NEVER, cutting
 from tests.support.receivers import papers_of, running_receiver, send_bytes
@@ -49,8 +50,8 @@ def installed(fleet: Fleet, receiver: Receiver, tmp_path: Path) -> Installed:
 def start(installed: Installed, source: int = subprocess.PIPE) -> Running:
     """Start a handler as the kernel does."""
     return subprocess.Popen(
-        [str(installed.handler), *kernel_arguments()],
-        stdin=source, env={}, cwd="/", preexec_fn=lambda: os.closerange(1, 3),
+        [*as_by_the_kernel(), str(installed.handler), *kernel_arguments()],
+        stdin=source, env={}, cwd="/",
     )  # fmt: skip
 
 

@@ -82,6 +82,30 @@ def test_a_host_at_its_quota_goes_on_when_a_dump_is_deleted(fleet: Fleet, tmp_pa
     assert check(store, root(fleet), spools=[web.spool], is_settled=True) == []
 
 
+def test_several_at_once_come_through_one_after_the_other(fleet: Fleet, tmp_path: Path) -> None:
+    """Together they are too much: the oldest is finished, the others wait for it and for what vacuum makes of it."""
+    store, cores = tmp_path / "store", [Crash(image=noise(5 * MIB, number)).write() for number in range(3)]
+    with (
+        running_receiver(fleet.receiver, store, policy=with_quota(stored_bytes=8 * MIB)) as receiver,
+        sending(tmp_path / "web", fleet.host, *receiver.addresses) as web,
+    ):
+        crashes = [web.crash(core[: 3 * MIB]) for core in cores]
+        for crash, core in zip(crashes, cores, strict=True):
+            crash.feed(core[3 * MIB :])
+        codes = sorted(crash.end() for crash in reversed(crashes))
+        arrived = [len(list(web.published(store).iterdir()))]
+        truths = web.truths(store)
+        while arrived[-1] < 3 and len(arrived) < 10:
+            # The bound is less than the quota, so that there is room for the next one.
+            assert run(["vacuum", "--host-bytes", "1MiB", "--store", str(store)]) == 0
+            flushed = web.flush(*receiver.addresses)
+            arrived.append(arrived[-1] + len(list(web.published(store).iterdir())))
+    assert codes == [0, BusyError.exit_code, BusyError.exit_code]
+    assert arrived == [1, 2, 3]
+    assert flushed.returncode == 0
+    assert check(store, root(fleet), spools=[web.spool], truths=truths[2:], is_settled=True) == []
+
+
 def test_a_dump_that_is_predicted_too_large_is_not_begun(fleet: Fleet, tmp_path: Path) -> None:
     """Not a frame of it is stored, and all of it waits in the spool; a restart of the receiver has forgotten nothing."""
     store, policy = tmp_path / "store", with_quota(plain_bytes=2 * len(PREDICTED) - 1)
@@ -111,7 +135,7 @@ def test_a_host_that_crashes_too_often_sends_the_rest_later(fleet: Fleet, tmp_pa
     ):
         codes = [web.crash(noise(1000, number)).end() for number in range(3)]
         later = web.flush(*receiver.addresses)
-        wait_s = json.loads((web.spool / "schedule.json").read_bytes())["not_before"] - time.time()
+        wait_s = json.loads((web.spool / "schedule.json").read_bytes())["asked_until"] - time.time()
     with running_receiver(fleet.receiver, store, policy=with_quota(dumps_per_hour=3)) as receiver:
         assert web.flush(*receiver.addresses).returncode == 0
         truths = web.truths(store)

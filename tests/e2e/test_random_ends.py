@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import pytest
 from hypothesis import strategies as st
+from hypothesis.errors import Flaky
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from securecore import limits
@@ -28,6 +29,7 @@ from securecore.sender.transfer import Custody
 from securecore.store.growing_core import GrowingCore
 from securecore.store.writer import IncomingDump
 from tests.support.certificates import HOST_NAME, STARTED, Fleet, no_passphrase
+from tests.support.entries import ARRIVALS
 from tests.support.lives import ReceiverLife, SenderLife, noting_promises, with_small_limits, words_of
 from tests.support.power import End, Loss, Survivors, contents, ends, examples, hunt, scratch
 from tests.support.proxies import Cut, cutting
@@ -231,7 +233,7 @@ def signed(found: Survivors) -> list[bytes]:
 
 def check_store(found: Survivors, cores: dict[str, bytes], promised: dict[str, int]) -> None:
     """All is the beginning of a core, as far as was promised; complete is only what is whole; what is visible is logged."""
-    logged = {json.loads(entry)["dump"] for entry in signed(found)}
+    logged = {fields["dump"] for fields in map(json.loads, signed(found)) if fields["event"] not in ARRIVALS}
     frames: dict[str, int] = {}
     for name, data in found.items():
         if not name.endswith("/core.zst"):
@@ -294,5 +296,8 @@ def take_and_forget(custody: Custody, frame: Any) -> None:
 def test_a_planted_bug_is_found(bug: str, machine: Callable[[], Fleetwide], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each breaks the model at some end or cut."""
     monkeypatch.setattr(*PLANTED[bug])
-    with pytest.raises(AssertionError):
-        run_state_machine_as_test(machine, settings=hunt(200, 10))
+    with pytest.raises((AssertionError, Flaky)) as found:
+        run_state_machine_as_test(machine, settings=hunt(1000, 10))
+    # Both ends run at once, so what is found may not be there when the same steps are tried again: then it is wrapped.
+    causes = found.value.exceptions if isinstance(found.value, BaseExceptionGroup) else (found.value,)
+    assert any(isinstance(cause, AssertionError) for cause in causes)

@@ -20,10 +20,13 @@ from securecore.cli import core_pattern
 from securecore.cli.main import run
 from securecore.names import Address
 from securecore.receiver.server import Receiver
+from securecore.sender.admission import Admission, StormLimit
 from securecore.store.catalogue import open_catalogue
 from securecore.store.layout import open_store
+from securecore.store.lookup import find_dump
 from tests.support.certificates import DOMAIN, Fleet
 from tests.support.kernel import NOBODY, Host, build_crasher, crashing_into, needs_kernel, start_crash, wait_until, write_script
+from tests.support.launchers import limited
 from tests.support.receivers import running_receiver
 
 pytestmark = [needs_kernel, pytest.mark.root, pytest.mark.slow]
@@ -168,7 +171,7 @@ def test_the_report_is_proved_by_the_pidfd(fleet: Fleet, receiver: Receiver, hos
         crash.wait()
         receipt = host.wait_for_receipts(1)[0]
     with open_store(str(tmp_path / "store")) as store:
-        found, dump = store.find(str(receipt["dump"]))
+        found, dump = find_dump(store, str(receipt["dump"]))
         with store.open_dump(found, dump) as files:
             report = json.loads(files.read_report() or b"")
 
@@ -180,14 +183,28 @@ def test_the_report_is_proved_by_the_pidfd(fleet: Fleet, receiver: Receiver, hos
     assert report["signal"] == signal.SIGABRT
 
 
+def test_a_program_whose_main_thread_has_ended_is_known_and_limited(host: Host, programs: Path, tmp_path: Path) -> None:
+    """The kernel names the thread that crashed, and the file that it runs is read there: a storm of such crashes has its limit."""
+    program, unlimited = build_crasher(CRASHERS / "main-gone.c", programs), StormLimit(0, 1)
+    host.change(admission=Admission(program=StormLimit(1, 3600), user=unlimited, host=unlimited))
+    with crashing_into(host.handler):
+        for _ in range(2):
+            crash = start_crash([str(program)], tmp_path, stdin=subprocess.PIPE)
+            wait_until(lambda pid=crash.pid: None if os.access(f"/proc/{pid}/exe", os.F_OK) else True)
+            crash.communicate()
+        host.wait_for_receipts(1)
+        wait_until(lambda: True if any(bucket.suppressed for bucket in host.state.programs.values()) else None)
+    status = program.stat()
+
+    assert list(host.state.programs) == [f"{status.st_dev}:{status.st_ino}:{os.getuid()}"]
+    assert len(host.receipts()) == 1
+
+
 def test_a_core_that_nobody_wants_is_let_go_at_once(host: Host, programs: Path, tmp_path: Path) -> None:
     """RLIMIT_CORE below a page: the kernel starts the handler all the same, and it stores nothing."""
     program = build_crasher(CRASHERS / "large-heap.c", programs)
     with crashing_into(host.handler):
-        crash = subprocess.Popen(
-            [str(program), "2"], cwd=tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        )
-        crash.wait()
+        subprocess.run([*limited([(resource.RLIMIT_CORE, 0)]), str(program), "2"], cwd=tmp_path, check=False)
         start_crash([str(program), "2"], tmp_path).wait()
         receipts = host.wait_for_receipts(1)
 

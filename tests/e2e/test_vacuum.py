@@ -10,8 +10,8 @@ from securecore import limits
 from securecore.receiver.policy import Floor, Policy, Quota
 from securecore.receiver.server import Receiver
 from securecore.sender.flush import flush
+from securecore.sender.parcel import Outcome
 from securecore.sender.spool import Spool
-from securecore.sender.transfer import Outcome
 from tests.support.certificates import Fleet
 from tests.support.kernel import wait_until
 from tests.support.receivers import Hold, new_dump_id, papers_of, running_receiver, send_bytes

@@ -50,6 +50,8 @@ REPRODUCERS: Final[dict[str, list[bytes]]] = {
         _entry(time="x"), _entry(time="0001-01-01T00:00:00+23:59"), _entry(size="x"), _entry(size=10**400), _entry(program=7),
         _entry(host=1), _entry(state="\x1b[2J"), _entry(dump="\x1b[2J"),
     ],
+    # A zero of another type was taken for the index.
+    "kept-receipt": [b'\1{"index":0.0}', b'\1{"index":false}'],
     # An error without words.
     "summary": [b'{"error": ""}'],
     # Taken, though no system call takes them, or though the list of receivers is none.

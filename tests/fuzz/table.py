@@ -3,7 +3,7 @@
 from typing import Final
 
 from tests.fuzz.target import Target
-from tests.fuzz.targets import audit, certs, crash, dump, local, programs, receiving, shown, store, wire
+from tests.fuzz.targets import audit, certs, crash, dump, kept, local, programs, receiving, shown, store, wire
 
 TARGETS: Final[dict[str, Target]] = {
     "frame": dump.FRAME,
@@ -20,6 +20,9 @@ TARGETS: Final[dict[str, Target]] = {
     "checkpoint": audit.CHECKPOINT,
     "proof": audit.PROOF,
     "statement": audit.STATEMENT,
+    "bundle": audit.BUNDLE,
+    "kept-receipt": kept.KEPT_RECEIPT,
+    "wide-entry": kept.WIDE_ENTRY,
     "log": store.LOG,
     "resume": store.RESUME,
     "report": crash.REPORT,

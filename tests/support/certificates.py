@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtensionOID, NameOID
 
 from securecore.certs.chain import Anchors
-from securecore.certs.profiles import HOST, HOSTS_CA, RECEIVER, RECEIVERS_CA, ROOT_CA, Profile
+from securecore.certs.profiles import ENROLLER, HOST, HOSTS_CA, RECEIVER, RECEIVERS_CA, ROOT_CA, Profile
 from securecore.names import HostName
 from securecore.pki.creation import create_pki
 from securecore.pki.directory import PkiDirectory
@@ -29,6 +29,7 @@ DOMAIN: Final = "hosts.test.example"
 ORGANISATION: Final = "Test"
 HOST_NAME: Final = f"web-1.{DOMAIN}"
 RECEIVER_NAME: Final = f"collector.{DOMAIN}"
+ENROLLER_NAME: Final = f"enrol.{DOMAIN}"
 
 STARTED: Final = datetime.now(UTC)
 """The moment of every certificate and list that is minted without another one: the tests that judge them hold on to it too, so
@@ -170,7 +171,7 @@ def mint(
     moment = (now or STARTED).replace(microsecond=0)
     own_key = key or make_key(key_type)
     signer = own_key if issuer is None else issuer.key
-    default = HOST_NAME if profile is HOST else RECEIVER_NAME if profile is RECEIVER else profile.name
+    default = {HOST.name: HOST_NAME, RECEIVER.name: RECEIVER_NAME, ENROLLER.name: ENROLLER_NAME}.get(profile.name, profile.name)
     subject_name = _name(default if subject is None else subject)
     above = subject_name if issuer is None else issuer.certificate.subject
     builder = (

@@ -35,6 +35,8 @@ from tests.support.formats import (
 )
 
 UUID: Final = r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
+WIDE: Final = "receiver"
+"""In place of a host's name: the receiver-wide log."""
 STANDING: Final = ("received", "incomplete", "deleted")
 """Entries that say where a dump stands."""
 
@@ -72,8 +74,8 @@ class _Place(NamedTuple):
     log_key: bytes
 
     def origin(self, host: str) -> bytes:
-        """Return the name under which a host's log is signed."""
-        return f"{self.log_name}/{host}".encode()
+        """Return the name under which a host's log is signed, or the receiver-wide log."""
+        return (self.log_name if host == WIDE else f"{self.log_name}/{host}").encode()
 
 
 def check(
@@ -94,7 +96,9 @@ def check(
     place = _read_place(store, root_pem, problems)
     if place is None:
         return problems
-    logs = {host: _read_log(place, host, problems) for host in sorted({*_hosts(store / "hosts"), *_hosts(store / "audit")})}
+    hosts = sorted({*_hosts(store / "hosts"), *_hosts(store / "audit")} - {WIDE})
+    logs = {host: _read_log(place, host, problems) for host in hosts}
+    _tell(problems, "receiver-wide log", _check_wide_log, place, logs, problems)
     known = {(truth.host, truth.dump): truth for truth in truths}
     for path in sorted(store.glob("hosts/*/*")):
         _tell(problems, path, _check_published, place, path, logs, known.get((path.parent.name, path.name)))
@@ -162,7 +166,8 @@ def _read_log(place: _Place, host: str, problems: list[str]) -> Log:
         demand(tree_root(lines) == note.root, "its entries do not give the root that was signed")
         newest: dict[str, dict[str, Any]] = {}
         for line, entry in zip(lines, entries, strict=True):
-            demand(canonical(entry) == line and entry["host"] == host, f"an entry not canonical or not its own: {line[:80]!r}")
+            is_own = host == WIDE or entry["host"] == host
+            demand(canonical(entry) == line and is_own, f"an entry not canonical or not its own: {line[:80]!r}")
             if entry["event"] in STANDING:
                 _check_order(newest.get(entry["dump"]), entry)
                 newest[entry["dump"]] = entry
@@ -171,11 +176,33 @@ def _read_log(place: _Place, host: str, problems: list[str]) -> Log:
     return Log(lines, entries)
 
 
+def _check_wide_log(place: _Place, logs: dict[str, Log], problems: list[str]) -> None:
+    """It names every host with a dump; each log is what it says; and it is what entries of hosts' logs say."""
+    wide = _read_log(place, WIDE, problems)
+    newest: dict[str, int] = {}
+    for entry in wide.entries:
+        host, size = entry["host"], entry["size"]
+        demand(set(entry) == {"version", "event", "time", "host", "size", "root"}, f"an entry of another kind: {entry}")
+        demand(size > newest.get(host, 0), f"the log of {host} is said to have {size} entries behind {newest.get(host)}")
+        lines = logs[host].lines if host in logs else []
+        demand(len(lines) >= size, f"the log of {host} has {len(lines)} entries, and had {size}")
+        demand(tree_root(lines[:size]).hex() == entry["root"], f"the log of {host} was another with {size} entries")
+        newest[host] = size
+    unnamed = {path.parent.name for path in place.path.glob("hosts/*/*")} - set(newest)
+    demand(not unnamed, f"does not name {unnamed}")
+    for host, log in logs.items():
+        for entry in log.entries:
+            size = entry.get("wide_size", 0)
+            demand(len(wide.lines) >= size, f"has {len(wide.lines)} entries, an entry of {host} says {size}")
+            root = tree_root(wide.lines[:size]).hex()
+            demand(entry.get("wide_root", root) == root, f"was another when an entry of {host} was written")
+
+
 def _check_order(before: dict[str, Any] | None, entry: dict[str, Any]) -> None:
-    """Nothing is said twice of where a dump stands; only a dump that was received with another manifest may be so again."""
-    same = {"received": "manifest_sha256", "incomplete": "root", "deleted": "event"}[entry["event"]]
+    """Nothing is said twice of where a dump stands; only with another manifest, other frames or other damage may it be so again."""
+    same = {"received": ["manifest_sha256"], "incomplete": ["root", "damaged_bytes"], "deleted": []}[entry["event"]]
     if before is not None:
-        is_new = before["event"] != entry["event"] or before[same] != entry[same]
+        is_new = before["event"] != entry["event"] or any(before.get(name) != entry.get(name) for name in same)
         demand(is_new, f"{entry['dump']} {entry['event']} twice")
         demand((before["event"], entry["event"]) != ("deleted", "incomplete"), f"{entry['dump']} given up behind its deletion")
 
@@ -222,6 +249,9 @@ def _manifest_facts(place: _Place, path: Path, host: str, dump: str, entry: dict
     predicted = manifest["predicted_size"]
     short = predicted is not None and manifest["size"] < predicted
     demand(manifest["outcome"] != "complete" or not short, "called complete, and shorter than it must be")
+    if (digest := entry.get("crl_sha256")) is not None:
+        kept = place.path / "crls" / f"{digest}.pem"
+        demand(kept.exists() and sha256(kept.read_bytes()).hexdigest() == digest, "its entry's revocation lists are not there")
     facts = {
         "event": "received",
         "outcome": manifest["outcome"],

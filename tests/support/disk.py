@@ -11,6 +11,8 @@ from typing import Any, Final, TypeVar
 
 import pytest
 
+from securecore.errors import StorageError
+
 NAMED: Final = ("link", "rename", "unlink", "mkdir", "rmdir")
 """Calls that take names in directories."""
 OPEN: Final = ("write", "ftruncate", "fsync", "fdatasync")
@@ -165,3 +167,8 @@ def run_until(fatal: int | None, disk: Disk, work: Callable[[], _Answer]) -> _An
             return work()
         except Killed:
             return None
+
+
+def refuse(fd: int, data: bytes) -> None:
+    """Be a full disk, in the place of directory.write_all."""
+    raise StorageError("the disk is full")

@@ -2,7 +2,7 @@
 
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -12,6 +12,7 @@ from securecore.certs import jws
 from securecore.certs.chain import load_pem_certificates
 from securecore.dump.compression import Compressor
 from securecore.dump.manifest import MANIFEST_TYP, parse_manifest
+from securecore.errors import UnreachableError
 from securecore.merkle import Frontier, leaf_hash
 from securecore.names import Address, DumpId, StoreId
 from securecore.sender import evidence
@@ -60,7 +61,7 @@ class Hand:
     def send(self, piece: bytes) -> None:
         """Send one piece as a frame."""
         frame = Compressor().frame(piece)
-        self.delivery.send_frame(frame)
+        self._heard_out(lambda: self.delivery.send_frame(frame))
         self.tree.append(leaf_hash(frame))
         self.size += len(piece)
         self.stored_bytes += len(frame)
@@ -72,8 +73,17 @@ class Hand:
 
     def say(self, message: Message) -> None:
         """Send any message past our own state table, and read the answer."""
-        self.delivery._send(messages.encode(message), Wait(10))
+        self._heard_out(lambda: self.delivery._send(messages.encode(message), Wait(10)))
         self.delivery._receive(Wait(10))
+
+    def _heard_out(self, send: Callable[[], None]) -> None:
+        """Send, and raise what the receiver says where it ends the wire meanwhile."""
+        try:
+            send()
+        except UnreachableError as error:
+            if (words := self.delivery.last_words()) is not None:
+                raise words from error
+            raise
 
     def put(self, data: bytes) -> None:
         """Send any bytes inside TLS; a receiver that has gone meanwhile is no error here."""
@@ -121,7 +131,7 @@ class Hand:
 
     def send_and_wait(self, frame: bytes) -> None:
         """Send any bytes as a frame and wait for what the receiver says to it."""
-        self.delivery.send_frame(frame)
+        self._heard_out(lambda: self.delivery.send_frame(frame))
         self.delivery.wait_for_ack(Wait(10))
 
     def manifest(self, dump: DumpId, *, store: StoreId | None = None, report: bytes = REPORT, **changes: object) -> bytes:

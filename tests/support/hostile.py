@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from securecore.certs.judge import Reason
+from securecore.certs.profiles import ENROLLER_OID
 from tests.support.certificates import DOMAIN, HOST_NAME, RECEIVER_NAME, STARTED, tlv
 
 NOW: Final = STARTED
@@ -139,6 +140,9 @@ RECEIVERS: Final = {
     "no-extended-key-usage": Hostile({"omit": ["extended_key_usage"]}, Reason.WRONG_PURPOSE, "does not say"),
     "any-extended-key-usage": Hostile({"eku": [ANY]}, Reason.WRONG_PURPOSE, "anyExtendedKeyUsage"),
     "client-and-server-auth": Hostile({"eku": [CLIENT, SERVER]}, Reason.WRONG_PURPOSE, "clientAuth, serverAuth"),
+    "an-enroller": Hostile(
+        {"eku": [SERVER, ENROLLER_OID]}, Reason.WRONG_PURPOSE, "is for serverAuth, securecoreEnroller: exactly serverAuth"
+    ),
     "ca-as-leaf": Hostile({"ca": True}, Reason.WRONG_PURPOSE, "a CA's own certificate"),
     "no-subject-alternative-name": Hostile({"omit": ["subject_alternative_name"]}, Reason.BAD_NAME, "0 names and 0 addresses"),
     "address-only": Hostile({"dns": [], "ips": ["127.0.0.1"]}, Reason.BAD_NAME, "0 names and 1 addresses"),
@@ -166,6 +170,25 @@ RECEIVERS: Final = {
     "ed25519-key": Hostile({"key_type": "ed25519"}, Reason.PROFILE, "P-256"),
 }
 """Receivers' certificates, signed by our own receivers CA."""
+
+ENROLLERS: Final = {
+    "a-receiver": Hostile({"eku": [SERVER]}, Reason.WRONG_PURPOSE, "is for serverAuth: exactly serverAuth securecoreEnroller"),
+    "enroller-alone": Hostile({"eku": [ENROLLER_OID]}, Reason.WRONG_PURPOSE, "is for securecoreEnroller"),
+    "the-other-order": Hostile({"eku": [ENROLLER_OID, SERVER]}, Reason.WRONG_PURPOSE, "is for securecoreEnroller, serverAuth"),
+    "client-auth-too": Hostile({"eku": [CLIENT, SERVER, ENROLLER_OID]}, Reason.WRONG_PURPOSE, "is for clientAuth, serverAuth"),
+    "another-use": Hostile({"eku": [SERVER, UNKNOWN_OID]}, Reason.WRONG_PURPOSE, "1.3.6.1.4.1.99999.7"),
+    "any-extended-key-usage": Hostile({"eku": [ANY]}, Reason.WRONG_PURPOSE, "anyExtendedKeyUsage"),
+    "no-extended-key-usage": Hostile({"omit": ["extended_key_usage"]}, Reason.WRONG_PURPOSE, "does not say"),
+    "wildcard": Hostile({"dns": [f"*.{DOMAIN}"]}, Reason.BAD_NAME, "not a host name"),
+    "address-only": Hostile({"dns": [], "ips": ["127.0.0.1"]}, Reason.BAD_NAME, "0 names and 1 addresses"),
+    "expired": Hostile(
+        {"not_before": NOW - timedelta(days=90), "not_after": NOW - timedelta(seconds=2)},
+        Reason.EXPIRED,
+        "this enroller's certificate expired on",
+    ),
+    "ten-years": Hostile({"not_after": NOW + timedelta(days=3652)}, Reason.PROFILE, "at most 397"),
+}
+"""Enrollers' certificates, signed by our own receivers CA."""
 
 HOSTS_CAS: Final = {
     "no-name-constraints": Hostile({"omit": ["name_constraints"]}, Reason.PROFILE, "no nameConstraints"),

@@ -19,6 +19,7 @@ import pytest
 from securecore.cli import core_pattern
 from securecore.names import Address
 from securecore.sender.admission import Admission, StormLimit
+from securecore.sender.buckets import State
 from securecore.sender.installation import handler_script
 from securecore.sender.kernel_arguments import SPECIFIERS
 from securecore.sender.settings import Settings, load_settings
@@ -30,7 +31,7 @@ NOBODY = 65534
 OWNER = (NOBODY, NOBODY) if os.geteuid() == 0 else (os.getuid(), os.getgid())
 """The user that a handler becomes, and the group: as nobody but root can become another, these are our own elsewhere."""
 
-UNLIMITED = Admission(program=StormLimit(0, 1), user=StormLimit(0, 1))
+UNLIMITED = Admission(program=StormLimit(0, 1), user=StormLimit(0, 1), host=StormLimit(0, 1))
 """For handlers that meet the crash of one program, the test's own, more often than a host should."""
 
 needs_kernel = pytest.mark.skipif(
@@ -92,6 +93,11 @@ class Installed:
         """Return the receipts that the handler has kept."""
         log = self.spool / "receipts.jsonl"
         return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+    @property
+    def state(self) -> State:
+        """The state of the storm limits."""
+        return State.parse((self.spool / "storms.json").read_bytes())
 
     def spooled(self) -> list[str]:
         """Return the ids of the dumps in the spool."""
@@ -174,12 +180,12 @@ def start_crash(
     stdout: int = subprocess.DEVNULL,
 ) -> "subprocess.Popen[bytes]":
     """Start a program that will crash, with an unlimited RLIMIT_CORE; as *user*, and that group, when one is given."""
-
-    def prepare() -> None:
-        resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        if user is not None:
-            os.setgroups([])
-            os.setresgid(user, user, user)
-            os.setresuid(user, user, user)
-
-    return subprocess.Popen(arguments, cwd=cwd, stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL, preexec_fn=prepare)
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    try:
+        return subprocess.Popen(
+            arguments, cwd=cwd, stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL,
+            user=user, group=user, extra_groups=None if user is None else [],
+        )  # fmt: skip
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, before)

@@ -8,44 +8,61 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
+from securecore.sender.admission import Admission, StormLimit
+from securecore.sender.floor import Floor
 from securecore.sender.installation import handler_script
+from securecore.sender.settings import LocalSettings
 from tests.support.kernel import OWNER, kernel_arguments, wait_until, write_script
+from tests.support.launchers import Limits, as_by_the_kernel, limited
 from tests.support.local_files import KINDS, unpack_bytes
 
 NAME: Final = re.compile(r"\d{8}T\d{6}Z-[A-Za-z0-9_][A-Za-z0-9._-]{0,63}-\d+(-\d+)?(\.truncated)?\.(zst|gz|zlib|json)")
 """What a name may look like; written down here a second time, from the documents."""
 
 
-class LocalHost:
-    """A machine that keeps its cores: the handler, and the directory, which belongs to the handler's user."""
+FLOORLESS: Final = Floor(share=0.0)
 
-    def __init__(self, directory: Path, owner: tuple[int, int] = OWNER) -> None:
+
+class LocalHost:
+    """A machine that keeps its cores: the handler, and the directory, which belongs to the handler's user. It knows no storms."""
+
+    def __init__(self, directory: Path, owner: tuple[int, int] = OWNER, floor: Floor = FLOORLESS) -> None:
+        """*floor* is what it leaves free of its disk: nothing, so that a test does not depend on the machine that it runs on."""
+        self._floor = floor
         self.handler = directory / "handler"
         self.cores = directory / "cores"
         self.cores.mkdir(mode=0o700)
         os.chown(self.cores, *owner)
+        self.admission = directory / "admission.json"
+        free = StormLimit(0, 60)
+        self.admit(Admission(program=free, user=free, host=free))
         write_script(self.handler, handler_script(sys.executable, str(directory / "no-settings")).decode())
+
+    def admit(self, admission: Admission) -> None:
+        """Change what the handler takes."""
+        self.admission.write_bytes(LocalSettings(admission, self._floor).encode())
 
     def words(self, *options: str) -> list[str]:
         """Return the words of core_pattern between the handler and the kernel's numbers."""
         return ["--local", str(self.cores), *options]
 
-    def start(self, *options: str, changes: dict[int, str] | None = None) -> "subprocess.Popen[bytes]":
+    def start(self, *options: str, changes: dict[int, str] | None = None, limits: Limits = ()) -> "subprocess.Popen[bytes]":
         """Start the handler as the kernel does, with a pipe for its core, and the umask as loose as it gets.
 
-        *changes* are arguments by their place.
+        *changes* are arguments by their place, *limits* the handler's own.
         """
         numbers = kernel_arguments()
         for place, text in (changes or {}).items():
             numbers[place] = text
+
         return subprocess.Popen(
-            [str(self.handler), *self.words(*options), *numbers],
-            stdin=subprocess.PIPE, env={}, cwd="/", umask=0, preexec_fn=lambda: os.closerange(1, 3),
+            [*as_by_the_kernel(), *limited(limits), str(self.handler), *self.words(*options), *numbers],
+            stdin=subprocess.PIPE, cwd="/", umask=0,
         )  # fmt: skip
 
-    def run(self, core: bytes, *options: str, changes: dict[int, str] | None = None) -> int:
+    def run(self, core: bytes, *options: str, changes: dict[int, str] | None = None, limits: Limits = ()) -> int:
         """Run the handler on a core and return its exit code."""
-        handler = self.start(*options, changes=changes)
+        handler = self.start(*options, changes=changes, limits=limits)
         try:
             handler.communicate(core, timeout=60)
         finally:
@@ -54,8 +71,8 @@ class LocalHost:
         return handler.returncode
 
     def names(self) -> list[str]:
-        """Return all names but that of the lock."""
-        return sorted(path.name for path in self.cores.iterdir() if path.name != ".lock")
+        """Return all names but those of the lock and of the storm limits' state."""
+        return sorted(path.name for path in self.cores.iterdir() if path.name not in (".lock", ".storms"))
 
     def cores_kept(self) -> list[str]:
         """Return the names of cores."""

@@ -1,10 +1,10 @@
 """Machines to set up: roots below a directory, and processes that see some of this machine's places replaced."""
 
-import ctypes
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Sequence
+import stat
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -13,17 +13,16 @@ from typing import Final, Self
 from securecore.cli import main
 from securecore.receiver.server import Receiver
 from tests.support.certificates import Fleet
+from tests.support.launchers import Places
 from tests.support.receivers import running_receiver
 
 USER: Final = "990:990" if os.geteuid() == 0 else f"{os.getuid()}:{os.getgid()}"
 """Whom set-up gives files to; as nobody but root can give files away, ourselves elsewhere."""
 
-Places = Sequence[tuple[Path, Path]]
-"""What a process is to see, and in whose place."""
+SENDER = ["--to", "collector.example:4455", "--to", "[fd00::5]:4455", "--identity", "/etc/securecore/identity", "--user", USER]
+RECEIVER = ["--listen", "0.0.0.0:4455", "--user", USER]
 
-_CLONE_NEWNS: Final = 0x20000
-_MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
-"""Of linux/sched.h and linux/mount.h."""
+Snapshot = dict[str, tuple[object, ...]]
 
 
 def make_root(made: Path, fleet: Fleet) -> Path:
@@ -38,6 +37,16 @@ def make_root(made: Path, fleet: Fleet) -> Path:
     shutil.copytree(fleet.host, made / "etc/securecore/identity")
     shutil.copytree(fleet.receiver, made / "etc/securecore/receiver")
     return made
+
+
+def snapshot(root: Path) -> Snapshot:
+    """Return everything below *root*: kinds, modes, owners, contents and where links lead."""
+    found: Snapshot = {}
+    for path in sorted(root.rglob("*")):
+        status = path.lstat()
+        content = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        found[str(path.relative_to(root))] = (stat.filemode(status.st_mode), status.st_uid, status.st_gid, content)
+    return found
 
 
 def setup(root: Path, role: str, *arguments: str) -> int:
@@ -107,19 +116,3 @@ class SystemLog:
                 found.append(self._socket.recv(1 << 20).decode("utf-8", "backslashreplace"))
             except BlockingIOError:
                 return found
-
-
-def seeing(places: Places) -> Callable[[], None]:
-    """Return what a process runs before its program so that it, and nobody else, sees each first path in the second's place."""
-
-    def replace() -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        calls: list[tuple[Callable[..., int], tuple[object, ...]]] = [
-            (libc.unshare, (_CLONE_NEWNS,)), (libc.mount, (None, b"/", None, _MS_REC | _MS_PRIVATE, None)),
-        ]  # fmt: skip
-        calls += [(libc.mount, (os.fsencode(new), os.fsencode(old), None, _MS_BIND | _MS_REC, None)) for new, old in places]
-        for call, arguments in calls:
-            if call(*arguments) != 0:
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-    return replace

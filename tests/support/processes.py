@@ -22,7 +22,8 @@ PATIENCE_S: Final = 20.0
 SECURECORE: Final = (sys.executable, "-m", "securecore.cli.main")
 """How the command is started: what is tested is the checkout, not what is installed."""
 
-_ROOT: Final = Path(__file__).parents[2]
+ROOT: Final = Path(__file__).parents[2]
+"""The checkout."""
 
 
 class Process:
@@ -73,7 +74,7 @@ def receiving(
     """Run ``securecore receive`` on loopback while the block runs; *count* is how many addresses it will announce."""
     named = [word for address in listen for word in ("--listen", address)]
     arguments = [*program, "receive", *named, "--identity", str(identity), "--store", str(store), *options]
-    with subprocess.Popen([*within, *arguments], cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as popen:
+    with subprocess.Popen([*within, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as popen:
         try:
             yield Process(popen, count or len(listen))
         finally:
@@ -83,7 +84,7 @@ def receiving(
 def send_file(core: Path, to: str, identity: Path, *, within: Sequence[str] = ()) -> "subprocess.CompletedProcess[str]":
     """Run ``securecore send`` for a file and return how it ended."""
     arguments = [*SECURECORE, "send", str(core), "--to", to, "--identity", str(identity)]
-    return subprocess.run([*within, *arguments], cwd=_ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run([*within, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 class Seclusion:
@@ -91,7 +92,7 @@ class Seclusion:
 
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
         self.popen = popen
-        self.within: Final = ("nsenter", f"--target={popen.pid}", "--net", "--mount", f"--wd={_ROOT}", "--")
+        self.within: Final = ("nsenter", f"--target={popen.pid}", "--net", "--mount", f"--wd={ROOT}", "--")
         """What comes before a command, so that it runs there."""
 
 

@@ -74,6 +74,15 @@ def build_id_note(build_id: bytes = BUILD_ID, *, order: str = "<", owner: bytes 
     return struct.pack(f"{order}III", len(owner), len(build_id), kind) + owner + build_id + bytes(-len(build_id) % 4)
 
 
+def program_file(directory: Path, name: str, build_id: bytes | None = BUILD_ID, uuid: bytes | None = None) -> Path:
+    """Write a made-up program with a build-id, a stamp, both or neither."""
+    sections = [Section(b".note.gnu.build-id", build_id_note(build_id), 7)] if build_id is not None else []
+    sections += [Section(b".uuid", uuid)] if uuid is not None else []
+    path = directory / name
+    path.write_bytes(write_program(sections))
+    return path
+
+
 def compile_program(source: Path, output: Path, *options: str) -> Path:
     """Compile and link *source*; skips the test where there is no compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc")

@@ -15,8 +15,10 @@ from securecore.receiver.policy import Policy
 from securecore.receiver.server import Receiver, ReceiverSettings, open_receiver
 from securecore.report import CrashReport
 from securecore.sender.credentials import read_credentials
+from securecore.sender.lifetime import Lifetime
+from securecore.sender.parcel import Outcome, Papers, Parcel
 from securecore.sender.spool import Spool
-from securecore.sender.transfer import Outcome, Papers, Parcel, carry
+from securecore.sender.transfer import carry
 
 _USUAL: Final = Policy()
 
@@ -73,10 +75,12 @@ def send_bytes(
     hold: Hold | None = None,
     hold_budget_s: float | None = None,
     keeps_copy: bool = False,
+    lifetime: Lifetime | None = None,
 ) -> Outcome:
     """Send *core* through a pipe, as a handler does, and return how it ended; with *hold* the pipe pauses on its way.
 
-    *hold_budget_s* is for how long the pipe may stand still, as a handler limits it; *keeps_copy* as in spool mode "whole".
+    *hold_budget_s* is for how long the pipe may stand still, as a handler limits it; *keeps_copy* as in spool mode "whole";
+    *lifetime* is its deadline.
     """
     reading, writing = os.pipe()
     writer = threading.Thread(target=_write_all, args=(writing, core, hold))
@@ -84,7 +88,9 @@ def send_bytes(
     now_ms = time.time_ns() // 1_000_000
     encoded = (report or CrashReport(sender="test", program="crasher", signal=11, pid=4711)).encode()
     parcel = Parcel(dump or new_dump_id(), encoded, now_ms)
-    outcome = carry(reading, parcel, receivers, papers, spool, hold_budget_s=hold_budget_s, keeps_copy=keeps_copy)
+    outcome = carry(
+        reading, parcel, receivers, papers, spool, hold_budget_s=hold_budget_s, keeps_copy=keeps_copy, lifetime=lifetime
+    )
     writer.join()
     return outcome
 

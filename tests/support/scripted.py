@@ -1,5 +1,6 @@
 """A receiver that says what a test wants it to say, over real TLS with a real receiver's identity, to a real sender."""
 
+import ctypes
 import select
 import socket
 import struct
@@ -24,6 +25,9 @@ from securecore.wire.states import State
 from tests.support.certificates import RECEIVER_NAME
 from tests.support.dumps import NOW
 from tests.support.hands import PATIENCE_S, first_message
+
+_SO_ATTACH_FILTER: Final = 26
+"""Of asm-generic/socket.h, which Python's socket module has no name for."""
 
 STORE: Final = StoreId.make(bytes(16))
 
@@ -90,6 +94,19 @@ class Peer:
         """Say nothing more until the sender has gone; what it sends is read and thrown away."""
         while self.socket.recv(65536):
             pass
+
+    def go_dark(self, *said: Message) -> None:
+        """Be cut off by the network until the test has what it wants: nothing that is sent to us arrives, and nobody is told.
+
+        *said* still goes out.
+        """
+        # A socket filter of one instruction, BPF_RET with 0 bytes to keep (linux/filter.h), drops packets before TCP sees them.
+        nothing = ctypes.create_string_buffer(struct.pack("=HBBI", 6, 0, 0, 0))
+        program = struct.pack("@HP", 1, ctypes.addressof(nothing))
+        self.socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+        self.say(*said)
+        self.wait_unread()
+        self.reset()
 
     def wait_unread(self) -> None:
         """Read nothing and say nothing until the test has what it wants."""

@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import resource
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from securecore.names import Address
 from tests.support.certificates import DOMAIN
 from tests.support.checker import Truth
 from tests.support.kernel import UNLIMITED, Installed, kernel_arguments
+from tests.support.launchers import Limits, limited
 from tests.support.processes import SECURECORE
 
 ROOT: Final = Path(__file__).parents[2]
@@ -28,9 +28,6 @@ _numbers = itertools.count(1_700_000_001)
 
 NOWHERE: Final = Address("127.0.0.1:1")
 """Where nobody listens: the port of tcpmux (RFC 1078), which nobody runs."""
-
-Limits = Sequence[tuple[int, int]]
-"""Resource limits (setrlimit(2)) of a program, soft and hard alike."""
 
 
 class Crash:
@@ -93,8 +90,8 @@ class Sender(Installed):
         number, arguments = next(_numbers), kernel_arguments()
         arguments[_TIME] = str(number)
         popen = subprocess.Popen(
-            [str(self.handler), *arguments], stdin=subprocess.PIPE, env=dict(self.environment), cwd="/",
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=lambda: _limit(limits),
+            [*limited(limits), str(self.handler), *arguments], stdin=subprocess.PIPE, env=dict(self.environment), cwd="/",
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         crash = Crash(popen, number)
         self.crashes.append(crash)
@@ -104,10 +101,10 @@ class Sender(Installed):
     def flush(self, *receivers: Address, limits: Limits = ()) -> "subprocess.CompletedProcess[str]":
         """Run ``spool flush`` and return how it ended."""
         to = [word for address in receivers for word in ("--to", str(address))]
-        command = [*SECURECORE, "spool", "flush", "--spool", str(self.spool), "--identity", str(self.identity), *to]
+        words = ["spool", "flush", "--spool", str(self.spool), "--identity", str(self.identity), *to]
         return subprocess.run(
-            command, cwd=ROOT, env={**os.environ, **self.environment}, capture_output=True, text=True, check=False,
-            preexec_fn=lambda: _limit(limits), timeout=PATIENCE_S,
+            [*limited(limits), *SECURECORE, *words], cwd=ROOT, env={**os.environ, **self.environment},
+            capture_output=True, text=True, check=False, timeout=PATIENCE_S,
         )  # fmt: skip
 
     def incoming(self, store: Path) -> Path:
@@ -148,8 +145,3 @@ def sending(directory: Path, identity: Path, *receivers: Address) -> Iterator[Se
         yield sender
     finally:
         sender.close()
-
-
-def _limit(limits: Limits) -> None:
-    for which, most in limits:
-        resource.setrlimit(which, (most, most))

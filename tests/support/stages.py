@@ -79,6 +79,6 @@ class Stage:
     def wait_until(self, is_so: Callable[[], bool]) -> None:
         """Wait until something is so; fails when it takes too long."""
         deadline = time.monotonic() + _PATIENCE_S
-        while not is_so() and time.monotonic() < deadline:
+        while not is_so():
+            assert time.monotonic() < deadline
             time.sleep(0.002)
-        assert is_so()

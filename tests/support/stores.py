@@ -19,6 +19,7 @@ from securecore.store.layout import open_store
 from tests.support.certificates import DOMAIN, Fleet
 from tests.support.crash_cores import Crash
 from tests.support.dumps import begin
+from tests.support.entries import ARRIVALS
 from tests.support.receivers import new_dump_id, papers_of, running_receiver, send_bytes
 
 WEB: Final = f"web-1.{DOMAIN}"
@@ -64,6 +65,15 @@ class Commands:
         """Run ``audit verify`` with the fleet's root."""
         return self("audit", "verify", *arguments, "--root", self.fleet.host / "ca.pem")
 
+    def logs(self, *arguments: object) -> list[dict[str, Any]]:
+        """Return what ``audit verify`` says of hosts' logs, sorted by host."""
+        return [found for found in self.audit("--json", *arguments).document if found["host"] is not None]
+
+    def wide_log(self, *arguments: object) -> dict[str, Any]:
+        """Return what ``audit verify`` says of the receiver-wide log."""
+        (found,) = [found for found in self.audit("--json", *arguments).document if found["host"] is None]
+        return dict(found)
+
     def extract(self, dump: object, output: object, *arguments: object) -> Ran:
         """Run ``extract`` with the fleet's receiver's identity."""
         return self("extract", dump, "-o", output, "--identity", self.fleet.receiver, *arguments)
@@ -77,7 +87,11 @@ class Commands:
         return self.store / "audit" / host
 
     def entries(self, host: str = WEB) -> list[dict[str, Any]]:
-        """Return the entries of a host's log as they stand."""
+        """Return the entries of a host's log as they stand, but for those of arrivals."""
+        return [entry for entry in self.all_entries(host) if entry["event"] not in ARRIVALS]
+
+    def all_entries(self, host: str = WEB) -> list[dict[str, Any]]:
+        """Return all of them."""
         return [json.loads(line) for line in (self.log(host) / "entries.jsonl").read_text("ascii").splitlines()]
 
 
@@ -130,8 +144,22 @@ def published(store_path: Path) -> list[bytes]:
     return list(stored_cores(store_path).values())
 
 
+def files_of(store: Path) -> dict[str, bytes]:
+    """Return the files of the dumps in a store, by their paths."""
+    return {str(path.relative_to(store)): path.read_bytes() for path in sorted(store.glob("*/*/*/*"))}
+
+
 def flip(path: Path, at: int) -> None:
     """Change one bit of a file."""
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(data)
+
+
+def put_back(path: Path, data: bytes) -> None:
+    """Put another file in the place of one, with its times, as a backup does it."""
+    before, other = path.stat(), path.with_name("restored")
+    other.write_bytes(data)
+    other.chmod(before.st_mode)
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other.rename(path)

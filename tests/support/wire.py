@@ -32,7 +32,7 @@ DUMP: Final = DumpId.make(1_763_780_062_000, bytes(range(10)))
 
 SAMPLES: Final[dict[Kind, Message]] = {
     Kind.READY: Ready(STORE, limits.MAX_FRAMES, "rest"),
-    Kind.REFUSE: Refuse(Refusal.BUSY, "come back later", 10),
+    Kind.REFUSE: Refuse(Refusal.BUSY, "come back later", 10, kept=True),
     Kind.OPEN: Open(DUMP, b'{"signal":11}', 12_345_678),
     Kind.ACCEPT: Accept(0, EMPTY_ROOT, 9, sha256(b"beginning").digest()),
     Kind.DATA: Data(b"the stored bytes of a frame; the connection does not look at them"),
@@ -40,8 +40,8 @@ SAMPLES: Final[dict[Kind, Message]] = {
     Kind.ZERO: Zero(3),
     Kind.ACK: Ack(1),
     Kind.END: End(b"a manifest"),
-    Kind.RECEIPT: Receipt(b"a receipt", b"a statement"),
-    Kind.GONE: Gone("deleted on 2026-11-22 by alice", b"a receipt", b"a statement"),
+    Kind.RECEIPT: Receipt(b"a receipt", b"a statement", b"successions"),
+    Kind.GONE: Gone("deleted on 2026-11-22 by alice", b"a receipt", b"a statement", b"successions"),
 }
 """One message of every kind; the ACK fits after one frame, the REST behind ACCEPT."""
 

@@ -4,6 +4,7 @@ What must be signed to be looked at closer is signed here with the log's or the 
 """
 
 import base64
+import io
 import json
 from collections.abc import Iterator
 from datetime import datetime
@@ -12,6 +13,7 @@ from hashlib import sha256
 from typing import Final
 
 from securecore.audit import entry
+from securecore.audit.bundle import Bundle, read_bundle
 from securecore.audit.checkpoint import key_id, origin_of, parse_checkpoint, verify_checkpoint
 from securecore.audit.proof import TlogProof, parse_proof, verify_receipt
 from securecore.audit.statement import encode_payload, verify_statement
@@ -45,7 +47,7 @@ def check_entry(data: bytes) -> None:
         return
     assert (fields["event"], fields["dump"]) == (found.event, str(found.dump))
     assert not found.digest or found.digest.hex() == fields[_DIGESTS[found.event]]
-    assert found.follows(found.event, found.digest) == (found.event == entry.DELETED)
+    assert found.follows(found.event, found.digest, found.damaged_bytes) == (found.event == entry.DELETED)
     try:
         held = entry.parse_incomplete(fields, found.dump, WEB, STORE)
     except BrokenError as error:
@@ -195,6 +197,49 @@ def statement_seeds() -> Iterator[bytes]:
     yield encode_payload("other.example/securecore", bytes(31), "2026-11-22T09:14:22Z")
 
 
+def check_bundle(data: bytes) -> None:
+    """A bundle is refused, or it is the one encoding of its members, each of which is bounded and has its name."""
+    _check_bundle(data)
+    _check_bundle(_with_sums(data))
+
+
+def _with_sums(data: bytes) -> bytes:
+    """Return what looks like a tar with the right checksum in each header; hardly a mutated one has it."""
+    blocks = [bytearray(data[at : at + 512]) for at in range(0, len(data), 512)]
+    for block in blocks:
+        if block[257:262] == b"ustar":
+            block[148:156] = b" " * 8
+            block[148:156] = b"%06o\0 " % sum(block)
+    return b"".join(blocks)
+
+
+def _check_bundle(data: bytes) -> None:
+    file = io.BytesIO(data)
+    try:
+        found = read_bundle(file)
+    except BrokenError as error:
+        check_words(error)
+        return
+    assert found.encode() == data
+    assert file.read() == b""
+    members = dict(found.members())
+    assert list(members)[:3] == ["FORMAT", "log-key.jws", "receipt"]
+    assert set(members) <= {"FORMAT", "log-key.jws", "receipt", "deletion", "manifest.jws", "report.json", _lists_name(found)}
+
+
+def _lists_name(bundle: Bundle) -> str:
+    if bundle.lists is None:
+        return ""
+    assert len(bytes.fromhex(bundle.lists[0])) == 32
+    return f"crls/{bundle.lists[0]}.pem"
+
+
+def bundle_seeds() -> Iterator[bytes]:
+    """The least that there can be, and one with all its members."""
+    yield Bundle(b"", b"").encode()
+    yield Bundle(b"key", _receipt(_entry()), b"gone", b"token", b"{}", (sha256(b"pem").hexdigest(), b"pem")).encode()
+
+
 ENTRY = Target(
     check_entry,
     entry_seeds,
@@ -204,3 +249,4 @@ ENTRY = Target(
 CHECKPOINT = Target(check_checkpoint, checkpoint_seeds, ("audit.checkpoint.parse_checkpoint", "audit.checkpoint.verify_checkpoint"))
 PROOF = Target(check_proof, proof_seeds, ("audit.proof.parse_proof", "audit.proof.verify_receipt"), is_json=True)
 STATEMENT = Target(check_statement, statement_seeds, ("audit.statement.verify_statement",), is_json=True)
+BUNDLE = Target(check_bundle, bundle_seeds, ("audit.bundle.read_bundle",), max_bytes=10_240)

@@ -175,7 +175,7 @@ def check_revocation(data: bytes) -> None:
         check_words(error)
         return
     assert all(line.isprintable() for line in lists.warnings(NOW))
-    lists.check_not_older_than(lists)
+    lists.check_not_older_than(lists, fleet().anchors)
     reason = None
     try:
         lists.check(_judgement(), NOW)

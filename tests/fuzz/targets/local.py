@@ -19,13 +19,17 @@ from securecore.names import Address, DumpId, HostName, NameRefused, StoreId
 from securecore.pki.directory import open_pki
 from securecore.pki.ledger import Ledger, _digest
 from securecore.receiver.control import _read_request
-from securecore.sender.admission import Admission
-from securecore.sender.buckets import Bucket, State
+from securecore.sender import storm_limits
+from securecore.sender.admission import EXCLUDE, Admission, Rule
+from securecore.sender.buckets import Bounds, Bucket, State
 from securecore.sender.configuration import SenderConfiguration, parse_configuration
-from securecore.sender.schedule import Missed, Schedule, parse_schedule
-from securecore.sender.settings import Settings, load_settings
+from securecore.sender.confinement import IDLE, Confinement
+from securecore.sender.floor import Floor
+from securecore.sender.schedule import Hope, Missed, Schedule, parse_schedule
+from securecore.sender.settings import LocalSettings, Settings, load_local_settings, load_settings
 from securecore.sender.spool import Spool, create_spool, open_spool
 from securecore.sender.spool_entry import EntryEnd, EntryStart
+from securecore.sender.spool_limits import SpoolLimits
 from tests.fuzz.files import file_of, scratch
 from tests.fuzz.target import Target, check_begins, check_words
 from tests.support.dumps import dump_id
@@ -36,6 +40,7 @@ _RECEIVERS: Final = (Address("collector.example.org:4455"), Address("[fe80::1%et
 
 def check_settings(data: bytes) -> None:
     """The handler's settings are refused, or every field is of its type and they come back as they were compiled."""
+    _check_local_settings(data)
     try:
         settings = load_settings(f"/proc/self/fd/{file_of(data)}")
     except ConfigError:
@@ -51,16 +56,29 @@ def check_settings(data: bytes) -> None:
     assert load_settings(f"/proc/self/fd/{file_of(settings.encode())}") == settings
 
 
+def _check_local_settings(data: bytes) -> None:
+    try:
+        settings = load_local_settings(f"/proc/self/fd/{file_of(data)}")
+    except ConfigError:
+        return
+    assert load_local_settings(f"/proc/self/fd/{file_of(settings.encode())}") == settings
+
+
 def settings_seeds() -> Iterator[bytes]:
     """Settings as setup compiles them, and with other types."""
     good = Settings(_RECEIVERS, "/etc/securecore/identity", "/var/lib/securecore/spool", 990, 991, "whole")
     yield good.encode()
+    yield good._replace(confinement=Confinement(0, IDLE, 1 << 30, 90)).encode()
+    yield good._replace(spool_limits=SpoolLimits(20 << 30, 200, 0.125, 1 << 30)).encode()
+    yield LocalSettings(floor=Floor(0.0, 1 << 30)).encode()
+    yield LocalSettings(Admission("ignore", 1 << 30, (Rule(EXCLUDE, "/opt/*", "33", signal=6),))).encode()
     fields = json.loads(good.encode())
     yield from (json.dumps(fields | other).encode() for other in _OTHER_SETTINGS)
 
 
 _OTHER_SETTINGS: Final[tuple[dict[str, object], ...]] = (
     {"uid": -1}, {"uid": 1 << 32}, {"gid": True}, {"receivers": {"a:1": 0}}, {"receivers": "a:1"}, {"spool": "/\ud800"},
+    {"confinement": {"nice": 1e9}}, {"confinement": {"io_priority": []}}, {"confinement": {"deadline_s": float("nan")}},
 )  # fmt: skip
 
 
@@ -83,6 +101,8 @@ def configuration_seeds() -> Iterator[bytes]:
     """Files as setup writes them, and every type of TOML."""
     yield SenderConfiguration(_RECEIVERS, "/etc/securecore/identity").encode()
     yield SenderConfiguration(_RECEIVERS, "/é", "/a/b", "990:990", "whole").encode()
+    yield SenderConfiguration(_RECEIVERS, "/i", confinement=Confinement(0, IDLE, 1 << 30, 90)).encode()
+    yield SenderConfiguration(_RECEIVERS, "/i", spool_limits=SpoolLimits(20 << 30, 200, 0.005, 1 << 30)).encode()
     yield b"version = 1\nreceivers = [\"a:1\"]\nidentity = '/i'\n[later]\nx.y = {a = 1, b = [inf, 0x1f, 1979-05-27T07:32:00Z]}\n"
     yield b"version = " + b"1" * 5000
     yield b"version = " + b"[" * 4000
@@ -187,6 +207,12 @@ def _check_schedule(content: bytes) -> None:
     assert parse_schedule(schedule.after_failure(now, 5, 0.5).encode()).not_before <= now + limits.MAX_RETRY_AFTER_S
     for store, missed in schedule.missed:
         assert 0 <= schedule.missing_s(store, missed.looked_at + 7) - missed.seconds <= 7
+    assert schedule.knowing([]).hope is None
+    if schedule.hope is not None:
+        # The same once more is no progress, however often it is hoped for.
+        hoping, has_grown = schedule.hoping(schedule.hope)
+        assert not has_grown
+        assert hoping == parse_schedule(hoping.encode()) == schedule._replace(hope=schedule.hope._replace(is_vain=True))
 
 
 def _check_storms(content: bytes) -> None:
@@ -195,13 +221,21 @@ def _check_storms(content: bytes) -> None:
     except ValueError:
         return
     assert State.parse(state.encode()).encode() == state.encode()
-    counted = state.others + sum(bucket.suppressed for kind in (state.programs, state.users) for bucket in kind.values())
-    admission = Admission()
-    verdict = state.admit("8:1", "33", (admission.program, admission.user), 1_795_338_900_000)
-    left = state.others + sum(bucket.suppressed for kind in (state.programs, state.users) for bucket in kind.values())
-    told = verdict.untaken.suppressed + verdict.untaken.suppressed_of_user + verdict.untaken.suppressed_of_others
-    assert counted + 1 == left + (1 + told if verdict.limit is None else 0)
-    assert len(state.programs) <= limits.MAX_STORM_PROGRAMS
+    counted, admission = _suppressed(state), Admission()
+    bounds, waiting = Bounds(admission.program, admission.user, admission.host), sum(state.waiting()[:-1])
+    verdict = state.admit("8:1", "33", bounds, 1_795_338_900_000)
+    told = verdict.untaken._replace(declined=0, lost=0, skipped_by_kernel=0, untaken_since=0)
+    assert counted + 1 == _suppressed(state) + (1 + sum(told) if verdict.limit is None else 0)
+    if verdict.limit is None:
+        state.lose("8:1", "33", bounds, verdict.untaken, 1_795_338_900)
+    assert sum(state.waiting()[:-1]) == waiting + 1
+    state.used_up(bounds, 1_795_338_900_000)
+    assert len(state.programs.keys() - {"*"}) <= storm_limits.MAX_STORM_PROGRAMS
+
+
+def _suppressed(state: State) -> int:
+    buckets = (*state.programs.values(), *state.users.values(), state.host)
+    return state.others + sum(bucket.suppressed for bucket in buckets)
 
 
 def spool_seeds() -> Iterator[bytes]:
@@ -216,10 +250,13 @@ def spool_seeds() -> Iterator[bytes]:
     yield b"\1" + json.dumps(EntryEnd(1 << 40, 1 << 41, "source-truncated", 2)._asdict()).encode()
     yield b'\2{"dump": "a"}\n{"gone": true}\n{"torn'
     yield b"\3" + (directory.parents[1] / "FORMAT").read_bytes()
-    yield b"\4" + Schedule(3, 1_795_338_900, ((STORE, Missed(5, 7)),), 1_795_338_800, _DUMP).encode()
+    schedule = Schedule(3, 1_795_338_900, ((STORE, Missed(5, 7)),), 1_795_338_800, _DUMP)
+    yield b"\4" + schedule.encode()
+    yield b"\4" + schedule._replace(hope=Hope(_DUMP, STORE, 3, 4096, True)).encode()
     state = State()
     state.programs, state.users = {"8:1": Bucket(1_795_338_900_000, 3_000_000, 7, 1_795_338_900)}, {"33": Bucket(1, 2, 0, 0)}
-    state.boot, state.record, state.declined, state.since = "0f8d", 852, 3, 5
+    state.host = Bucket(1_795_338_900_000, 30_000, 2, 1_795_338_900)
+    state.boot, state.record, state.declined, state.lost, state.since = "0f8d", 852, 3, 2, 5
     yield b"\5" + state.encode()
 
 
@@ -353,7 +390,9 @@ def name_seeds() -> Iterator[bytes]:
     yield b"192.0.2.1:65535"
 
 
-SETTINGS = Target(check_settings, settings_seeds, ("sender.settings.load_settings",), is_json=True)
+SETTINGS = Target(
+    check_settings, settings_seeds, ("sender.settings.load_settings", "sender.settings.load_local_settings"), is_json=True
+)  # fmt: skip
 CONFIGURATION = Target(
     check_configuration, configuration_seeds, ("sender.configuration.parse_configuration", "toml_table.parse_toml"), 8192
 )  # fmt: skip

@@ -107,8 +107,10 @@ def unpacking_seeds() -> Iterator[bytes]:
     """Files of ours and of other programs: one member or frame and several, with and without checksums, skippable frames."""
     plain = b"core " * 300
     for packing in (gzip_packing(1), zlib_packing(6)):
+        frame = packing.make_encoder().frame(plain)
         packing.observe(memoryview(plain))
-        yield packing.header + packing.make_encoder().frame(plain) + packing.trailer()
+        packing.add(len(frame), len(plain))
+        yield packing.header + frame + packing.trailer()
     yield gzip.compress(plain, mtime=0) + gzip.compress(b"")
     yield zlib.compress(plain)
     frame = bytes(Compressor().frame(plain))

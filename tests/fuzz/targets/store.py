@@ -13,7 +13,7 @@ from securecore.audit.log import HostLog
 from securecore.audit.proof import verify_receipt
 from securecore.dump.container import seek_table
 from securecore.dump.frames import is_torn_frame
-from securecore.dump.reader import open_container, open_frames
+from securecore.dump.reader import open_container, open_frames, scan_frames
 from securecore.errors import BrokenError, PeerError
 from securecore.merkle import leaf_hash, root_of
 from securecore.store.layout import Store, create_store
@@ -98,7 +98,8 @@ def _incoming() -> tuple[Store, Path]:
 def check_resume(data: bytes) -> None:
     """What is held of a dump after a crash are the whole frames at its beginning; with a manifest, a core that is whole or nothing.
 
-    The first byte says whether there is a manifest, or a receipt in its place, which vouches for as much; the rest is core.zst.
+    What may hide frames behind them is kept beside it. The first byte says whether there is a manifest, or a receipt in its place,
+    which vouches for as much; the rest is core.zst.
     """
     if not data:
         return
@@ -112,16 +113,21 @@ def check_resume(data: bytes) -> None:
     (directory / "core.zst").write_bytes(content)
     reader, end = open_frames(file_of(content))
     frames = [reader.frame(index) for index in range(len(reader.entries))]
+    plain_bytes, table = reader.size, seek_table(reader.entries)
+    is_whole = not is_vouched_for and frames and _may_be_completed(frames[-1], content[end:], end)
+    if is_whole:
+        entries = reader.entries[:-1]
+        end, plain_bytes, table = end - len(frames.pop()), sum(entry.plain for entry in entries), seek_table(entries)
     try:
         incoming = IncomingDump.resume(store, WEB, _DUMP, REPORT)
     except BrokenError as error:
         check_words(error)
         assert is_vouched_for
-        assert content[end:] != seek_table(reader.entries)
+        assert content[end:] != table
         assert (directory / "core.zst").read_bytes() == content
         return
     try:
-        assert (incoming.frames, incoming.stored_bytes, incoming.plain_bytes) == (len(frames), end, reader.size)
+        assert (incoming.frames, incoming.stored_bytes, incoming.plain_bytes) == (len(frames), end, plain_bytes)
         assert incoming.root == root_of(map(leaf_hash, frames))
         assert (incoming.has_manifest or incoming.is_given_up) is is_vouched_for
         if is_vouched_for:
@@ -132,10 +138,41 @@ def check_resume(data: bytes) -> None:
             assert len(torn) < limits.MAX_FRAME_BYTES
             assert torn == b"" or is_torn_frame(torn)
             assert (directory / "core.zst").read_bytes() == content[:end] + torn
+            tail = content[end:]
+            is_explained = _may_be_cut(tail, table, end)
+            assert _take_remains(directory) == ([] if is_explained else [tail])
+            assert incoming.damaged_bytes == (0 if is_explained else len(tail))
             appended = _go_on(incoming)
             assert (directory / "core.zst").read_bytes() == content[:end] + (appended or torn)
     finally:
         incoming.close()
+
+
+def _may_be_cut(tail: bytes, table: bytes, offset: int) -> bool:
+    """Return whether a crash, or a power cut that has lost what was not durable, leaves such a tail behind the last frame."""
+    written = tail.rstrip(b"\0")
+    if written == table[: len(written)]:
+        return True
+    whole = next((bytes(scanned.data) for scanned in scan_frames(file_of(tail))), None)
+    is_cut = whole is None or _may_be_completed(whole, tail[len(whole) :], offset + len(whole))
+    return is_torn_frame(written) and is_cut
+
+
+def _may_be_completed(frame: bytes, behind: bytes, end: int) -> bool:
+    """Return whether zeroes may have completed the frame that ends at *end*: its whole checksum, or from a sector on."""
+    if behind.strip(b"\0") or not frame[4] & 4:
+        return False
+    is_at_a_sector = any(frame.endswith(bytes(lost)) and (end - lost) % 512 == 0 for lost in (1, 2, 3))
+    return frame.endswith(bytes(4)) or (behind != b"" and is_at_a_sector)
+
+
+def _take_remains(directory: Path) -> list[bytes]:
+    """Return what was kept of a damaged core, and leave none of it for the next input."""
+    kept = [path for path in directory.iterdir() if path.name.startswith("core.damaged")]
+    found = [path.read_bytes() for path in kept]
+    for path in kept:
+        path.unlink()
+    return found
 
 
 def _go_on(incoming: IncomingDump) -> bytes:
@@ -158,11 +195,12 @@ def resume_seeds() -> Iterator[bytes]:
     reader, _ = open_frames(file_of(frames + last))
     whole = frames + last + seek_table(reader.entries)
     torn = frames_of(b"b" * (1 << 20))[0][0][:-3]
-    for content in (b"", frames, frames + last, whole, whole[:-3], torn, frames + torn, frames + last + torn):
+    cut = (whole[:-3], torn, frames + torn, frames + last + torn, frames + torn + bytes(99), frames + last[:-4] + bytes(4))
+    for content in (b"", frames, frames + last, whole, *cut):
         yield b"\0" + content
         yield b"\1" + content
         yield b"\3" + content
 
 
-LOG = Target(check_log, log_seeds, ("audit.log.HostLog.open", "audit.log.scan_lines"), is_json=True)
+LOG = Target(check_log, log_seeds, ("audit.log.HostLog.open", "audit.log_files.scan_lines"), is_json=True)
 RESUME = Target(check_resume, resume_seeds, ("store.writer.IncomingDump.resume", "dump.reader.scan_frames"))

@@ -28,7 +28,9 @@ from tests.fuzz.target import Target
 from tests.support.wire import DUMP, NEED_DATA, SAMPLES, STORE, pair_in
 
 _FIELD: Final = struct.Struct(">BI")
-_OPTIONAL: Final = {Kind.READY: {128}, Kind.REFUSE: {128}, Kind.OPEN: {128}, Kind.ACCEPT: {128, 129}}
+_OPTIONAL: Final = {
+    Kind.READY: {128}, Kind.REFUSE: {128, 129}, Kind.OPEN: {128}, Kind.ACCEPT: {128, 129}, Kind.RECEIPT: {128}, Kind.GONE: {128},
+}  # fmt: skip
 """Optional fields that docs/wire.md has; a reader skips all others from 128 on."""
 _PLACES: Final = [(state, end) for state in State for end in End]
 
