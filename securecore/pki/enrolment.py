@@ -6,6 +6,8 @@ Nothing here touches a socket or a clock. Whatever bytes come, parse_request and
 import base64
 import binascii
 import json
+import re
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from securecore.certs.chain import one_line
@@ -21,6 +23,9 @@ _FIELDS: Final = {
     "renew": ({"csr"}, set()),
 }  # fmt: skip
 """Of each operation the fields that it must have, and those that it may have, beside ``op``; all are texts."""
+
+_TOKEN_ID: Final = re.compile(r"[0-9a-f]{16}\Z")
+_MAC_BYTES: Final = 32
 
 _LATER: Final = ("busy", "unavailable")
 """Codes after which the same request may succeed later."""
@@ -83,9 +88,9 @@ def encode_request(request: Request) -> bytes:
 
 
 def parse_request(line: bytes) -> Request:
-    """Return the request of a line without its newline; raises PeerError for any other line.
+    """Return the request of a line without its newline; raises PeerError for any other line, another encoding of one included.
 
-    Not checked: that the request is one for a certificate, its signature, the HMAC.
+    Not checked: that the request is one for a certificate, its signature, the HMAC, and *host*, which may be any text.
     """
     fields = _parse(line)
     op = fields.pop("op", None)
@@ -99,7 +104,13 @@ def parse_request(line: bytes) -> Request:
         mac = bytes.fromhex(fields.get("mac", ""))
     except (ValueError, binascii.Error) as error:
         raise PeerError(f"{op}: csr or mac is not in its encoding") from error
-    return Request(op, fields.get("token", ""), csr, mac, fields.get("host"))
+    request = Request(op, fields.get("token", ""), csr, mac, fields.get("host"))
+    if op == "enroll" and (len(mac) != _MAC_BYTES or _TOKEN_ID.match(request.token) is None):
+        raise PeerError(f"{op}: token or mac has not its length")
+    # What decodes may still be written otherwise: blanks and capitals in hexadecimal, stray bits at the end of base64.
+    if encode_request(request) != line + b"\n":
+        raise PeerError(f"{op}: csr or mac is not in its one encoding")
+    return request
 
 
 def encode_answer(answer: Answer) -> bytes:
@@ -141,7 +152,7 @@ def _denial(fields: dict[str, Any], peer: str) -> SecurecoreError:
     text = f"{peer} says no: {_plain(words)}"
     advice = _plain(hint) if isinstance(hint, str) else None
     if code in _LATER:
-        seconds = min(max(after, 0), MAX_RETRY_AFTER_S) if isinstance(after, int) else 0
+        seconds = min(max(after, 0), MAX_RETRY_AFTER_S) if type(after) is int else 0
         return BusyError(text, hint=advice, retry_after_s=seconds)
     serial = fields.get("serial")
     if code == "token-used" and isinstance(serial, str):
@@ -154,14 +165,21 @@ def _plain(text: str) -> str:
 
 
 def _parse(line: bytes) -> dict[str, Any]:
+    """Return the fields of a line; raises PeerError for what is not the one way to write them.
+
+    So no field is there twice, of which two readers could each take another.
+    """
     try:
         fields = json.loads(line.decode("ascii"))
+        if not isinstance(fields, dict):
+            raise PeerError("not a JSON object")
+        is_canonical = _line(fields) == line + b"\n"
     except (ValueError, RecursionError) as error:
         raise PeerError(f"not a line of JSON: {one_line(error)}") from error
-    if not isinstance(fields, dict):
-        raise PeerError("not a JSON object")
+    if not is_canonical:
+        raise PeerError("not in the one encoding of its fields: in order, each once, without blanks")
     return fields
 
 
-def _line(fields: "dict[str, str] | dict[str, str | int]") -> bytes:
+def _line(fields: Mapping[str, Any]) -> bytes:
     return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii") + b"\n"

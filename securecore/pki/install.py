@@ -164,7 +164,7 @@ def _check_root(identity: Path, judgement: Judgement, wanted: str | None, what: 
 
 
 def _check_company(reply: Reply, judgement: Judgement, what: str) -> None:
-    """Nothing rides along into ca.pem: the one root is the one that was checked, and it signed every CA beside it."""
+    """Nothing rides along: the one root was checked, it has signed every CA beside it, and only a receiver is given lists."""
     root = judgement.chain[-1]
     hint = "somebody has added to it on its way: have it signed again, and bring it over another way"
     if reply.anchors.roots != (root,):
@@ -172,6 +172,8 @@ def _check_company(reply: Reply, judgement: Judgement, what: str) -> None:
     for one in reply.anchors.intermediates:
         if not is_signed_by(one, root):
             raise PkiError(f"{what}: it holds the CA {common_name(one.subject)}, which its root did not sign", hint=hint)
+    if reply.crl_pem and judgement.purpose is not Purpose.RECEIVER:
+        raise PkiError(f"{what}: it holds CRLs, which a reply for a {judgement.purpose.value} does not have", hint=hint)
 
 
 def _check_not_older(identity: Path, leaf: x509.Certificate, what: str) -> None:

@@ -64,6 +64,59 @@ def test_another_line_is_no_request(line: bytes) -> None:
     assert caught.value.message.isprintable()
 
 
+_GOOD = f'{{"csr":"MAA=","mac":"{"0a" * 32}","op":"enroll","token":"5f3c0a1b2c3d4e5f"}}'
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        ('"op":"enroll"', '"op":"enroll","op":"enroll"'),
+        ('"op":"enroll"', '"op":"renew","op":"enroll"'),
+        ('"csr":"MAA="', '"csr":"MAA=","csr":"MAA="'),
+        ('{"csr":"MAA=",', '{"csr":"MBA=","csr":"MAA=",'),
+        ('"mac":"0a', '"mac":"0A'),
+        ('"mac":"0a', '"mac":" 0a'),
+        ('"mac":"0a0a', '"mac":"0a 0a'),
+        ('"mac":"0a0a', '"mac":"0a'),
+        ('"mac":"0a', '"mac":"0a0a'),
+        ('"csr":"MAA="', '"csr":"MAB="'),
+        ('"csr":"MAA="', '"csr":"MAA=="'),
+        ('"csr":"MAA="', '"csr":"MA\\u0041="'),
+        ('"csr":"MAA="', '"csr":""'),
+        ('"csr":"MAA=",', ""),
+        ('"csr":', '"csr": '),
+        ('{"csr"', ' {"csr"'),
+        ('5f"}', '5f"} '),
+        ('5f"}', '5f"}\r'),
+        ('5f"}', '5f",}'),
+        ('"op":"enroll","token":"5f3c0a1b2c3d4e5f"', '"token":"5f3c0a1b2c3d4e5f","op":"enroll"'),
+        ("5f3c0a1b2c3d4e5f", "5F3C0A1B2C3D4E5F"),
+        ("5f3c0a1b2c3d4e5f", "5f3c0a1b2c3d4e5"),
+        ("5f3c0a1b2c3d4e5f", "5f3c0a1b2c3d4e5f\\n"),
+    ],
+)  # fmt: skip
+def test_a_request_has_one_encoding(good: str, bad: str) -> None:
+    """No field twice, no blank, no capital, no stray bit, no other order: two readers of a line have read the same."""
+    assert parse_request(_GOOD.encode()).mac == b"\x0a" * 32
+    assert _GOOD.count(good) == 1
+    with pytest.raises(PeerError) as caught:
+        parse_request(_GOOD.replace(good, bad).encode())
+    assert caught.value.message.isprintable()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"ca":"x","ca":"y"}', b'{"ca": "x"}', b'{"crl":"y","ca":"x"}', b'{"ca":"\\u0078"}', b'{"ca":"x"} ', b'\t{"ca":"x"}',
+        b'{"error":"busy","error":"bad-token","words":"x"}', b'{"words":"x","error":"busy"}',
+    ],
+)  # fmt: skip
+def test_an_answer_has_one_encoding(line: bytes) -> None:
+    """As a request; a no that could be read as another no is none."""
+    with pytest.raises(PeerError, match="one encoding"):
+        parse_answer(line, "enroller")
+
+
 def test_a_request_that_is_cut_is_none_at_every_length() -> None:
     """No beginning of a line is a request."""
     for request in REQUESTS:

@@ -236,6 +236,30 @@ def test_nothing_rides_along_in_a_reply(kind: str, is_first: bool, pki: PkiDirec
     install(identity, reply, NOW, mark)
 
 
+@pytest.mark.parametrize("kind", ["host", "receiver"])
+def test_a_reply_has_no_blocks_that_nobody_reads(kind: str, pki: PkiDirectory, tmp_path: Path) -> None:
+    """Neither a certificate behind the lists, nor a key or a request anywhere, nor lists for whom they are not."""
+    identity = tmp_path / "identity"
+    waiting = request(identity)
+    reply = (reply_of if kind == "host" else receiver_reply)(pki, identity)
+    lists, before = pki.crl_path.read_bytes(), sorted(path.name for path in identity.iterdir())
+    ca, words = certificate_pem(pki.certificate("hosts-ca")), "it holds more than certificates, and lists behind them"
+    added = [
+        reply + (lists if kind == "host" else b"") + ca,
+        reply + waiting.path.read_bytes(),
+        waiting.path.read_bytes() + reply,
+        reply + (identity / "key.pem").read_bytes(),
+    ]
+    for one in added:
+        with pytest.raises(PkiError, match=words):
+            install(identity, one, NOW)
+    if kind == "host":
+        with pytest.raises(PkiError, match="it holds CRLs, which a reply for a host does not have"):
+            install(identity, reply + lists, NOW)
+    assert sorted(path.name for path in identity.iterdir()) == before
+    install(identity, reply, NOW)
+
+
 def test_newer_lists_stay(pki: PkiDirectory, tmp_path: Path) -> None:
     """A reply that was long under way does not bring revoked hosts back."""
     identity = tmp_path / "r"

@@ -19,14 +19,14 @@ from securecore.names import HostName
 from securecore.pki.creation import create_pki
 from securecore.pki.directory import PkiDirectory, open_pki
 from securecore.pki.issue import Issuance, issue_host, issue_receiver, parse_address, rekey, server_subject
-from securecore.pki.keys import AskPassphrase
+from securecore.pki.keys import AskPassphrase, make_key
 from securecore.pki.minting import Authority
 from securecore.pki.recording import Subject
 from securecore.pki.reply import parse_reply
 from securecore.pki.request import request
 from securecore.pki.revocation import revoke_name, revoke_serial
 from securecore.pki.signing import read_request, renew, sign
-from securecore.pki.signing_request import requested_key
+from securecore.pki.signing_request import make_request, requested_key
 from tests.pki.test_issue import FailingDisk
 from tests.support.certificates import DOMAIN, HOST_NAME, RECEIVER_NAME, no_passphrase
 
@@ -140,6 +140,16 @@ def _as_pem(der: bytes) -> bytes:
     import base64
 
     return b"-----BEGIN CERTIFICATE REQUEST-----\n" + base64.encodebytes(der) + b"-----END CERTIFICATE REQUEST-----\n"
+
+
+def test_a_file_with_two_requests_is_not_one_of_them() -> None:
+    """Whoever adds to a file on its way has nobody's key certified, at either end; text around the one is nothing (RFC 7468)."""
+    pem, other = make_request(make_key()), make_request(make_key())
+    for added in (other, other[:40], pem, b"-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n"):
+        for both in (pem + added, added + b"\n" + pem):
+            with pytest.raises(PkiError, match="2 PEM blocks, where one request is expected"):
+                requested_key(both, what="request.pem")
+    assert requested_key(b"Subject:\n" + pem + b"\n", what="request.pem") == requested_key(pem, what="request.pem")
 
 
 def test_renewal_is_for_the_same_key_names_and_addresses(pki: PkiDirectory, tmp_path: Path) -> None:
