@@ -1,44 +1,31 @@
-"""On the machine itself: enrol it, renew its certificate, fetch what a receiver believes; all from an enroller.
+"""On the machine itself: enrol it, and renew its certificate, at an enroller. A token never leaves the machine, nor does a key."""
 
-Each is two connections. The first believes nobody and fetches the fleet's CAs, which are public. Of these only a root counts that
-is known already, by its fingerprint or from ca.pem; the second connection is verified with it, by OpenSSL and by our judge, before
-anything is said. A token never leaves the machine, nor does a key.
-"""
-
-import ipaddress
-import ssl
 from datetime import datetime
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from cryptography import x509
 
-from securecore import tls
-from securecore.certs.chain import PARSE_ERRORS, Anchors, fingerprint, is_signed_by, load_anchors, load_pem_certificates
+from securecore.certs.chain import PARSE_ERRORS, Anchors, fingerprint, load_anchors, load_pem_certificates
 from securecore.certs.conformance import find_extension
 from securecore.certs.identity_directory import (
     CA,
     CERTIFICATE,
-    CRL,
     KEY,
     MAX_CA_BYTES,
     MAX_CHAIN_BYTES,
-    check_directory,
     load_identity,
     load_key,
 )
 from securecore.certs.judge import Judgement, Purpose, Reason, Refusal, alternative_names, judge
 from securecore.certs.private_file import read_public
 from securecore.certs.profiles import HOST
-from securecore.certs.revocation import RevocationLists
-from securecore.errors import ConfigError, NotFoundError, PeerError, PkiError, RefusedError, UntrustedError
-from securecore.limits import KIB, MAX_CRL_BYTES
+from securecore.errors import ConfigError, NotFoundError, PkiError, RefusedError, UntrustedError
+from securecore.limits import KIB
 from securecore.names import Address, NameRefused
-from securecore.pki import channel
-from securecore.pki.directory import certificate_pem
-from securecore.pki.enrolment import ALPN, Answer, Request, TokenUsedError, encode_request, parse_answer
+from securecore.pki.dialling import dial, fetch_anchors
+from securecore.pki.enrolment import Request, TokenUsedError
 from securecore.pki.install import Installed, finish, install
-from securecore.pki.limits import ANSWER_DEADLINE_S, MAX_ANSWER_BYTES, REQUEST_DEADLINE_S
 from securecore.pki.request import call_off, request
 from securecore.pki.signing_request import MAX_REQUEST_BYTES, make_request, request_der
 from securecore.pki.staging import PUBLIC_MODE, replace
@@ -48,26 +35,6 @@ ENROLLER: Final = "enroller"
 """The file of an identity directory that says where it was enrolled, or renewed last, and so where it is renewed."""
 
 _MAX_ADDRESS_BYTES: Final = KIB
-
-
-class Fetched(NamedTuple):
-    """What a receiver has now: whether anything of it is new, and how many CAs and lists there are."""
-
-    is_new: bool
-    cas: int
-    lists: int
-
-
-class _Channel(NamedTuple):
-    """A verified enroller: where it is, which certificate it has shown, and the connection."""
-
-    address: Address
-    secured: ssl.SSLSocket
-    leaf_der: bytes
-
-    def ask(self, asked: Request) -> Answer:
-        """Return the answer to the one request; raises as parse_answer and channel do."""
-        return _ask(self.secured, self.address, asked)
 
 
 def enroll(address: Address, root_fingerprint: str, secret: Secret, identity: Path, now: datetime) -> Installed:
@@ -82,14 +49,13 @@ def enroll(address: Address, root_fingerprint: str, secret: Secret, identity: Pa
     if finished is not None and fingerprint(finished.judgement.chain[-1]) == root_fingerprint:
         note_enroller(identity, address)
         return finished
-    anchors = _fetch_anchors(address)
+    anchors = fetch_anchors(address)
     roots = [root for root in anchors.roots if fingerprint(root) == root_fingerprint]
     if not roots:
         words = f"{address} does not belong to the fleet whose root has the fingerprint {root_fingerprint}"
         raise UntrustedError(words, hint="compare the fingerprint with the one that was printed where the PKI is")
     believed = Anchors(tuple(roots), anchors.intermediates)
-    with _open(address, believed, None) as secured:
-        opened = _judged(address, secured, believed, now)
+    with dial(address, believed, None, now) as opened:
         made = request(identity)
         csr = request_der(read_public(made.path, MAX_REQUEST_BYTES))
         asked = Request("enroll", secret.id, csr, make_mac(secret.key, csr, opened.leaf_der), present)
@@ -162,9 +128,8 @@ def renew(address: Address, identity: Path, now: datetime, *, is_rekey: bool = F
         return finished
     find_own(identity, now)
     roots = _known_roots(identity)
-    anchors = Anchors(roots, _fetch_anchors(address).intermediates)
-    with _open(address, anchors, identity) as secured:
-        opened = _judged(address, secured, anchors, now)
+    anchors = Anchors(roots, fetch_anchors(address).intermediates)
+    with dial(address, anchors, identity, now) as opened:
         if is_rekey:
             csr = request_der(read_public(request(identity).path, MAX_REQUEST_BYTES))
         else:
@@ -184,122 +149,6 @@ def read_enroller(identity: Path) -> Address:
         raise NotFoundError(f"{path}: not there, so it is not known where to renew", hint="give --to HOST:PORT") from error
     except (UnicodeDecodeError, NameRefused) as error:
         raise ConfigError(f"{path}: holds no address", hint="one line, HOST:PORT; or give --to") from error
-
-
-def fetch(address: Address, identity: Path, now: datetime, *, is_dropping: bool = False) -> Fetched:
-    """Put the fleet's CAs and CRLs into a receiver's identity directory, where they are newer than what it has.
-
-    No root is taken that it does not believe, no CA that these have not signed, no list that is older. A CA that it has is let go
-    of only with *is_dropping*: otherwise somebody could have it forget a CA, and its list, to bring both back with an older list.
-    Raises PkiError, ConfigError for what is not taken, with nothing changed; UntrustedError, RefusedError, BusyError,
-    UnreachableError, PeerError; StorageError.
-    """
-    check_directory(identity)
-    present = load_anchors(read_public(identity / CA, MAX_CA_BYTES), what=str(identity / CA))
-    helpers = (*present.intermediates, *_fetch_anchors(address).intermediates)
-    trusted = Anchors(present.roots, helpers)
-    with _open(address, trusted, None) as secured:
-        answer = _judged(address, secured, trusted, now).ask(Request("lists"))
-    fetched = load_anchors(answer.ca.encode("ascii"), what=f"the ca.pem of {address}")
-    kept = _check_anchors(fetched, present, is_dropping=is_dropping)
-    lists = _check_lists(identity, answer.crl.encode("ascii"), kept, present)
-    ca_pem, crl_pem = certificate_pem(*kept.roots, *kept.intermediates), answer.crl.encode("ascii")
-    is_new = read_public(identity / CA, MAX_CA_BYTES) != ca_pem or _read_crl(identity) != crl_pem
-    if is_new:
-        # In this order the directory can be loaded at every moment: a list of a CA that ca.pem lacks could not.
-        for name, data in ((CA, _joined(present, kept)), (CRL, crl_pem), (CA, ca_pem)):
-            replace(identity / name, data, PUBLIC_MODE)
-    return Fetched(is_new, len(kept.roots) + len(kept.intermediates), lists.count)
-
-
-def _check_anchors(fetched: Anchors, present: Anchors, *, is_dropping: bool) -> Anchors:
-    """Return the CAs that a receiver is to have; raises PkiError."""
-    if any(root not in present.roots for root in fetched.roots):
-        words = "the enroller has a root that this receiver does not believe"
-        raise PkiError(words, hint="a new root is carried by hand: pki/runbooks/root-key-lost.md")
-    for one in fetched.intermediates:
-        if not any(is_signed_by(one, root) for root in present.roots):
-            raise PkiError(f"the enroller has a CA that no root here has signed: {fingerprint(one)}")
-    gone = [one for one in present.intermediates if one not in fetched.intermediates]
-    if gone and not is_dropping:
-        words = f"the enroller does not have {len(gone)} of the CAs that this receiver believes: {fingerprint(gone[0])}"
-        raise PkiError(words, hint="if a rotation was finished (pki/runbooks/rotate-ca.md), give --drop once")
-    return Anchors(present.roots, fetched.intermediates)
-
-
-def _check_lists(identity: Path, crl_pem: bytes, kept: Anchors, present: Anchors) -> RevocationLists:
-    """Return the lists that a receiver is to have: one of each CA, none older than it has; raises PkiError, ConfigError."""
-    lists = RevocationLists.parse(crl_pem, kept)
-    if lists.count < len(kept.roots) + len(kept.intermediates):
-        raise PkiError("the enroller's crl.pem lacks the list of a CA", hint="run `securecore pki crl` where the PKI is")
-    data = _read_crl(identity)
-    if data:
-        lists.check_not_older_than(RevocationLists.parse(data, present), kept)
-    return lists
-
-
-def _read_crl(identity: Path) -> bytes:
-    try:
-        return read_public(identity / CRL, MAX_CRL_BYTES)
-    except NotFoundError:
-        return b""
-
-
-def _joined(present: Anchors, kept: Anchors) -> bytes:
-    return certificate_pem(*present.roots, *dict.fromkeys((*present.intermediates, *kept.intermediates)))
-
-
-def _fetch_anchors(address: Address) -> Anchors:
-    """Return the CAs that whoever answers at an address calls the fleet's; nothing in it is believed yet."""
-    context = tls.enrolment_context(ALPN, None)
-    with channel.connect(address, context, REQUEST_DEADLINE_S) as secured:
-        pem = _ask(secured, address, Request("roots"), 2 * MAX_CA_BYTES).ca
-    try:
-        return load_anchors(pem.encode("ascii"), what=f"the CAs of {address}")
-    except ConfigError as error:
-        raise PeerError(error.message) from error
-
-
-def _open(address: Address, anchors: Anchors, identity: Path | None) -> ssl.SSLSocket:
-    """Return a connection that OpenSSL has verified with the roots of *anchors* and the dialled name."""
-    pem = certificate_pem(*anchors.roots).decode("ascii")
-    context = tls.enrolment_context(ALPN, pem, None if identity is None else str(identity))
-    return channel.connect(address, context, REQUEST_DEADLINE_S)
-
-
-def _judged(address: Address, secured: ssl.SSLSocket, anchors: Anchors, now: datetime) -> _Channel:
-    """Return the channel to an enroller, judged by us as well; raises UntrustedError for anybody else, and a wrong name."""
-    leaf_der = secured.getpeercert(binary_form=True) or b""
-    try:
-        judgement = judge(leaf_der, [], anchors, Purpose.ENROLLER, now)
-    except Refusal as refusal:
-        words = f"{address} is not an enroller that we trust: {refusal.message}"
-        raise UntrustedError(words, hint="`securecore pki issue enroller` makes the only kind that is trusted") from refusal
-    names, addresses = alternative_names(judgement.chain[0], Purpose.ENROLLER)
-    dialled = _plain_host(address)
-    if dialled not in (*map(str, names), *addresses):
-        raise UntrustedError(f"{address} is not the enroller that we trust: its certificate is for another name")
-    return _Channel(address, secured, leaf_der)
-
-
-def _plain_host(address: Address) -> str:
-    """Return a dialled host as a certificate writes it."""
-    host = address.host_without_zone
-    try:
-        return str(ipaddress.ip_address(host))
-    except ValueError:
-        return host.lower()
-
-
-def _ask(secured: ssl.SSLSocket, address: Address, asked: Request, most: int = MAX_ANSWER_BYTES) -> Answer:
-    """Send the one request of a connection and return its answer, of *most* bytes."""
-    peer = str(address)
-    try:
-        channel.send(secured, encode_request(asked), REQUEST_DEADLINE_S)
-        line = channel.read_line(secured, most, 2 * ANSWER_DEADLINE_S, peer)
-    except OSError as error:
-        raise tls.explain(error, peer, channel.ROLE, ALPN) from error
-    return parse_answer(line, peer)
 
 
 def _known_roots(identity: Path) -> tuple[x509.Certificate, ...]:

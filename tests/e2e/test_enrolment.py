@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from securecore.names import HostName
-from securecore.pki.enrolling import enroll, fetch, renew
+from securecore.pki.enrolling import enroll, renew
+from securecore.pki.fetching import fetch
 from securecore.pki.issue import issue_receiver, parse_address
 from securecore.pki.revocation import revoke_name
 from tests.support.certificates import HOST_NAME, RECEIVER_NAME, no_passphrase

@@ -13,8 +13,9 @@ from securecore.certs.profiles import HOSTS_CA
 from securecore.errors import ConfigError, NotFoundError, PkiError, RefusedError, StorageError, UnreachableError, UntrustedError
 from securecore.names import Address, HostName
 from securecore.pki.directory import certificate_pem
-from securecore.pki.enrolling import enroll, fetch, find_own, is_due, read_enroller, renew
+from securecore.pki.enrolling import enroll, find_own, is_due, read_enroller, renew
 from securecore.pki.enrolment import Answer, encode_answer
+from securecore.pki.fetching import fetch
 from securecore.pki.issue import issue_host, issue_receiver
 from securecore.pki.request import request
 from securecore.pki.revocation import revoke_name, sign_crls

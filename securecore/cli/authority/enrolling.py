@@ -121,7 +121,7 @@ def fetch(enroller: Address, identity: Path, drop: bool) -> None:
 
     Who gives them must be an enroller of the fleet whose root the receiver has already. A new root is not taken this way.
     """
-    from securecore.pki.enrolling import fetch as fetch_lists
+    from securecore.pki.fetching import fetch as fetch_lists
 
     fetched = fetch_lists(enroller, identity, now(), is_dropping=drop)
     words = f"{terminal.count(fetched.cas, 'CA')}, {terminal.count(fetched.lists, 'CRL')}"
