@@ -12,10 +12,7 @@ A run that was killed is finished by the next one, where it has come to step 2; 
 step 3: what it has signed needs its public part only, and a key that is not there is not stolen.
 """
 
-import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -45,9 +42,10 @@ from securecore.certs.identity_directory import (
     load_log_key,
     load_log_keys,
 )
+from securecore.certs.identity_lock import IdentityLock
 from securecore.certs.private_file import read_public
 from securecore.dump import directory
-from securecore.errors import BrokenError, ConfigError, NotFoundError, StorageError
+from securecore.errors import BrokenError, ConfigError, NotFoundError
 
 _NEXT: Final = f".{LOG_KEY}.next"
 _PRIVATE_MODE: Final = 0o600
@@ -75,12 +73,13 @@ def rekey(path: Path, now: datetime, lost: Path | None = None) -> Rekeying:
     that *path* states, or has followed the one that *path* has; else the one that *path* has.
 
     Raises ConfigError when a key, statement or history is missing or does not hold, when the key is not lost, when the receiver's
-    certificate would not be believed, when there were MAX_LOG_KEYS already, or when another run is at work; StorageError when the
-    disk refuses; NotFoundError when a file is missing. In every case the directory is as good as before.
+    certificate would not be believed, when there were MAX_LOG_KEYS already, or when another run has the identity's lock for too
+    long; StorageError when the disk refuses; NotFoundError when a file is missing. In each case the directory is as good as before.
     """
-    identity = load_identity(path)
-    with _locked(path) as fd:
-        work = _Work(path, fd, identity, now)
+    with IdentityLock(path) as lock:
+        # Under the lock: an installation would replace the TLS key, and the statement would be signed by one that is gone.
+        identity = load_identity(path)
+        work = _Work(path, lock.fd, identity, now)
         try:
             return work.replace() if lost is None else work.replace_lost(lost)
         except (BrokenError, judge.Refusal) as error:
@@ -225,21 +224,3 @@ class _Work:
         except OSError as error:
             raise directory.disk_refused(error, f"cannot put {to!r} in its place") from error
         directory.sync(self._fd)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[int]:
-    """Give a descriptor of the directory, which no other run has locked; raises ConfigError when one has."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise StorageError(f"{path}: can't be opened: {error.strerror}") from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(fd)
-        raise ConfigError(f"identity {path}: another run is giving it a new log key", hint="wait for that one") from error
-    try:
-        yield fd
-    finally:
-        os.close(fd)

@@ -33,22 +33,14 @@ def command(identity: Path, enroller: Address | None, new_key: bool, is_forced: 
 
     One that has expired can't be renewed: `securecore enroll` with a new token gives the host another.
     """
-    from securecore.pki import enrolling
-    from securecore.pki.install import finish
+    from securecore.pki.enrolling import renew_when_due
 
-    moment = now()
-    # One that was interrupted comes before all else: until it is finished, key and certificate may not fit.
-    done = finish(identity, moment)
-    if done is not None and enroller is not None:
-        enrolling.note_enroller(identity, enroller)
-    if done is None:
-        own = enrolling.find_own(identity, moment)
-        if not (is_forced or enrolling.is_due(own, moment)):
-            due = own.not_after - (own.not_after - own.not_before) / 3
-            click.echo(f"not due: {own.name} has a certificate until {day(own.not_after)}, and renews it from {day(due)} on")
-            return
-        done = enrolling.renew(enroller or enrolling.read_enroller(identity), identity, moment, is_rekey=new_key)
-    click.echo(f"{identity} is host {done.judgement.name} until {day(done.judgement.not_after)}")
-    click.echo(f"  serial  {done.judgement.serial:x}")
-    if done.is_new_key:
+    own, installed = renew_when_due(identity, now(), enroller, is_rekey=new_key, is_forced=is_forced)
+    if installed is None:
+        due = own.not_after - (own.not_after - own.not_before) / 3
+        click.echo(f"not due: {own.name} has a certificate until {day(own.not_after)}, and renews it from {day(due)} on")
+        return
+    click.echo(f"{identity} is host {own.name} until {day(own.not_after)}")
+    click.echo(f"  serial  {own.serial:x}")
+    if installed.is_new_key:
         click.echo("  the new key has taken the old one's place")

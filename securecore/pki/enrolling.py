@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from cryptography import x509
 
@@ -17,6 +17,7 @@ from securecore.certs.identity_directory import (
     load_identity,
     load_key,
 )
+from securecore.certs.identity_lock import IdentityLock
 from securecore.certs.judge import Judgement, Purpose, Reason, Refusal, alternative_names, judge
 from securecore.certs.private_file import read_public
 from securecore.certs.profiles import HOST
@@ -26,7 +27,7 @@ from securecore.names import Address, NameRefused
 from securecore.pki.dialling import dial, fetch_anchors
 from securecore.pki.enrolment import Request, TokenUsedError
 from securecore.pki.install import Installed, finish, install
-from securecore.pki.request import call_off, request
+from securecore.pki.request import call_off, request, request_locked
 from securecore.pki.signing_request import MAX_REQUEST_BYTES, make_request, request_der
 from securecore.pki.staging import PUBLIC_MODE, replace
 from securecore.pki.tokens import Secret, make_mac
@@ -37,13 +38,28 @@ ENROLLER: Final = "enroller"
 _MAX_ADDRESS_BYTES: Final = KIB
 
 
+class Standing(NamedTuple):
+    """Whose certificate an identity directory has now, and what was put there, None where nothing was due."""
+
+    own: Judgement
+    installed: Installed | None
+
+
 def enroll(address: Address, root_fingerprint: str, secret: Secret, identity: Path, now: datetime) -> Installed:
     """Enrol this machine: make its key in an identity directory, new or not, and put the certificate beside it.
 
     To do it again finishes what was interrupted, and does nothing where the token was used for the certificate that is here.
     Raises UntrustedError when the enroller can't prove that it is one of the fleet with that root (64 hexadecimal digits);
-    RefusedError and BusyError when it says no; what request and install raise; UnreachableError, PeerError, ClockError.
+    RefusedError and BusyError when it says no; what request, install and IdentityLock raise; UnreachableError, PeerError;
+    ClockError.
     """
+    with IdentityLock(identity) as lock:
+        return _enroll(address, root_fingerprint, secret, identity, now, lock)
+
+
+def _enroll(
+    address: Address, root_fingerprint: str, secret: Secret, identity: Path, now: datetime, lock: IdentityLock
+) -> Installed:
     present = _present_name(identity)
     finished = finish(identity, now)
     if finished is not None and fingerprint(finished.judgement.chain[-1]) == root_fingerprint:
@@ -56,7 +72,7 @@ def enroll(address: Address, root_fingerprint: str, secret: Secret, identity: Pa
         raise UntrustedError(words, hint="compare the fingerprint with the one that was printed where the PKI is")
     believed = Anchors(tuple(roots), anchors.intermediates)
     with dial(address, believed, None, now) as opened:
-        made = request(identity)
+        made = request_locked(identity, lock)
         csr = request_der(read_public(made.path, MAX_REQUEST_BYTES))
         asked = Request("enroll", secret.id, csr, make_mac(secret.key, csr, opened.leaf_der), present)
         try:
@@ -122,13 +138,39 @@ def renew(address: Address, identity: Path, now: datetime, *, is_rekey: bool = F
     Where a renewal was interrupted while it was installed, that one is finished instead. The identity is renewed at *address* from
     then on.
     """
+    with IdentityLock(identity):
+        return _finish_at(address, identity, now) or _renew(address, identity, now, is_rekey=is_rekey)
+
+
+def renew_when_due(
+    identity: Path, now: datetime, address: Address | None = None, *, is_rekey: bool = False, is_forced: bool = False
+) -> Standing:
+    """Renew a host's certificate as renew does, at *address* or where it was renewed last, when that is due or *is_forced*.
+
+    Raises as renew and read_enroller do.
+    """
+    with IdentityLock(identity):
+        # One that was interrupted comes before all else: until it is finished, key and certificate may not fit.
+        done = _finish_at(address, identity, now)
+        if done is None:
+            own = find_own(identity, now)
+            if not (is_forced or is_due(own, now)):
+                return Standing(own, None)
+            done = _renew(address or read_enroller(identity), identity, now, is_rekey=is_rekey)
+        return Standing(done.judgement, done)
+
+
+def _finish_at(address: Address | None, identity: Path, now: datetime) -> Installed | None:
+    """Finish what was interrupted, if anything was, and have the identity renewed at *address* from now on where one is given."""
     finished = finish(identity, now)
-    if finished is not None:
+    if finished is not None and address is not None:
         note_enroller(identity, address)
-        return finished
+    return finished
+
+
+def _renew(address: Address, identity: Path, now: datetime, *, is_rekey: bool) -> Installed:
     find_own(identity, now)
-    roots = _known_roots(identity)
-    anchors = Anchors(roots, fetch_anchors(address).intermediates)
+    anchors = Anchors(_known_roots(identity), fetch_anchors(address).intermediates)
     with dial(address, anchors, identity, now) as opened:
         if is_rekey:
             csr = request_der(read_public(request(identity).path, MAX_REQUEST_BYTES))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from securecore.certs.chain import Anchors, fingerprint, is_signed_by, load_anchors
 from securecore.certs.identity_directory import CA, CRL, MAX_CA_BYTES, check_directory
+from securecore.certs.identity_lock import IdentityLock
 from securecore.certs.private_file import read_public
 from securecore.certs.revocation import RevocationLists
 from securecore.errors import NotFoundError, PkiError
@@ -33,6 +34,11 @@ def fetch(address: Address, identity: Path, now: datetime, *, is_dropping: bool 
     Raises PkiError, ConfigError for what is not taken, with nothing changed; UntrustedError, RefusedError, BusyError,
     UnreachableError, PeerError; StorageError.
     """
+    with IdentityLock(identity):
+        return _fetch(address, identity, now, is_dropping=is_dropping)
+
+
+def _fetch(address: Address, identity: Path, now: datetime, *, is_dropping: bool) -> Fetched:
     check_directory(identity)
     present = load_anchors(read_public(identity / CA, MAX_CA_BYTES), what=str(identity / CA))
     helpers = (*present.intermediates, *fetch_anchors(address).intermediates)

@@ -61,7 +61,7 @@ class Installed(NamedTuple):
 
 
 def install(identity: Path, data: bytes, now: datetime, root_fingerprint: str | None = None, *, what: str = "reply") -> Installed:
-    """Put a reply into an identity directory; *what* names its file in messages.
+    """Put a reply into an identity directory, whose lock the caller holds; *what* names its file in messages.
 
     The root of a first reply is believed for its sake, and must have *root_fingerprint* (64 hexadecimal digits) when that is given;
     beside a ca.pem that is there already another root is believed only with it. A reply with any other root, or with a CA that its
@@ -99,9 +99,9 @@ def install(identity: Path, data: bytes, now: datetime, root_fingerprint: str | 
 def finish(identity: Path, now: datetime) -> Installed | None:
     """Finish what install() was interrupted in; None where nothing was left to do, or what is left is of no use any more.
 
-    Its root was checked when it was put there; by now it is one of ca.pem, or nothing but the reply has been written.
-    Of no use is a reply that is older than the certificate, for a key that is not there, or expired: it is removed. Raises as
-    install does for anything else, the judge's Refusal for a reply that is not valid yet included.
+    The caller holds the directory's lock. The reply's root was checked when it was put there; by now it is one of ca.pem, or
+    nothing but the reply has been written. Of no use is a reply that is older than the certificate, for a key that is not there, or
+    expired: it is removed. Raises as install does for anything else, the judge's Refusal for one that is not valid yet included.
     """
     path = identity / REPLY
     with disk_errors(path):

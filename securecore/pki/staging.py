@@ -75,13 +75,7 @@ def stage(final: Path) -> Iterator[StagedDirectory]:
     temporary = final.parent / f".{final.name}.securecore-partial"
     with disk_errors(temporary):
         final.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.mkdir(temporary, _DIRECTORY_MODE)
-        except FileExistsError:
-            _remove_leftover(temporary)
-            os.mkdir(temporary, _DIRECTORY_MODE)
-        lock = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = _make_locked(temporary)
     staged = StagedDirectory(final, temporary)
     try:
         yield staged
@@ -224,6 +218,43 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def _make_locked(path: Path) -> int:
+    """Make a temporary directory in place of one that a killed run left, and return a descriptor that holds its lock.
+
+    Raises PkiError when another run is making it, too, or something else is in the way; OSError when the disk refuses.
+    """
+    try:
+        try:
+            os.mkdir(path, _DIRECTORY_MODE)
+        except FileExistsError:
+            _remove_leftover(path)
+            os.mkdir(path, _DIRECTORY_MODE)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (FileExistsError, FileNotFoundError) as error:
+        # Made, or removed as a leftover, between two of our steps.
+        raise _another_run(path) from error
+    try:
+        _lock_now(descriptor, path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _lock_now(descriptor: int, path: Path) -> None:
+    """Lock a temporary directory; raises PkiError when another run has it, or has put another in its place since it was opened."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False)):
+            raise _another_run(path)
+    except (BlockingIOError, FileNotFoundError) as error:
+        raise _another_run(path) from error
+
+
+def _another_run(path: Path) -> PkiError:
+    return PkiError(f"another run is making {path} at this moment", hint="wait for it, or name another place")
+
+
 def _remove_leftover(path: Path) -> None:
     """Remove what a killed run left; raises PkiError when it isn't ours or its maker is alive, OSError when the disk refuses."""
     try:
@@ -231,10 +262,7 @@ def _remove_leftover(path: Path) -> None:
     except NotADirectoryError as error:
         raise PkiError(f"{path} is in the way and is not a directory", hint="look at it, then remove it") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise PkiError(f"another run is making {path} at this moment", hint="wait for it, or name another place") from error
-    else:
+        _lock_now(descriptor, path)
         _remove_tree(path)
     finally:
         os.close(descriptor)

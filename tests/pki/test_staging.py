@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,36 @@ def test_running_run_is_left_alone(tmp_path: Path) -> None:
         pass
     assert partial.is_dir()
     os.close(descriptor)
+
+
+def test_what_others_make_is_never_taken_for_a_leftover(tmp_path: Path) -> None:
+    """Runs that begin at the same moments, again and again: each makes a whole directory or is told that another is at it."""
+    together, words = threading.Barrier(4), []
+
+    def make() -> None:
+        for number in range(40):
+            together.wait()
+            try:
+                with stage(tmp_path / f"identity-{number}") as staged:
+                    staged.write("key.pem", b"key", 0o600)
+                    staged.write("request.pem", b"request", 0o644)
+                    staged.publish()
+                words.append("made")
+            except PkiError as error:
+                words.append("another" if "another run is making" in error.message else "taken")
+            except StorageError as error:
+                words.append(error.message)
+
+    threads = [threading.Thread(target=make) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(words) == 160
+    assert set(words) <= {"made", "another", "taken"}
+    made = [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+    assert words.count("made") == len(made)
+    assert all(sorted(file.name for file in path.iterdir()) == ["key.pem", "request.pem"] for path in made)
 
 
 def test_link_in_the_temporary_place_is_not_followed(tmp_path: Path) -> None:

@@ -29,9 +29,11 @@ def request(identity: Path) -> None:
     An identity directory that is there already goes on as it is until the reply to the request is installed.
     """
     from securecore.certs.chain import key_fingerprint
+    from securecore.certs.identity_lock import IdentityLock
     from securecore.pki import request as requesting
 
-    made = requesting.request(identity)
+    with IdentityLock(identity) as lock:
+        made = requesting.request_locked(identity, lock)
     what = "a new key, which waits beside the one in use" if made.is_rekey else "a key"
     click.echo(f"made {what}, and its request {made.path}")
     click.echo(f"  key     {key_fingerprint(made.public_key)}")
@@ -46,12 +48,14 @@ def request(identity: Path) -> None:
 def install(reply: Path, identity: Path, ca_fingerprint: str | None) -> None:
     """Put the certificate that REPLY brings into the identity directory that has its key."""
     from securecore.certs.chain import fingerprint
+    from securecore.certs.identity_lock import IdentityLock
     from securecore.certs.private_file import read_public
     from securecore.pki import install as installing
     from securecore.pki.reply import MAX_REPLY_BYTES
 
     wanted = None if ca_fingerprint is None else root_fingerprint(ca_fingerprint)
-    done = installing.install(identity, read_public(reply, MAX_REPLY_BYTES), now(), wanted, what=str(reply))
+    with IdentityLock(identity):
+        done = installing.install(identity, read_public(reply, MAX_REPLY_BYTES), now(), wanted, what=str(reply))
     judged = done.judgement
     click.echo(f"{identity} is {judged.purpose.value} {judged.name} until {day(judged.not_after)}")
     click.echo(f"  serial  {judged.serial:x}")
