@@ -5,6 +5,7 @@ ledger that records its certificate, so whatever interrupts it there is never a 
 certificate again while the token's time lasts, so that an answer that got lost costs nothing.
 """
 
+import hashlib
 import secrets
 import threading
 from collections.abc import Callable
@@ -69,13 +70,13 @@ class Enroller:
             # Without the lock, which no stranger should have a part in. Each file is replaced whole; of a pair that a rotation
             # replaces at this moment one may be new, which a receiver refuses, and asks again.
             return Done(Answer(ca=self._read_ca(), crl=read_public(self._pki.crl_path, MAX_CRL_BYTES).decode("ascii")))
-        return self._enroll(request, server_der) if request.op == "enroll" else self._renew(request, peer_der)
+        return self._enroll(request, peer_der, server_der) if request.op == "enroll" else self._renew(request, peer_der)
 
     def sign_crls(self) -> tuple[SignedCrl, ...]:
         """Sign the CRLs that are due, of the CAs whose key is here; raises as revocation.sign_crls does, within the deadline."""
         return sign_crls(self._pki, self._ask, self._clock(), lock_timeout_s=ANSWER_DEADLINE_S)
 
-    def _enroll(self, request: Request, server_der: bytes) -> Done:
+    def _enroll(self, request: Request, peer_der: bytes | None, server_der: bytes) -> Done:
         # Before the lock: who has no token must not keep others waiting.
         self._check_mac(self._pki.ledger.follow(), request, server_der)
         key, authority = _requested_key(request), self._find_authority()
@@ -83,7 +84,7 @@ class Enroller:
             now, state = self._clock(), self._pki.ledger.follow()
             token = self._check_mac(state, request, server_der)
             if token.used_for is not None:
-                return self._repeat(state, token, key, now)
+                return self._repeat(state, token, key, peer_der, now)
             _check_open(token, request, now)
             _check_key(state, key, HostName(token.name), now)
             return self._issue(state, HostName(token.name), key, authority, {"token": token.id}, now)
@@ -116,14 +117,15 @@ class Enroller:
         ((kind, source),) = why.items()
         return Done(Answer(reply=reply.decode("ascii")), f"host={name} serial={leaf.serial_number:x} {kind}={source}")
 
-    def _repeat(self, state: State, token: Token, key: ec.EllipticCurvePublicKey, now: datetime) -> Done:
+    def _repeat(self, state: State, token: Token, key: ec.EllipticCurvePublicKey, peer_der: bytes | None, now: datetime) -> Done:
         """Return what was issued for a token to the same key once more; raises Denied for another key, and later."""
         one = state.issued[token.used_for or 0]
         if one.public_key != key_fingerprint(key) or one.revoked_at is not None or now > token.expires:
-            serial = None if one.revoked_at is not None else one.serial
-            words = f"the token was used already, for certificate {one.serial:x}" + (", which is revoked" if serial is None else "")
+            revoked = "" if one.revoked_at is None else ", which is revoked"
+            words = f"the token was used already, for certificate {one.serial:x}{revoked}"
+            counts = _find_heir(state, one, peer_der) or (one if one.revoked_at is None else None)
             hint = f"if that was not this host: {stolen_token_answer(token.name)}"
-            raise Denied("token-used", words, hint=hint, serial=serial)
+            raise Denied("token-used", words, hint=hint, serial=None if counts is None else counts.serial)
         leaf, issuer = issued_certificate(self._pki, one), issued_certificate(self._pki, state.issued[one.issuer])
         reply = encode_reply(self._pki, leaf, issuer, Subject(HOST, (HostName(token.name),)))
         return Done(Answer(reply=reply.decode("ascii")))
@@ -157,6 +159,22 @@ def _renewable(state: State, judged: Judgement) -> Issued:
         if revoked.revoked_at is not None:
             raise Denied("revoked", f"{what} was revoked on {revoked.revoked_at:%Y-%m-%d} ({revoked.reason})", hint=_RESCUE)
     return one
+
+
+def _find_heir(state: State, one: Issued, peer_der: bytes | None) -> Issued | None:
+    """Return the certificate that the client showed, where it comes from *one* by renewals and has not been revoked; else None.
+
+    Its dates are not looked at. That it is the client's own is for TLS to have found out.
+    """
+    mark = None if peer_der is None else hashlib.sha256(peer_der).hexdigest()
+    heir = next((other for other in state.issued.values() if other.fingerprint == mark), None)
+    if heir is None or heir.revoked_at is not None:
+        return None
+    ancestor: Issued | None = heir
+    # Each renews one that stood in the ledger before it, so this ends.
+    while ancestor is not None and ancestor.serial != one.serial:
+        ancestor = None if ancestor.renews is None else state.issued.get(ancestor.renews)
+    return None if ancestor is None else heir
 
 
 def _requested_key(request: Request) -> ec.EllipticCurvePublicKey:

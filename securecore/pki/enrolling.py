@@ -1,6 +1,8 @@
 """On the machine itself: enrol it, and renew its certificate, at an enroller. A token never leaves the machine, nor does a key."""
 
+from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -21,10 +23,10 @@ from securecore.certs.identity_lock import IdentityLock
 from securecore.certs.judge import Judgement, Purpose, Reason, Refusal, alternative_names, judge
 from securecore.certs.private_file import read_public
 from securecore.certs.profiles import HOST
-from securecore.errors import ConfigError, NotFoundError, PkiError, RefusedError, UntrustedError
+from securecore.errors import ConfigError, NotFoundError, PkiError, RefusedError, SecurecoreError, UntrustedError
 from securecore.limits import KIB
 from securecore.names import Address, NameRefused
-from securecore.pki.dialling import dial, fetch_anchors
+from securecore.pki.dialling import Channel, dial, fetch_anchors
 from securecore.pki.enrolment import Request, TokenUsedError
 from securecore.pki.install import Installed, finish, install
 from securecore.pki.request import call_off, request, request_locked
@@ -48,7 +50,8 @@ class Standing(NamedTuple):
 def enroll(address: Address, root_fingerprint: str, secret: Secret, identity: Path, now: datetime) -> Installed:
     """Enrol this machine: make its key in an identity directory, new or not, and put the certificate beside it.
 
-    To do it again finishes what was interrupted, and does nothing where the token was used for the certificate that is here.
+    To do it again finishes what was interrupted, and does nothing where the token was used for the certificate that is here, or for
+    one from which it comes by renewals.
     Raises UntrustedError when the enroller can't prove that it is one of the fleet with that root (64 hexadecimal digits);
     RefusedError and BusyError when it says no; what request, install and IdentityLock raise; UnreachableError, PeerError;
     ClockError.
@@ -73,13 +76,12 @@ def _enroll(
     believed = Anchors(tuple(roots), anchors.intermediates)
     with dial(address, believed, None, now) as opened:
         made = request_locked(identity, lock)
-        csr = request_der(read_public(made.path, MAX_REQUEST_BYTES))
-        asked = Request("enroll", secret.id, csr, make_mac(secret.key, csr, opened.leaf_der), present)
+        asking = partial(_asking, secret, request_der(read_public(made.path, MAX_REQUEST_BYTES)), present)
         try:
-            reply = opened.ask(asked).reply
+            reply = opened.ask(asking(opened)).reply
         except RefusedError as refused:
             call_off(identity, made)
-            own = _certified_by(refused, identity, now)
+            own = _certified_by(refused, identity, now) or _renewed_from(refused, address, believed, identity, now, asking)
             if own is None:
                 raise
             note_enroller(identity, address)
@@ -87,6 +89,11 @@ def _enroll(
     # Before the certificate: a machine that has one renews it where this file says.
     note_enroller(identity, address)
     return install(identity, reply.encode("ascii"), now, root_fingerprint, what=f"the reply of {address}")
+
+
+def _asking(secret: Secret, csr: bytes, present: str | None, opened: Channel) -> Request:
+    """Return the request of a token's holder to one enroller."""
+    return Request("enroll", secret.id, csr, make_mac(secret.key, csr, opened.leaf_der), present)
 
 
 def note_enroller(identity: Path, address: Address) -> None:
@@ -110,6 +117,29 @@ def _certified_by(refused: RefusedError, identity: Path, now: datetime) -> Judge
         return None
     leaf = load_pem_certificates(read_public(path, MAX_CHAIN_BYTES), what=str(path))[0]
     return find_own(identity, now) if f"{leaf.serial_number:x}" == refused.serial else None
+
+
+def _renewed_from(
+    refused: RefusedError, address: Address, anchors: Anchors, identity: Path, now: datetime, asking: Callable[[Channel], Request]
+) -> Judgement | None:
+    """Return the certificate here when it comes by renewals from what the token was used for, as the enroller says; else None.
+
+    The same is asked once more, with that certificate shown. Before, it is not: who enrols again because his certificate is of no
+    use any more would be hung up on for it.
+    """
+    if not isinstance(refused, TokenUsedError):
+        return None
+    try:
+        own = find_own(identity, now)
+        if own.chain[-1] not in anchors.roots:
+            return None
+        with dial(address, anchors, identity, now) as opened:
+            opened.ask(asking(opened))
+    except TokenUsedError as again:
+        return own if again.serial == f"{own.serial:x}" else None
+    except SecurecoreError:
+        pass  # What the first no said is said then.
+    return None
 
 
 def find_own(identity: Path, now: datetime) -> Judgement:

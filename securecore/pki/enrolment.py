@@ -55,7 +55,7 @@ class Answer(NamedTuple):
 class Denied(SecurecoreError):
     """No, in words for the operators of both ends; *code* is stable, fit for logs and the wire.
 
-    *serial* is that of the certificate for which a token was used, where it has not been revoked.
+    *serial* is that of the certificate for which a token was used, or of a renewal of it; None where that was revoked.
     """
 
     def __init__(
@@ -68,7 +68,10 @@ class Denied(SecurecoreError):
 
 
 class TokenUsedError(RefusedError):
-    """The token was used already, for a certificate that counts still; *serial* is its serial number in hexadecimal."""
+    """The token was used already; *serial* is that of its certificate in hexadecimal, empty where that was revoked.
+
+    Where the client showed a certificate that comes from that one by renewals, it is this one's.
+    """
 
     def __init__(self, message: str, *, hint: str | None = None, serial: str) -> None:
         super().__init__(message, hint=hint)
@@ -154,9 +157,9 @@ def _denial(fields: dict[str, Any], peer: str) -> SecurecoreError:
     if code in _LATER:
         seconds = min(max(after, 0), MAX_RETRY_AFTER_S) if type(after) is int else 0
         return BusyError(text, hint=advice, retry_after_s=seconds)
-    serial = fields.get("serial")
-    if code == "token-used" and isinstance(serial, str):
-        return TokenUsedError(text, hint=advice, serial=serial)
+    if code == "token-used":
+        serial = fields.get("serial")
+        return TokenUsedError(text, hint=advice, serial=serial if isinstance(serial, str) else "")
     return RefusedError(text, hint=advice)
 
 

@@ -91,6 +91,9 @@ def test_the_life_of_a_host_without_a_file_that_is_carried(pki: Runner, tmp_path
         assert command(pki, "renew", "--identity", "web-1", "--now").code == 0
         renewed = command(pki, "renew", "--identity", "web-1", "--now", "--new-key", "--to", str(server.addresses[0]))
         assert "the new key has taken the old one's place" in renewed.out
+        again = enrolling(pki, server)
+        assert (again.code, again.out.splitlines()[0]) == (0, enrolled.out.splitlines()[0])
+        assert "it had enrolled with this token before: nothing was left to do" in again.out
 
         fetching = ("fetch", str(server.addresses[0]), "--identity", "collector")
         assert pki(*fetching).out == "nothing new: 3 CAs, 3 CRLs\n"

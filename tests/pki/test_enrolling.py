@@ -18,7 +18,7 @@ from securecore.pki.enrolment import Answer, encode_answer
 from securecore.pki.fetching import fetch
 from securecore.pki.issue import issue_host, issue_receiver
 from securecore.pki.request import request
-from securecore.pki.revocation import revoke_name, sign_crls
+from securecore.pki.revocation import revoke_name, revoke_older, sign_crls
 from securecore.pki.rotation import finish, start, switch
 from securecore.pki.signing_request import request_der
 from securecore.pki.tokens import recall_token
@@ -102,6 +102,54 @@ def test_to_enrol_twice_with_one_token_is_to_enrol_once(place: Place) -> None:
     assert again.judgement == first.judgement
     assert contents(web) == before
     assert place.hosts() == [HOST_NAME]
+
+
+def test_to_enrol_again_after_renewals_says_what_is_true(place: Place) -> None:
+    """Whether key and certificate were renewed, and the first one revoked since: enrolled, until when, and nothing is changed."""
+    secret, made = place.token()
+    web = place.directory / "web-1"
+    with place.serving() as address:
+        enroll(address, place.root_fingerprint, secret, web, place.now)
+        for is_rekey in (False, True):
+            place.now += timedelta(seconds=2)
+            renewed = renew(address, web, place.now, is_rekey=is_rekey)
+            before = contents(web)
+            again = enroll(address, place.root_fingerprint, secret, web, place.now)
+            assert (again.was_there, again.judgement) == (True, renewed.judgement)
+            assert contents(web) == before
+        revoke_older(place.pki, NAME, "superseded", no_passphrase, place.now)
+        again = enroll(address, place.root_fingerprint, secret, web, place.now + timedelta(hours=2))
+        assert (again.was_there, again.judgement.serial) == (True, renewed.judgement.serial)
+        assert contents(web) == before
+    assert place.hosts() == [HOST_NAME] * 3
+    assert place.pki.ledger.read().tokens[made.id].state(place.now) == "used"
+
+
+def test_a_renewed_certificate_that_was_revoked_is_nobodys_excuse(place: Place) -> None:
+    """The token was used, and what came of it counts no more: the run fails, and says so."""
+    secret, _ = place.token()
+    web = place.directory / "web-1"
+    with place.serving() as address:
+        enroll(address, place.root_fingerprint, secret, web, place.now)
+        renew(address, web, place.now)
+        revoke_name(place.pki, NAME, "keyCompromise", no_passphrase, place.now)
+        before = contents(web)
+        with pytest.raises(RefusedError, match=r"the token was used already, for certificate .*, which is revoked"):
+            enroll(address, place.root_fingerprint, secret, web, place.now)
+    assert contents(web) == before
+
+
+def test_what_comes_of_another_token_is_not_taken_for_this_ones(place: Place, web: Path) -> None:
+    """The host has renewed what it got by its own token; a thief has used the other, and that is not hidden."""
+    secret, _ = place.token()
+    with place.serving() as address:
+        renew(address, web, place.now)
+        enroll(address, place.root_fingerprint, secret, place.directory / "thief", place.now)
+        renew(address, place.directory / "thief", place.now, is_rekey=True)
+        before = contents(web)
+        with pytest.raises(RefusedError, match="the token was used already"):
+            enroll(address, place.root_fingerprint, secret, web, place.now)
+    assert contents(web) == before
 
 
 def test_a_token_that_others_used_is_not_taken_for_ones_own(place: Place, web: Path) -> None:
