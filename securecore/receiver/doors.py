@@ -7,18 +7,18 @@ fewer than MAX_STRANGERS connections in that time. (Refusing the newest would sh
 places.)
 """
 
-import ipaddress
 import logging
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from securecore import limits, units
 from securecore.errors import BusyError
 from securecore.names import HostName
+from securecore.networks import network_of, site_of
 from securecore.receiver.listeners import SocketAddress, written
 from securecore.receiver.policy import Doors
 from securecore.receiver.refusals import NotAdmitted
@@ -27,8 +27,6 @@ from securecore.wire.messages import Refusal
 if TYPE_CHECKING:
     from securecore.receiver.session import Session
 
-_NETWORK_BITS: Final = 64
-"""Of an IPv6 address: what one subscriber has, who may use as many addresses in it as he likes (RFC 6177)."""
 _OTHERS: Final = "other addresses"
 
 log = logging.getLogger("securecore.receiver")
@@ -39,7 +37,7 @@ class Visitor:
 
     def __init__(self, where: SocketAddress) -> None:
         self.peer = written(where)
-        self.network = network_of(where)
+        self.network, self.site = network_of(where), site_of(where)
         self.session: Session | None = None
         """Once the handshake is done."""
         self.host: HostName | None = None
@@ -151,13 +149,13 @@ class Doorkeeper:
         return [visitor for visitor in self._visitors if visitor.host is None and not visitor.is_sent_away]
 
     def _make_room(self, strangers: list[Visitor]) -> bool:
-        """Send the oldest stranger of the network away that has most of them; return whether there was one."""
+        """Send the oldest stranger away of the network with most of them in the site with most; return whether there was one."""
         if not strangers:
             return False
-        numbers = Counter(visitor.network for visitor in strangers)
-        # Not by most_common, which loads a module, and there may be no descriptor left.
-        most = max(numbers, key=lambda network: numbers[network])
-        _send_away(next(visitor for visitor in strangers if visitor.network == most))
+        # By site first: who has a /48 could come from another /64 each time, and none would have more than an honest peer's.
+        site = _most(visitor.site for visitor in strangers)
+        network = _most(visitor.network for visitor in strangers if visitor.site == site)
+        _send_away(next(visitor for visitor in strangers if visitor.network == network))
         return True
 
 
@@ -172,10 +170,10 @@ class StrangerLog:
         self._lock = threading.Lock()
         self._begin()
 
-    def failed(self, network: str, line: str) -> None:
-        """Say why a connection ended; *network* is whose it was, and what its peer has chosen is quoted in *line* already."""
+    def failed(self, site: str, line: str) -> None:
+        """Say why a connection ended; *site* is whose it was, and what its peer has chosen is quoted in *line* already."""
         with self._lock:
-            counted = network if network in self._came or len(self._came) < limits.MAX_CONNECTIONS else _OTHERS
+            counted = site if site in self._came or len(self._came) < limits.MAX_CONNECTIONS else _OTHERS
             self._came[counted] += 1
             is_told = self._lines[counted] < limits.STRANGER_LINES and self._lines.total() < limits.ALL_STRANGERS_LINES
             self._lines[counted] += is_told
@@ -195,26 +193,24 @@ class StrangerLog:
         with self._lock:
             untold, since, faults = self._came - self._lines, f"{self._since:%H:%M}", self._faults - limits.FAULT_LINES
             self._begin()
-        for network, number in untold.items():
-            log.warning("%d more connections of %s were not let in since %s", number, network, since)
+        for site, number in untold.items():
+            log.warning("%d more connections of %s were not let in since %s", number, site, since)
         if faults > 0:
             log.warning("%d more connections of any address were not let in since %s, by a fault of this machine", faults, since)
 
     def _begin(self) -> None:
         self._since = self._clock()
         self._came: Counter[str] = Counter()
-        """The networks that are known, at most MAX_CONNECTIONS and one, and how often each came."""
+        """The sites that are known, at most MAX_CONNECTIONS and one, and how often each came."""
         self._lines: Counter[str] = Counter()
         self._faults = 0
 
 
-def network_of(where: SocketAddress) -> str:
-    """Return what an address is counted as: an IPv4 address itself, of an IPv6 one its first 64 bits."""
-    address = ipaddress.ip_address(where[0])
-    if address.version == 4:
-        return str(address)
-    # Without its zone: a network has none.
-    return str(ipaddress.IPv6Network((address.packed, _NETWORK_BITS), strict=False))
+def _most(names: Iterable[str]) -> str:
+    """Return the name that is there most often, of several the first."""
+    numbers = Counter(names)
+    # Not by most_common, which loads a module, and there may be no descriptor left.
+    return max(numbers, key=lambda name: numbers[name])
 
 
 def _send_away(visitor: Visitor) -> None:

@@ -22,11 +22,12 @@ from securecore import limits, tls
 from securecore.audit.log import HostLogs
 from securecore.errors import Bug, NotFoundError, SecurecoreError
 from securecore.names import Address, StoreId
+from securecore.networks import site_of
 from securecore.receiver.abandonment import Abandonment
 from securecore.receiver.caretaker import Caretaker
 from securecore.receiver.commit import Committer
 from securecore.receiver.control import ControlServer
-from securecore.receiver.doors import Doorkeeper, StrangerLog, Visitor, network_of
+from securecore.receiver.doors import Doorkeeper, StrangerLog, Visitor
 from securecore.receiver.handshake import handshake_words
 from securecore.receiver.known_lists import check_at_start, keep_after_reload
 from securecore.receiver.listeners import bound_address, listen, written
@@ -268,7 +269,7 @@ class Receiver:
             return
         visitor = self._doorkeeper.enter(address)
         if visitor is None:
-            self._strangers.failed(network_of(address), f"failed peer={written(address)} error='too many connections'")
+            self._strangers.failed(site_of(address), f"failed peer={written(address)} error='too many connections'")
             plain.close()
             return
         try:
@@ -285,7 +286,7 @@ class Receiver:
             # TLS takes the descriptor away from *plain*, so that others need one of their own.
             self._doorkeeper.hold(visitor, plain.dup())
             secured = tls.secure(self._service.material.context, plain, deadline_s=limits.HANDSHAKE_DEADLINE_S)
-            identify, failed = partial(self._doorkeeper.identify, visitor), partial(self._strangers.failed, visitor.network)
+            identify, failed = partial(self._doorkeeper.identify, visitor), partial(self._strangers.failed, visitor.site)
             session = Session(secured, visitor.peer, self._service, observer, identify, failed)
             visitor.session = session
             session.run()
@@ -294,7 +295,7 @@ class Receiver:
             if isinstance(error, (ssl.SSLEOFError, ConnectionError)):
                 # What a handshake that was ended from here ends with; one that failed by itself has its own reason.
                 words = _STOPPED if self._is_stopping else _SENT_AWAY if visitor.is_sent_away else words
-            self._strangers.failed(visitor.network, f"failed host=- peer={visitor.peer} error={quoted(words)}")
+            self._strangers.failed(visitor.site, f"failed host=- peer={visitor.peer} error={quoted(words)}")
             plain.close()
         finally:
             observer.closed()

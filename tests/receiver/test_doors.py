@@ -25,7 +25,7 @@ from securecore.names import Address, HostName
 from securecore.pki.revocation import revoke_name
 from securecore.receiver import session
 from securecore.receiver.commit import Committer
-from securecore.receiver.doors import Doorkeeper, StrangerLog, Visitor, network_of
+from securecore.receiver.doors import Doorkeeper, StrangerLog, Visitor
 from securecore.receiver.policy import Doors, Policy
 from securecore.receiver.refusals import NotAdmitted
 from securecore.sender.delivery import connect
@@ -158,16 +158,19 @@ def test_there_are_only_so_many_who_were_sent_away_and_linger() -> None:
     assert [visitor is None for visitor in came] == [False] * 6 + [True] * 4
 
 
-@pytest.mark.parametrize(
-    ("address", "network"),
-    [
-        ("192.0.2.1", "192.0.2.1"), ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"), ("2001:db8:1:2::", "2001:db8:1:2::/64"),
-        ("fe80::1%2", "fe80::/64"), ("::1", "::/64"),
-    ],
-)  # fmt: skip
-def test_an_ipv6_network_counts_as_one(address: str, network: str) -> None:
-    """Who has one has 2**64 addresses."""
-    assert network_of((address, 1, 0, 0)) == network
+def test_who_has_many_networks_pushes_out_himself_only() -> None:
+    """A stranger in each of a /48's networks: whoever comes in is not the one to go, nor is he later."""
+    doorkeeper = keeper(strangers=8)
+
+    def come(address: str) -> Visitor:
+        visitor = doorkeeper.enter((address, 1, 0, 0))
+        assert visitor is not None
+        return visitor
+
+    honest = [come("2001:db8:aaaa:1::1"), come("192.0.2.1"), come("2001:db8:bbbb:1::1")]
+    flood = [come(f"2001:db8:ffff:{number:x}::1") for number in range(50)]
+    assert [visitor.is_sent_away for visitor in honest] == [False] * 3
+    assert [visitor.is_sent_away for visitor in flood] == [True] * 45 + [False] * 5
 
 
 def test_knocking_fills_no_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
