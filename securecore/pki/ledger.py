@@ -220,7 +220,8 @@ class Ledger:
         """Return the state as read() does, and raise like it, after reading only the lines that are new since the last time.
 
         All are read again when the file is shorter, or the last line that was read is another one: somebody has put an old copy
-        back. Not checked: that the lines before it are still what they were; read() does that.
+        back. Of one that had lines and has none any more BrokenError is raised: to begin it anew would bring all back that was
+        revoked. Not checked: that the lines before it are still what they were; read() does that.
         """
         return self._catch_up().state
 
@@ -252,14 +253,25 @@ class Ledger:
         """Return what is known with the lines behind it, or the whole file anew where it is not the one that is known."""
         descriptor = open_own(self.path, os.O_RDONLY)
         if descriptor is None:
-            return _Replayed()
+            self._check_new(known)
+            return known
         with disk_errors(self.path), os.fdopen(descriptor, "rb") as file:
             file.seek(known.last_offset)
-            if known.lines and file.read(len(known.last) + 1) != known.last + b"\n":
-                known = _Replayed()
+            is_another = bool(known.lines) and file.read(len(known.last) + 1) != known.last + b"\n"
+            if is_another:
                 file.seek(0)
             lines = _whole_lines(file.read())
+        if is_another:
+            if not lines:
+                self._check_new(known)
+            known = _Replayed()
         return self._replay(known, lines) if lines else known
+
+    def _check_new(self, known: _Replayed) -> None:
+        """Raise BrokenError when a ledger without a line had some."""
+        if known.lines:
+            hint = "put it back from a backup: written aside, then renamed"
+            raise BrokenError(f"{self.path}: it had {known.lines} lines, and now has none", hint=hint)
 
     def _replay(self, known: _Replayed, lines: list[bytes]) -> _Replayed:
         state, previous = known.state.copy(), known.digest

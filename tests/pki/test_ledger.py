@@ -128,7 +128,7 @@ def test_who_follows_reads_only_what_is_new(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_who_follows_sees_a_ledger_that_was_put_back(tmp_path: Path) -> None:
-    """A shorter one, one that goes on differently from there, none at all, and the newer one again."""
+    """A shorter one, one that goes on differently from there, and the newer one again."""
     ledger = filled(tmp_path)
     data = ledger.path.read_bytes()
     older = b"".join(data.splitlines(keepends=True)[:3])
@@ -140,8 +140,23 @@ def test_who_follows_sees_a_ledger_that_was_put_back(tmp_path: Path) -> None:
     assert ledger.follow() == Ledger(ledger.path).read()
     ledger.path.write_bytes(data)
     assert ledger.follow() == Ledger(ledger.path).read()
+
+
+@pytest.mark.parametrize("left", [None, b"", b"{"])
+def test_who_follows_takes_no_emptied_ledger_for_a_new_one(left: bytes | None, tmp_path: Path) -> None:
+    """Gone, empty or torn in its first line: nothing is appended, for that would begin it anew, with nobody revoked."""
+    ledger = filled(tmp_path)
+    data = ledger.path.read_bytes()
+    assert ledger.follow().issued
     ledger.path.unlink()
-    assert ledger.follow() == State()
+    if left is not None:
+        ledger.path.write_bytes(left)
+    for attempt in (ledger.follow, lambda: ledger.append(NOW, "discard", {"serial": "a"})):
+        with pytest.raises(BrokenError, match="lines, and now has none"):
+            attempt()
+    assert (ledger.path.read_bytes() if left is not None else None) == left
+    ledger.path.write_bytes(data)
+    assert ledger.follow() == Ledger(ledger.path).read()
 
 
 def test_who_follows_stops_at_a_line_that_does_not_fit(tmp_path: Path) -> None:
