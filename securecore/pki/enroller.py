@@ -8,7 +8,8 @@ certificate again while the token's time lasts, so that an answer that got lost 
 import hashlib
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -78,34 +79,41 @@ class Enroller:
 
     def _enroll(self, request: Request, peer_der: bytes | None, server_der: bytes) -> Done:
         # Before the lock: who has no token must not keep others waiting.
-        self._check_mac(self._pki.ledger.follow(), request, server_der)
-        key, authority = _requested_key(request), self._find_authority()
-        with self._pki.lock(ANSWER_DEADLINE_S):
-            now, state = self._clock(), self._pki.ledger.follow()
-            token = self._check_mac(state, request, server_der)
-            if token.used_for is not None:
-                return self._repeat(state, token, key, peer_der, now)
-            _check_open(token, request, now)
-            _check_key(state, key, HostName(token.name), now)
-            return self._issue(state, HostName(token.name), key, authority, {"token": token.id}, now)
+        name = HostName(self._check_mac(self._pki.ledger.follow(), request, server_der).name)
+        with _told_of(name):
+            key, authority = _requested_key(request), self._find_authority()
+            with self._pki.lock(ANSWER_DEADLINE_S):
+                now, state = self._clock(), self._pki.ledger.follow()
+                token = self._check_mac(state, request, server_der)
+                if token.used_for is not None:
+                    return self._repeat(state, token, key, peer_der, now)
+                _check_open(token, request, now)
+                _check_key(state, key, name, now)
+                return self._issue(state, name, key, authority, {"token": token.id}, now)
 
     def _renew(self, request: Request, peer_der: bytes | None) -> Done:
         if peer_der is None:
             raise Denied("no-certificate", "a renewal is asked for with the certificate that is to be renewed", hint=_RESCUE)
+        shown = _find_shown(self._pki.ledger.follow(), peer_der)
+        with _told_of(None if shown is None else HostName(shown.names[0])):
+            judged = self._judge_host(peer_der)
+        with _told_of(judged.name):
+            # Before the lock: whose certificate was revoked must not keep others waiting.
+            _renewable(self._pki.ledger.follow(), judged)
+            key, authority = _requested_key(request), self._find_authority()
+            with self._pki.lock(ANSWER_DEADLINE_S):
+                now, state = self._clock(), self._pki.ledger.follow()
+                one = _renewable(state, judged)
+                _check_key(state, key, judged.name, now)
+                _check_number(state, judged.name, now)
+                return self._issue(state, judged.name, key, authority, {"renews": f"{one.serial:x}"}, now)
+
+    def _judge_host(self, peer_der: bytes) -> Judgement:
         try:
-            judged = judge(peer_der, [], self._pki.anchors(), Purpose.HOST, self._clock())
+            return judge(peer_der, [], self._pki.anchors(), Purpose.HOST, self._clock())
         except Refusal as refusal:
             hint = _RESCUE if refusal.reason is Reason.EXPIRED else refusal.hint
             raise Denied(refusal.reason.value, refusal.message, hint=hint) from refusal
-        # Before the lock: whose certificate was revoked must not keep others waiting.
-        _renewable(self._pki.ledger.follow(), judged)
-        key, authority = _requested_key(request), self._find_authority()
-        with self._pki.lock(ANSWER_DEADLINE_S):
-            now, state = self._clock(), self._pki.ledger.follow()
-            one = _renewable(state, judged)
-            _check_key(state, key, judged.name, now)
-            _check_number(state, judged.name, now)
-            return self._issue(state, judged.name, key, authority, {"renews": f"{one.serial:x}"}, now)
 
     def _issue(
         self, state: State, name: HostName, key: ec.EllipticCurvePublicKey, authority: Authority, why: Fields, now: datetime
@@ -166,8 +174,7 @@ def _find_heir(state: State, one: Issued, peer_der: bytes | None) -> Issued | No
 
     Its dates are not looked at. That it is the client's own is for TLS to have found out.
     """
-    mark = None if peer_der is None else hashlib.sha256(peer_der).hexdigest()
-    heir = next((other for other in state.issued.values() if other.fingerprint == mark), None)
+    heir = None if peer_der is None else _find_shown(state, peer_der)
     if heir is None or heir.revoked_at is not None:
         return None
     ancestor: Issued | None = heir
@@ -175,6 +182,22 @@ def _find_heir(state: State, one: Issued, peer_der: bytes | None) -> Issued | No
     while ancestor is not None and ancestor.serial != one.serial:
         ancestor = None if ancestor.renews is None else state.issued.get(ancestor.renews)
     return None if ancestor is None else heir
+
+
+def _find_shown(state: State, peer_der: bytes) -> Issued | None:
+    """Return what the ledger has of a certificate that was shown; None where it has nothing."""
+    mark = hashlib.sha256(peer_der).hexdigest()
+    return next((one for one in state.issued.values() if one.fingerprint == mark and one.names), None)
+
+
+@contextmanager
+def _told_of(name: HostName | None) -> Iterator[None]:
+    """Have whatever is denied within the block be told of a host, so that no stranger's lines hide it."""
+    try:
+        yield
+    except Denied as denied:
+        denied.host = None if name is None else str(name)
+        raise
 
 
 def _requested_key(request: Request) -> ec.EllipticCurvePublicKey:

@@ -65,6 +65,8 @@ class Denied(SecurecoreError):
         self.code = code
         self.retry_after_s = retry_after_s
         self.serial = serial
+        self.host: str | None = None
+        """Who was denied it, once that is known: by a certificate, or by a token. For the log, and nobody else."""
 
 
 class TokenUsedError(RefusedError):

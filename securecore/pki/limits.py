@@ -35,20 +35,42 @@ MAX_CLIENTS: Final = 64
 10 ms of CPU beside the handshake where the ledger has 10,000 certificates (measured: 7 ms for an enrolment, 2 for a refusal)."""
 
 MAX_CLIENTS_PER_NETWORK: Final = 16
-"""Of one address (of IPv6 the first 64 bits) at once, so that four are needed to keep everybody out."""
+"""Of one address (of IPv6 a /64) at once, so that four are needed to keep everybody out."""
+
+MAX_CLIENTS_PER_SITE: Final = 32
+"""Of one IPv6 /48 at once, which may have 65,536 of the former: half of all."""
 
 CLIENTS_PER_MINUTE: Final = 240
-"""Of one address within a minute: two for an enrolment, so 120 hosts behind one address. A handshake costs a millisecond of CPU."""
+"""Of one address (of IPv6 a /64) within a minute: two for an enrolment, so 120 hosts behind one address. A handshake costs a
+millisecond of CPU."""
+
+SITE_CLIENTS_PER_MINUTE: Final = 960
+"""Of one IPv6 /48 within a minute: as of four addresses, and a second of CPU."""
 
 MAX_NETWORKS: Final = 4096
-"""Addresses of which is remembered how often they came within the minute; while there are more, all others count as one."""
+"""Addresses, and IPv6 /48s, of which is remembered how often they came within the minute; while there are more, all others count as
+one."""
 
 RENEWALS_PER_DAY: Final = 10
 """Certificates that one host may be given on line within a day: one is needed in sixty days, and somebody may try a few times. At
 600 bytes a line of the ledger, a stolen host's key adds 2 MB in a year."""
 
-LINES_PER_HOUR: Final = 1000
-"""Lines in an hour about connections that nothing was issued for; more are counted. As STRANGER_LINES."""
+STRANGERS_LINES: Final = 1000
+"""Lines in an hour about connections whose peer has not shown who it is, and that nothing was issued for; more are counted. As
+STRANGER_LINES."""
+
+STRANGER_LINES: Final = 250
+"""The same of one address (of IPv6 a /48), so that four are needed to use up those of all."""
+
+HOSTS_LINES: Final = 1000
+"""The same about hosts that have shown who they are, by a certificate or a token: no part of the strangers' lines, which may be
+used up by then."""
+
+HOST_LINES: Final = 20
+"""The same of one host: one that was misled asks once a day, and one that is in a thief's hands is to leave others theirs."""
+
+FAULT_LINES: Final = 1000
+"""The same about what this machine could not do, whoever came."""
 
 CHECK_EVERY_S: Final = 3600.0
 """How often a server signs what CRLs are due, takes a renewed certificate of its own, and says how much it counted."""

@@ -20,7 +20,7 @@ from securecore.certs.identity_directory import load_identity
 from securecore.certs.judge import Judgement, Purpose, judge
 from securecore.errors import PeerError, SecurecoreError, UnreachableError
 from securecore.pki import channel
-from securecore.pki.clients import Client, Clients, Tally
+from securecore.pki.clients import THIS_MACHINE, Client, Clients, Tally, host, stranger, stranger_at
 from securecore.pki.enroller import Enroller
 from securecore.pki.enrolment import ALPN, Denied, encode_answer, encode_denial, parse_request
 from securecore.pki.limits import (
@@ -134,18 +134,18 @@ class Server:
             plain, where = listener.accept()
         except OSError as error:
             # Out of descriptors or memory: the connection stays in the backlog, and the loop must not spin on it.
-            self._tally.refused("fault", f"accept failed: {error.strerror}")
+            self._tally.refused("fault", f"accept failed: {error.strerror}", THIS_MACHINE)
             time.sleep(0.1)
             return
         client = self._clients.enter(where)
         if client is None:
-            self._tally.refused("too-many", f"hung up on {_written(where)}: too many connections at once")
+            self._tally.refused("too-many", f"hung up on {_written(where)}: too many connections at once", stranger_at(where))
             plain.close()
             return
         try:
             threading.Thread(target=self._serve, args=(plain, client, _written(where)), daemon=True).start()
         except RuntimeError as error:  # no memory or no process left for another thread
-            self._tally.refused("fault", f"hung up on {_written(where)}: {error}")
+            self._tally.refused("fault", f"hung up on {_written(where)}: {error}", THIS_MACHINE)
             plain.close()
             self._clients.leave(client)
 
@@ -156,7 +156,7 @@ class Server:
                 data = self._answer(secured, client, peer, material.leaf_der)
                 channel.send(secured, data, ANSWER_DEADLINE_S + len(data) / ANSWER_RATE_BYTES_PER_S)
         except (OSError, UnreachableError, PeerError) as error:
-            self._tally.refused("failed", f"failed peer={peer} error={_words(error)!a}")
+            self._tally.refused("failed", f"failed peer={peer} error={_words(error)!a}", stranger(client))
         finally:
             plain.close()
             self._clients.leave(client)
@@ -177,15 +177,18 @@ class Server:
                 self._tally.count(op)
             return encode_answer(done.answer)
         except Denied as denied:
-            self._tally.refused(denied.code, f"refused op={op} peer={peer} code={denied.code} words={denied.message!a}")
+            who, cause = ("", stranger(client)) if denied.host is None else (f" host={denied.host}", host(denied.host))
+            told = f"refused op={op} peer={peer}{who} code={denied.code} words={denied.message!a}"
+            self._tally.refused(denied.code, told, cause)
             return encode_denial(denied)
         except UnreachableError:
             raise
         except PeerError as error:
-            self._tally.refused("bad-request", f"refused op={op} peer={peer} code=bad-request words={error.message!a}")
+            told = f"refused op={op} peer={peer} code=bad-request words={error.message!a}"
+            self._tally.refused("bad-request", told, stranger(client))
             return encode_denial(Denied("bad-request", error.message))
         except SecurecoreError as error:
-            self._tally.refused("unavailable", f"fault op={op} peer={peer} error={error.message!a}")
+            self._tally.refused("unavailable", f"fault op={op} peer={peer} error={error.message!a}", THIS_MACHINE)
             words = "the enroller can't do this at present; its log says why"
             return encode_denial(Denied("unavailable", words, retry_after_s=600))
 

@@ -83,8 +83,10 @@ def test_the_bounds_are_the_codes() -> None:
         f"takes {limits.ANSWER_DEADLINE_S:.0f} s for its PKI's lock, then {limits.ANSWER_DEADLINE_S:.0f} s and what the line takes "
         f"at {limits.ANSWER_RATE_BYTES_PER_S // 1024} KiB/s",
         f"at most {MAX_REQUEST_BYTES} bytes of DER",
-        f"| connections at once | {limits.MAX_CLIENTS}, of one address {limits.MAX_CLIENTS_PER_NETWORK};",
-        f"| connections of one address within a minute | {limits.CLIENTS_PER_MINUTE};",
+        f"| connections at once | {limits.MAX_CLIENTS}, of one address {limits.MAX_CLIENTS_PER_NETWORK}, of one IPv6 /48 "
+        f"{limits.MAX_CLIENTS_PER_SITE};",
+        f"| connections of one address within a minute | {limits.CLIENTS_PER_MINUTE}, of one IPv6 /48 "
+        f"{limits.SITE_CLIENTS_PER_MINUTE};",
         f"| certificates by renewal for one host within a day | {limits.RENEWALS_PER_DAY};",
         f"| the wait for the PKI's lock, for `enroll` and `renew` | {limits.ANSWER_DEADLINE_S:.0f} s; then `unavailable`.",
         "| a token's life | 1 minute to 7 days, an hour if nothing is said |",

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -23,7 +24,7 @@ from securecore.pki.enrolment import ALPN, Answer, Denied, Request, encode_answe
 from securecore.pki.issue import issue_enroller, issue_host, issue_receiver, parse_address
 from securecore.pki.limits import MAX_LINE_BYTES
 from securecore.pki.request import request
-from securecore.pki.revocation import SignedCrl
+from securecore.pki.revocation import SignedCrl, revoke_name
 from securecore.pki.serving import Server, load_material
 from securecore.pki.signing_request import request_der
 from securecore.receiver.listeners import listen
@@ -165,6 +166,27 @@ def test_who_holds_all_places_of_an_address_keeps_only_himself_out(place: Place,
             assert second.recv(1) == b""
         assert any("too many connections at once" in line for line in place.told)
         assert wait_until(lambda: heard_in(tls.enrolment_context(ALPN, None), address) or None) == b"{"
+
+
+def test_a_known_host_is_told_of_though_strangers_flood(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A revoked host's renewal, an expired one's, and the holder of a used token: in the log with the name, whoever else knocks."""
+    monkeypatch.setattr(clients, "STRANGERS_LINES", 1)
+    web, (secret, _) = place.directory / "web-1", place.token()
+    issue_host(place.pki, HostName(HOST_NAME), web, no_passphrase, place.now)
+    revoke_name(place.pki, HostName(HOST_NAME), "keyCompromise", no_passphrase, place.now)
+    renewal = encode_request(Request("renew", csr=csr()))
+    with place.serving() as address:
+        for _ in range(4):
+            assert answered(talk(address, b"junk\n"))["error"] == "bad-request"
+        assert answered(talk(address, renewal, identity=web))["error"] == "revoked"
+        for code in (None, "token-used"):
+            request = asking(secret, csr(), place.server_der)
+            assert answered(talk(address, encode_request(request))).get("error") == code
+        place.now += timedelta(days=91)
+        assert answered(talk(address, renewal, identity=web))["error"] == "expired"
+    told = [line for line in place.told if line.startswith("refused")]
+    found = [re.findall(r"(?:host=(\S+) )?code=(\S+)", line)[0] for line in told]
+    assert found == [("", "bad-request"), (HOST_NAME, "revoked"), (HOST_NAME, "token-used"), (HOST_NAME, "expired")]
 
 
 def test_a_broken_pki_is_its_operators_business(place: Place) -> None:
