@@ -4,17 +4,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from securecore.certs.chain import Anchors, fingerprint, is_signed_by, load_anchors
-from securecore.certs.identity_directory import CA, CRL, MAX_CA_BYTES, check_directory
+from securecore.certs.chain import PARSE_ERRORS, Anchors, fingerprint, is_signed_by, load_anchors, load_pem_certificates, one_line
+from securecore.certs.identity_directory import CA, CERTIFICATE, CRL, MAX_CA_BYTES, MAX_CHAIN_BYTES, check_directory
 from securecore.certs.identity_lock import IdentityLock
+from securecore.certs.judge import Purpose
 from securecore.certs.private_file import read_public
 from securecore.certs.revocation import RevocationLists
-from securecore.errors import NotFoundError, PkiError
+from securecore.errors import ConfigError, NotFoundError, PkiError
 from securecore.limits import MAX_CRL_BYTES
 from securecore.names import Address
 from securecore.pki.dialling import dial, fetch_anchors
 from securecore.pki.directory import certificate_pem
 from securecore.pki.enrolment import Request
+from securecore.pki.install import purpose_of
 from securecore.pki.staging import PUBLIC_MODE, replace
 
 
@@ -31,8 +33,8 @@ def fetch(address: Address, identity: Path, now: datetime, *, is_dropping: bool 
 
     No root is taken that it does not believe, no CA that these have not signed, no list that is older. A CA that it has is let go
     of only with *is_dropping*: otherwise somebody could have it forget a CA, and its list, to bring both back with an older list.
-    Raises PkiError, ConfigError for what is not taken, with nothing changed; UntrustedError, RefusedError, BusyError,
-    UnreachableError, PeerError; StorageError.
+    Raises PkiError, ConfigError for what is not taken, and for a directory that is not a receiver's, with nothing changed;
+    UntrustedError, RefusedError, BusyError, UnreachableError, PeerError; StorageError.
     """
     with IdentityLock(identity):
         return _fetch(address, identity, now, is_dropping=is_dropping)
@@ -40,6 +42,7 @@ def fetch(address: Address, identity: Path, now: datetime, *, is_dropping: bool 
 
 def _fetch(address: Address, identity: Path, now: datetime, *, is_dropping: bool) -> Fetched:
     check_directory(identity)
+    _check_receiver(identity)
     present = load_anchors(read_public(identity / CA, MAX_CA_BYTES), what=str(identity / CA))
     helpers = (*present.intermediates, *fetch_anchors(address).intermediates)
     trusted = Anchors(present.roots, helpers)
@@ -55,6 +58,19 @@ def _fetch(address: Address, identity: Path, now: datetime, *, is_dropping: bool
         for name, data in ((CA, _joined(present, kept)), (CRL, crl_pem), (CA, ca_pem)):
             replace(identity / name, data, PUBLIC_MODE)
     return Fetched(is_new, len(kept.roots) + len(kept.intermediates), lists.count)
+
+
+def _check_receiver(identity: Path) -> None:
+    """Raise PkiError when the directory is a host's or an enroller's, who have no use for what is fetched here."""
+    path = identity / CERTIFICATE
+    leaf = load_pem_certificates(read_public(path, MAX_CHAIN_BYTES), what=str(path))[0]
+    try:
+        purpose = purpose_of(leaf)
+    except PARSE_ERRORS as error:
+        raise ConfigError(f"{path}: its leaf can't be read: {one_line(error)}") from error
+    if purpose is not Purpose.RECEIVER:
+        hint = "a host believes the root alone, and an enroller goes by its PKI's ledger; name a receiver's directory"
+        raise PkiError(f"{identity} has the certificate of a {purpose.value}, and only a receiver looks at CRLs", hint=hint)
 
 
 def _check_anchors(fetched: Anchors, present: Anchors, *, is_dropping: bool) -> Anchors:

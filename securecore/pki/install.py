@@ -72,7 +72,7 @@ def install(identity: Path, data: bytes, now: datetime, root_fingerprint: str | 
     check_directory(identity)
     reply = parse_reply(data, what=what)
     key_path = _find_key(identity, reply.leaf, what)
-    purpose = _purpose_of(reply.leaf)
+    purpose = purpose_of(reply.leaf)
     judgement = judge(_der(reply.leaf), [_der(reply.issuer)], reply.anchors, purpose, now)
     _check_root(identity, judgement, root_fingerprint, what)
     _check_company(reply, judgement, what)
@@ -140,7 +140,7 @@ def _find_key(identity: Path, leaf: x509.Certificate, what: str) -> Path:
     raise PkiError(f"{what}: its certificate is for a key that is not in {identity}", hint=hint)
 
 
-def _purpose_of(leaf: x509.Certificate) -> Purpose:
+def purpose_of(leaf: x509.Certificate) -> Purpose:
     """Return what a certificate is for by its own word; the judge has the last one."""
     usage = find_extension(leaf, x509.ExtendedKeyUsage)
     for profile in (ENROLLER, RECEIVER):

@@ -303,6 +303,20 @@ def fetched(place: Place, identity: Path, *, drop: bool = False) -> bool:
         return fetch(address, identity, place.now, is_dropping=drop).is_new
 
 
+@pytest.mark.parametrize("kind", ["host", "enroller"])
+def test_nobody_but_a_receiver_fetches(kind: str, place: Place) -> None:
+    """A host's or an enroller's directory stays as it is, and nobody is asked."""
+    identity = place.identity
+    if kind == "host":
+        identity = place.directory / "web-1"
+        issue_host(place.pki, NAME, identity, no_passphrase, place.now)
+    before = contents(identity)
+    with pytest.raises(PkiError, match=f"has the certificate of a {kind}, and only a receiver looks at CRLs") as caught:
+        fetch(Address("127.0.0.1:1"), identity, place.now)
+    assert "name a receiver's directory" in (caught.value.hint or "")
+    assert contents(identity) == before
+
+
 def test_a_revocation_comes_to_a_receiver_by_a_fetch(place: Place, collector: Path) -> None:
     """Nothing new at first; then the list, byte for byte; then nothing new."""
     assert not fetched(place, collector)

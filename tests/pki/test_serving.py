@@ -15,20 +15,23 @@ from pathlib import Path
 import pytest
 
 from securecore import tls
-from securecore.certs.judge import Refusal
+from securecore.certs.judge import Purpose, Refusal
+from securecore.certs.profiles import ENROLLER
 from securecore.errors import BusyError, ConfigError, PeerError, PkiError, SecurecoreError, UnreachableError, UntrustedError
 from securecore.names import Address, HostName
 from securecore.pki import clients, enroller, serving
 from securecore.pki.enrolling import enroll
 from securecore.pki.enrolment import ALPN, Answer, Denied, Request, encode_answer, encode_denial, encode_request
-from securecore.pki.issue import issue_enroller, issue_host, issue_receiver, parse_address
+from securecore.pki.install import install
+from securecore.pki.issue import issue_enroller, issue_host, issue_receiver, parse_address, server_subject
 from securecore.pki.limits import MAX_LINE_BYTES
 from securecore.pki.request import request
 from securecore.pki.revocation import SignedCrl, revoke_name
 from securecore.pki.serving import Server, load_material
+from securecore.pki.signing import read_request, sign
 from securecore.pki.signing_request import request_der
 from securecore.receiver.listeners import listen
-from tests.support.certificates import DOMAIN, HOST_NAME, RECEIVER_NAME, no_passphrase
+from tests.support.certificates import DOMAIN, ENROLLER_NAME, HOST_NAME, RECEIVER_NAME, no_passphrase
 from tests.support.enrolment import Place, asking, csr, impostor, leaf_of, talk
 from tests.support.kernel import wait_until
 from tests.support.processes import PATIENCE_S
@@ -63,6 +66,18 @@ def test_a_host_enrols_where_only_the_hosts_cas_key_is(place: Place) -> None:
     told = "\n".join(place.told)
     assert secret.key.hex() not in told
     assert "PRIVATE" not in told
+
+
+def test_an_enroller_whose_key_was_made_where_it_is_used_serves(place: Place) -> None:
+    """Its key never left the machine; what it shows is what an issued one shows, and hosts believe it."""
+    identity, reply = place.directory / "own-key", place.directory / "reply.pem"
+    made = request(identity)
+    subject = server_subject(ENROLLER, HostName(ENROLLER_NAME), [parse_address("127.0.0.1")])
+    sign(place.pki, subject, read_request(made.path), reply, no_passphrase, place.now)
+    assert install(identity, reply.read_bytes(), place.now).judgement.purpose is Purpose.ENROLLER
+    assert sorted(path.name for path in identity.iterdir()) == ["ca.pem", "cert.pem", "key.pem"]
+    with place.serving(identity) as address:
+        enroll(address, place.root_fingerprint, place.token()[0], place.directory / "web-1", place.now)
 
 
 @pytest.mark.parametrize(

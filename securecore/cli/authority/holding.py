@@ -38,7 +38,8 @@ def request(identity: Path) -> None:
     click.echo(f"made {what}, and its request {made.path}")
     click.echo(f"  key     {key_fingerprint(made.public_key)}")
     click.echo("next: carry the request to where the PKI is, then there:")
-    click.echo("  securecore pki sign host NAME request.pem --out reply.pem     (or: sign receiver NAME ... --address ADDRESS)")
+    click.echo("  securecore pki sign host NAME request.pem --out reply.pem")
+    click.echo("  (or: sign receiver NAME ... --address ADDRESS, sign enroller NAME ... --address ADDRESS)")
 
 
 @click.command(epilog=INSTALL_EPILOG)

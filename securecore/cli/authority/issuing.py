@@ -18,6 +18,7 @@ SIGN_EPILOG = """\b
 Examples:
   securecore pki sign host web-1 web-1-request.pem --out web-1-reply.pem
   securecore pki sign receiver collector request.pem --address 192.0.2.7 --out reply.pem
+  securecore pki sign enroller enrol request.pem --address 192.0.2.8 --out reply.pem
 """
 
 RENEW_EPILOG = """\b
@@ -147,13 +148,41 @@ def sign_receiver(
     name: str, request: Path, directory: Path, out: Path, addresses: tuple[str, ...], days: int, passphrase_file: Path | None
 ) -> None:
     """Certify the key in REQUEST as that of receiver NAME, whatever the request says of itself."""
-    from securecore.certs.profiles import RECEIVER
+    _sign_server("receiver", name, request, directory, out, addresses, days, passphrase_file)
+
+
+@sign.command("enroller", epilog=SIGN_EPILOG)
+@click.argument("name")
+@click.argument("request", type=click.Path(path_type=Path))
+@dir_option
+@_reply_out
+@_addresses
+@_days
+@passphrase_option
+def sign_enroller(
+    name: str, request: Path, directory: Path, out: Path, addresses: tuple[str, ...], days: int, passphrase_file: Path | None
+) -> None:
+    """Certify the key in REQUEST as that of enroller NAME (`securecore pki serve`), whatever the request says of itself."""
+    _sign_server("enroller", name, request, directory, out, addresses, days, passphrase_file)
+
+
+def _sign_server(
+    kind: str,
+    name: str,
+    request: Path,
+    directory: Path,
+    out: Path,
+    addresses: tuple[str, ...],
+    days: int,
+    passphrase_file: Path | None,
+) -> None:
+    from securecore.certs.profiles import PROFILES
     from securecore.pki import issue as issuing
     from securecore.pki import signing
 
     pki = open_directory(directory)
     places = [issuing.parse_address(address) for address in addresses]
-    subject = issuing.server_subject(RECEIVER, host_name(name, pki), places)
+    subject = issuing.server_subject(PROFILES[kind], host_name(name, pki), places)
     _echo_reply(signing.sign(pki, subject, signing.read_request(request), out, asking(passphrase_file), now(), days))
 
 
