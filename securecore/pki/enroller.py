@@ -16,20 +16,18 @@ from typing import Final, NamedTuple
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from securecore.certs.chain import key_fingerprint
-from securecore.certs.identity_directory import MAX_CA_BYTES
 from securecore.certs.judge import Judgement, Purpose, Reason, Refusal, judge
-from securecore.certs.private_file import read_public
 from securecore.certs.profiles import HOST, HOSTS_CA
 from securecore.errors import PkiError
-from securecore.limits import MAX_CRL_BYTES
 from securecore.names import HostName
 from securecore.pki.directory import PkiDirectory
-from securecore.pki.enrolment import Answer, Denied, Request
+from securecore.pki.enrolment import Answer, Denied, Request, encode_answer
 from securecore.pki.keys import AskPassphrase
 from securecore.pki.known_keys import find_key_problem
 from securecore.pki.ledger import Fields, Issued, State, Token
 from securecore.pki.limits import ANSWER_DEADLINE_S, RENEWALS_PER_DAY
 from securecore.pki.minting import Authority
+from securecore.pki.publication import Publication
 from securecore.pki.recording import Subject, mint_judged, record
 from securecore.pki.reply import encode_reply
 from securecore.pki.revocation import Remembered, SignedCrl, sign_crls
@@ -48,6 +46,13 @@ class Done(NamedTuple):
 
     answer: Answer
     issued: str = ""
+    encoded: bytes = b""
+    """Its line, where it has been written already."""
+
+    @property
+    def line(self) -> bytes:
+        """The line that says it."""
+        return self.encoded or encode_answer(self.answer)
 
 
 class Enroller:
@@ -58,6 +63,7 @@ class Enroller:
         self._pki, self._clock = pki, clock
         self._ask = Remembered(ask_passphrase)
         self._guard = threading.Lock()
+        self._publication = Publication(pki)
         self._authority = pki.authority(HOSTS_CA.name, self._ask)
 
     def answer(self, request: Request, peer_der: bytes | None, server_der: bytes) -> Done:
@@ -65,12 +71,9 @@ class Enroller:
 
         Raises Denied when the answer is no; any other SecurecoreError when it can't be given, and is nobody's business.
         """
-        if request.op == "roots":
-            return Done(Answer(ca=self._read_ca()))
-        if request.op == "lists":
-            # Without the lock, which no stranger should have a part in. Each file is replaced whole; of a pair that a rotation
-            # replaces at this moment one may be new, which a receiver refuses, and asks again.
-            return Done(Answer(ca=self._read_ca(), crl=read_public(self._pki.crl_path, MAX_CRL_BYTES).decode("ascii")))
+        if request.op in ("roots", "lists"):
+            answer, line = self._publication.find(request.op)
+            return Done(answer, encoded=line)
         return self._enroll(request, peer_der, server_der) if request.op == "enroll" else self._renew(request, peer_der)
 
     def sign_crls(self) -> tuple[SignedCrl, ...]:
@@ -152,9 +155,6 @@ class Enroller:
             if self._authority.certificate != self._pki.certificate(HOSTS_CA.name):
                 self._authority = self._pki.authority(HOSTS_CA.name, self._ask)
             return self._authority
-
-    def _read_ca(self) -> str:
-        return read_public(self._pki.ca_path, MAX_CA_BYTES).decode("ascii")
 
 
 def _renewable(state: State, judged: Judgement) -> Issued:

@@ -22,7 +22,7 @@ from securecore.errors import PeerError, SecurecoreError, UnreachableError
 from securecore.pki import channel
 from securecore.pki.clients import THIS_MACHINE, Client, Clients, Tally, host, stranger, stranger_at
 from securecore.pki.enroller import Enroller
-from securecore.pki.enrolment import ALPN, Denied, encode_answer, encode_denial, parse_request
+from securecore.pki.enrolment import ALPN, Denied, encode_denial, parse_request
 from securecore.pki.limits import (
     ANSWER_DEADLINE_S,
     ANSWER_RATE_BYTES_PER_S,
@@ -34,6 +34,7 @@ from securecore.pki.limits import (
 _CLIENT: Final = "the client"
 _STOP_DEADLINE_S: Final = REQUEST_DEADLINE_S
 _WARN_DAYS: Final = 30
+_WAKE_BYTES: Final = 4096
 
 
 class Material(NamedTuple):
@@ -71,20 +72,25 @@ class Server:
         self._wakeup, self._waker = socket.socketpair()
         self._waker.setblocking(False)
         self._is_stopping = False
+        self._is_reload_asked = False
+        self._is_checking = False
 
     def serve(self) -> None:
-        """Answer until ``stop``; checks at the start, and then each hour, beside that."""
+        """Answer until ``stop``; checks at the start, each hour, and when ``reload`` says so, beside that."""
         poll = select.poll()
         for one in (*self._listeners, self._wakeup):
             poll.register(one, select.POLLIN)
         by_fd = {listener.fileno(): listener for listener in self._listeners}
         checked, checker = -CHECK_EVERY_S, threading.Thread()
         while not self._is_stopping:
-            if time.monotonic() - checked >= CHECK_EVERY_S and not checker.is_alive():
+            is_due = self._is_reload_asked or time.monotonic() - checked >= CHECK_EVERY_S
+            if is_due and not self._is_checking:
                 checker, checked = self._start_check(), time.monotonic()
             for fd, _ in poll.poll(CHECK_EVERY_S * 1000):
                 if fd in by_fd:
                     self._accept(by_fd[fd])
+                else:
+                    self._wakeup.recv(_WAKE_BYTES)
         for listener in self._listeners:
             listener.close()
         if not self._clients.wait_until_none(_STOP_DEADLINE_S):
@@ -98,34 +104,63 @@ class Server:
     def stop(self) -> None:
         """End ``serve``; for signal handlers and other threads."""
         self._is_stopping = True
-        try:
-            self._waker.send(b"\0")
-        except OSError:
-            pass  # It has been woken already, or is closed.
+        self._wake()
+
+    def reload(self) -> None:
+        """Have ``serve`` check now, and so take a renewed certificate; for signal handlers and other threads."""
+        self._is_reload_asked = True
+        self._wake()
 
     def check(self) -> None:
-        """Sign what CRLs are due, take a renewed certificate, say what was counted and what ends soon."""
+        """Take a renewed certificate, sign what CRLs are due, say what was counted and what ends soon."""
+        is_asked, self._is_reload_asked = self._is_reload_asked, False
         self._tally.summarise()
+        # Before the CRLs, for which a lock may have to be waited for.
+        self._take_material(is_asked=is_asked)
         try:
             for crl in self._enroller.sign_crls():
                 until = f"{crl.next_update:%Y-%m-%d}"
                 self._tell(f"signed CRL {crl.number} of the {crl.authority}, {crl.revoked} revoked, valid until {until}")
         except (SecurecoreError, OSError) as error:
             self._tell(f"no CRL could be signed: {_words(error)}")
-        try:
-            self._material = load_material(self._identity, self._clock())
-        except (SecurecoreError, OSError) as error:
-            self._tell(f"{self._identity} is not taken, what was loaded before stays: {_words(error)}")
         days = (self._material.own.not_after - self._clock()).days
         if days < _WARN_DAYS:
             self._tell(f"the enroller's certificate expires in {days} days")
 
+    def _take_material(self, *, is_asked: bool) -> None:
+        """Load the identity into a context of its own, for connections from now on; bad material leaves what was there."""
+        try:
+            loaded = load_material(self._identity, self._clock())
+        except (SecurecoreError, OSError) as error:
+            self._tell(f"{self._identity} is not taken, what was loaded before stays: {_words(error)}")
+            return
+        is_new = loaded.leaf_der != self._material.leaf_der
+        self._material = loaded
+        if is_new or is_asked:
+            self._tell(f"loaded certificate {loaded.own.serial:x}, valid until {loaded.own.not_after:%Y-%m-%d}")
+
+    def _wake(self) -> None:
+        try:
+            self._waker.send(b"\0")
+        except OSError:
+            pass  # It has been woken already, or is closed.
+
+    def _check_and_wake(self) -> None:
+        """Check, and have ``serve`` look whether it was asked to again meanwhile."""
+        try:
+            self.check()
+        finally:
+            self._is_checking = False
+            self._wake()
+
     def _start_check(self) -> threading.Thread:
         """Check in a thread: it waits for the PKI's lock, and for disks, and neither who comes nor ``stop`` should."""
-        checker = threading.Thread(target=self.check, daemon=True)
+        checker = threading.Thread(target=self._check_and_wake, daemon=True)
+        self._is_checking = True
         try:
             checker.start()
         except RuntimeError as error:  # no memory or no process left for another thread
+            self._is_checking = False
             self._tell(f"no check at present, the next is in an hour: {error}")
         return checker
 
@@ -175,7 +210,7 @@ class Server:
                 self._tally.issued(f"{op} peer={peer} {done.issued}")
             else:
                 self._tally.count(op)
-            return encode_answer(done.answer)
+            return done.line
         except Denied as denied:
             who, cause = ("", stranger(client)) if denied.host is None else (f" host={denied.host}", host(denied.host))
             told = f"refused op={op} peer={peer}{who} code={denied.code} words={denied.message!a}"

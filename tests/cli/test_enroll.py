@@ -137,6 +137,16 @@ def test_a_server_that_was_killed_goes_on(pki: Runner, tmp_path: Path) -> None:
         assert f"db-2 is host db-2.{DOMAIN}" in enrolling(pki, server, identity="db-2").out
 
 
+def test_a_server_goes_on_when_it_is_told_to_reload(pki: Runner, tmp_path: Path) -> None:
+    """SIGHUP ends nobody: what is there is loaded, and said to be."""
+    token_for(pki)
+    with serving(tmp_path) as server:
+        assert server.addresses
+        server.popen.send_signal(signal.SIGHUP)
+        server.logged(r" loaded certificate [0-9a-f]+, valid until ")
+        assert enrolling(pki, server).code == 0
+
+
 def test_a_token_comes_from_standard_input(pki: Runner, tmp_path: Path) -> None:
     """As a password manager gives it, with nothing that another user could see."""
     token = token_for(pki)

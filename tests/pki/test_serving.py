@@ -13,26 +13,36 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from securecore import tls
 from securecore.certs.judge import Purpose, Refusal
 from securecore.certs.profiles import ENROLLER
-from securecore.errors import BusyError, ConfigError, PeerError, PkiError, SecurecoreError, UnreachableError, UntrustedError
+from securecore.errors import (
+    BusyError,
+    ConfigError,
+    NotFoundError,
+    PeerError,
+    PkiError,
+    SecurecoreError,
+    UnreachableError,
+    UntrustedError,
+)
 from securecore.names import Address, HostName
-from securecore.pki import clients, enroller, serving
+from securecore.pki import channel, clients, enroller, serving
 from securecore.pki.enrolling import enroll
 from securecore.pki.enrolment import ALPN, Answer, Denied, Request, encode_answer, encode_denial, encode_request
 from securecore.pki.install import install
 from securecore.pki.issue import issue_enroller, issue_host, issue_receiver, parse_address, server_subject
 from securecore.pki.limits import MAX_LINE_BYTES
 from securecore.pki.request import request
-from securecore.pki.revocation import SignedCrl, revoke_name
+from securecore.pki.revocation import SignedCrl, revoke_name, sign_crls
 from securecore.pki.serving import Server, load_material
 from securecore.pki.signing import read_request, sign
 from securecore.pki.signing_request import request_der
-from securecore.receiver.listeners import listen
+from securecore.receiver.listeners import bound_address, listen
 from tests.support.certificates import DOMAIN, ENROLLER_NAME, HOST_NAME, RECEIVER_NAME, no_passphrase
-from tests.support.enrolment import Place, asking, csr, impostor, leaf_of, talk
+from tests.support.enrolment import Place, asking, csr, impostor, leaf_of, running, talk
 from tests.support.kernel import wait_until
 from tests.support.processes import PATIENCE_S
 
@@ -266,6 +276,71 @@ def test_a_renewed_certificate_is_taken_and_a_broken_one_is_not(place: Place) ->
     assert any(line.startswith("signed CRL 2 of the hosts-ca") for line in place.told)
     for one in (*server._listeners, server._wakeup, server._waker):
         one.close()
+
+
+def test_a_server_that_is_told_to_reloads(place: Place) -> None:
+    """What it shows from then on is the new certificate, in a context of its own; what is no identity leaves it as it is."""
+
+    def shown(address: Address) -> bytes:
+        with channel.connect(address, tls.enrolment_context(ALPN, None), PATIENCE_S) as secured:
+            return secured.getpeercert(binary_form=True) or b""
+
+    def told(words: str) -> bool | None:
+        return any(words in line for line in place.told) or None
+
+    renewed = place.another_enroller("renewed")
+    serial = f"{leaf_of(renewed).serial_number:x}"
+    listeners = listen(Address("127.0.0.1:0"))
+    server = Server(listeners, place.enroller(), place.identity, place.told.append, lambda: place.now)
+    address = bound_address(listeners[0])
+    with running(server.serve, server.stop):
+        assert shown(address) == place.server_der
+        for name in ("cert.pem", "key.pem"):
+            shutil.copyfile(renewed / name, place.identity / name)
+        server.reload()
+        assert wait_until(lambda: told(f"loaded certificate {serial}, valid until"))
+        assert shown(address) == leaf_of(renewed).public_bytes(Encoding.DER)
+        (place.identity / "key.pem").write_text("damaged")
+        server.reload()
+        assert wait_until(lambda: told("what was loaded before stays"))
+        assert shown(address) == leaf_of(renewed).public_bytes(Encoding.DER)
+
+
+def test_a_reload_that_is_asked_for_during_a_check_is_not_forgotten(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another check follows the one that is under way, without a wait for the hour."""
+    may_end, checks = threading.Event(), []
+    listeners = listen(Address("127.0.0.1:0"))
+    server = Server(listeners, place.enroller(), place.identity, place.told.append, lambda: place.now)
+
+    def sign_slowly() -> tuple[SignedCrl, ...]:
+        checks.append("")
+        may_end.wait(PATIENCE_S)
+        return ()
+
+    monkeypatch.setattr(server._enroller, "sign_crls", sign_slowly)
+    with running(server.serve, server.stop):
+        assert wait_until(lambda: checks or None)
+        server.reload()
+        may_end.set()
+        assert wait_until(lambda: len(checks) == 2 or None)
+
+
+def test_lists_are_written_once_for_all_who_ask(place: Place) -> None:
+    """As long as the files are the same ones; another file is another answer, and one that is gone is none."""
+    door = place.enroller()
+
+    def line(op: str) -> bytes:
+        return door.answer(Request(op), None, place.server_der).line
+
+    first = {op: line(op) for op in ("roots", "lists")}
+    assert all(line(op) is data for op, data in first.items())
+    sign_crls(place.pki, no_passphrase, place.now, is_forced=True)
+    assert line("roots") is first["roots"]
+    assert answered(line("lists"))["crl"] == place.pki.crl_path.read_text() != answered(first["lists"])["crl"]
+    place.pki.crl_path.unlink()
+    with pytest.raises(NotFoundError, match="no such file"):
+        line("lists")
+    assert line("roots") is first["roots"]
 
 
 def test_a_directory_that_its_user_may_not_read_ends_no_server(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,8 @@ def serve(listen: tuple[Address, ...], directory: Path, identity: Path, passphra
     """Enrol hosts by token, renew them, and give receivers CAs and CRLs, until SIGTERM.
 
     Of the CA keys it needs that of the hosts CA only: keep the others elsewhere. It signs the CRLs that are due, at the start and
-    each hour, for the keys that it has. Where it listens is said on standard output, the log goes to standard error.
+    each hour, for the keys that it has, and takes a renewed certificate of its own; on SIGHUP at once. Where it listens is said on
+    standard output, the log goes to standard error.
     """
     from securecore.pki.enroller import Enroller
     from securecore.pki.serving import Server
@@ -106,6 +107,7 @@ def serve(listen: tuple[Address, ...], directory: Path, identity: Path, passphra
         server = Server(listeners, enroller, identity, logging.getLogger("securecore.enroller").info, now)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda _number, _frame: server.stop())
+        signal.signal(signal.SIGHUP, lambda _number, _frame: server.reload())
         for one in listeners:
             click.echo(f"listening on {bound_address(one)} (TLS 1.3), PKI {directory}")
         sys.stdout.flush()

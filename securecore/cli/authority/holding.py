@@ -68,3 +68,5 @@ def install(reply: Path, identity: Path, ca_fingerprint: str | None) -> None:
         click.echo(f"next: put it back; where it is lost, securecore audit rekey --lost {identity} --identity {identity}")
     elif judged.purpose.value == "receiver":
         click.echo("next: send the receiver SIGHUP")
+    elif judged.purpose.value == "enroller":
+        click.echo("next: send `securecore pki serve` SIGHUP, or start it")
