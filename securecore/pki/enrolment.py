@@ -146,7 +146,10 @@ def parse_answer(line: bytes, peer: str) -> Answer:
     texts = {name: fields.get(name, "") for name in Answer._fields}
     if not fields or not set(fields) <= set(texts) or not all(isinstance(text, str) and text.isascii() for text in texts.values()):
         raise PeerError(f"{peer}: not an answer")
-    return Answer(**texts)
+    answer = Answer(**texts)
+    if encode_answer(answer) != line + b"\n":
+        raise PeerError(f"{peer}: not an answer in its one encoding: a field is empty")
+    return answer
 
 
 def _denial(fields: dict[str, Any], peer: str) -> SecurecoreError:

@@ -3,7 +3,7 @@
 from typing import Final
 
 from tests.fuzz.target import Target
-from tests.fuzz.targets import audit, certs, crash, dump, kept, local, programs, receiving, shown, store, wire
+from tests.fuzz.targets import audit, certs, crash, dump, enrolment, kept, local, programs, receiving, shown, store, wire
 
 TARGETS: Final[dict[str, Target]] = {
     "frame": dump.FRAME,
@@ -42,6 +42,11 @@ TARGETS: Final[dict[str, Target]] = {
     "row": shown.ROW,
     "log-row": shown.LOG_ROW,
     "inspection": shown.INSPECTION,
+    "enrolment-request": enrolment.REQUEST,
+    "enrolment-answer": enrolment.ANSWER,
+    "enrolment-token": enrolment.TOKEN,
+    "signing-request": enrolment.SIGNING_REQUEST,
+    "reply": enrolment.REPLY,
     "control-request": local.CONTROL_REQUEST,
     "names": local.NAMES,
 }

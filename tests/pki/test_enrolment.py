@@ -108,7 +108,7 @@ def test_a_request_has_one_encoding(good: str, bad: str) -> None:
     "line",
     [
         b'{"ca":"x","ca":"y"}', b'{"ca": "x"}', b'{"crl":"y","ca":"x"}', b'{"ca":"\\u0078"}', b'{"ca":"x"} ', b'\t{"ca":"x"}',
-        b'{"error":"busy","error":"bad-token","words":"x"}', b'{"words":"x","error":"busy"}',
+        b'{"ca":"","reply":"x"}', b'{"error":"busy","error":"bad-token","words":"x"}', b'{"words":"x","error":"busy"}',
     ],
 )  # fmt: skip
 def test_an_answer_has_one_encoding(line: bytes) -> None:
