@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from securecore.cli.authority.options import root_fingerprint
 from securecore.cli.main import run
+from securecore.errors import PkiError
 from securecore.pki.directory import open_pki
 from securecore.pki.tokens import parse_token
 from tests.cli.test_pki import Result, Runner, fails
@@ -145,6 +147,17 @@ def test_a_server_goes_on_when_it_is_told_to_reload(pki: Runner, tmp_path: Path)
         server.popen.send_signal(signal.SIGHUP)
         server.logged(r" loaded certificate [0-9a-f]+, valid until ")
         assert enrolling(pki, server).code == 0
+
+
+@pytest.mark.parametrize("cut", range(0, 64, 7))
+def test_a_fingerprint_is_64_digits_in_every_usual_form(cut: int) -> None:
+    """As we and openssl print it; cut anywhere, or with a digit more, it is refused."""
+    mark = "5f3c0a1b" * 8
+    for form in (mark, mark.upper(), ":".join(re.findall("..", mark)), f" {mark}\n"):
+        assert root_fingerprint(form) == mark
+    for bad in (mark[:cut], mark + "0", mark[:cut] + "g" + mark[cut + 1 :]):
+        with pytest.raises(PkiError, match="not a SHA-256 fingerprint"):
+            root_fingerprint(bad)
 
 
 def test_a_token_comes_from_standard_input(pki: Runner, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ TARGETS: Final[dict[str, Target]] = {
     "inspection": shown.INSPECTION,
     "enrolment-request": enrolment.REQUEST,
     "enrolment-answer": enrolment.ANSWER,
-    "enrolment-token": enrolment.TOKEN,
+    "enrolment-words": enrolment.BROUGHT,
     "signing-request": enrolment.SIGNING_REQUEST,
     "reply": enrolment.REPLY,
     "control-request": local.CONTROL_REQUEST,

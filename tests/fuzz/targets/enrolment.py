@@ -1,4 +1,4 @@
-"""What is said where hosts enrol: lines, requests for certificates, replies, tokens."""
+"""What is said where hosts enrol: lines, requests for certificates, replies, and the words that a person brings."""
 
 import base64
 import hashlib
@@ -13,8 +13,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from securecore.cli.authority.options import root_fingerprint, serial_number
 from securecore.errors import BusyError, ConfigError, PeerError, PkiError, SecurecoreError
 from securecore.limits import MAX_RETRY_AFTER_S
+from securecore.names import Address
+from securecore.pki.enrolling import read_enroller
 from securecore.pki.enrolment import (
     Answer,
     Denied,
@@ -28,6 +31,7 @@ from securecore.pki.enrolment import (
 from securecore.pki.reply import parse_reply
 from securecore.pki.signing_request import requested_key, requested_key_of_der
 from securecore.pki.tokens import parse_token
+from tests.fuzz.files import scratch
 from tests.fuzz.fleet import Fleet, fleet, key
 from tests.fuzz.target import Target, check_begins, check_words
 from tests.support.certificates import make_crl
@@ -182,15 +186,27 @@ def reply_seeds() -> Iterator[bytes]:
     yield made.host.pem + hosts.pem
 
 
-def check_token(data: bytes) -> None:
-    """A text is refused without being repeated, or is a token in its one spelling, blanks around it aside; its parts are hashes."""
+def check_words_brought(data: bytes) -> None:
+    """A token, a fingerprint, a serial number or an enroller's address is refused in one line, or read in its one meaning.
+
+    The first byte says which of them the rest is. A token is not repeated, whatever is wrong with it.
+    """
+    if not data:
+        return
+    checks = (_check_token, _check_fingerprint, _check_serial_number, _check_address)
+    try:
+        checks[data[0] % len(checks)](data[1:])
+    except (ConfigError, PkiError) as error:
+        check_words(error)
+
+
+def _check_token(data: bytes) -> None:
     text = data.decode("utf-8", "replace")
     try:
         secret = parse_token(text)
     except PkiError as error:
-        check_words(error)
         _check_silent(error, text.strip())
-        return
+        raise
     digits = text.strip().removeprefix("securecore-token-")
     assert re.fullmatch("[0-9a-f]{64}", digits)
     assert secret.key == hashlib.sha256(bytes.fromhex(digits)).digest()
@@ -203,10 +219,33 @@ def _check_silent(error: PkiError, text: str) -> None:
     assert len(text) <= len("not a token") or text not in error.message
 
 
-def token_seeds() -> Iterator[bytes]:
-    """A token as it is printed, and what is nearly one."""
+def _check_fingerprint(data: bytes) -> None:
+    mark = root_fingerprint(data.decode("utf-8", "replace"))
+    assert re.fullmatch("[0-9a-f]{64}", mark)
+    assert root_fingerprint(":".join(re.findall("..", mark)).upper()) == mark
+
+
+def _check_serial_number(data: bytes) -> None:
+    number = serial_number(data.decode("utf-8", "replace"))
+    assert 0 <= number < 1 << 256
+    assert serial_number(f"0x{number:X}") == number
+
+
+def _check_address(data: bytes) -> None:
+    path = scratch("enroller")
+    (path / "enroller").write_bytes(data)
+    address = read_enroller(path)
+    assert Address(str(address)) == address
+
+
+def seeds_brought() -> Iterator[bytes]:
+    """Each as it is printed, and what is nearly one."""
     text = b"securecore-token-" + b"5a" * 32
-    yield from (text, text + b"\n", b" " + text, text[:-1], text + b"0", text.upper(), text.replace(b"5a", b"\xd9\xa5a"))
+    tokens = (text, text + b"\n", b" " + text, text[:-1], text + b"0", text.upper(), text.replace(b"5a", b"\xd9\xa5a"))
+    yield from (b"\0" + one for one in tokens)
+    yield from (b"\1" + one for one in (b"5f" * 32, b":".join([b"5F"] * 32), b"5f" * 31, b" " + b"5f" * 32))
+    yield from (b"\2" + one for one in (b"a1", b"0xA1", b"a1:b2", b"", b"5f" * 32, b"5f" * 33))
+    yield from (b"\3" + one for one in (b"enrol.acme.example:4456\n", b"[2001:db8::1]:4456", b"192.0.2.1:1", b"x", b"\xff"))
 
 
 REQUEST = Target(check_request, request_seeds, ("pki.enrolment.parse_request",), is_json=True)
@@ -216,4 +255,8 @@ SIGNING_REQUEST = Target(
     ("pki.signing_request.requested_key", "pki.signing_request.requested_key_of_der"), 2048,
 )  # fmt: skip
 REPLY = Target(check_reply, reply_seeds, ("pki.reply.parse_reply",), 8192)
-TOKEN = Target(check_token, token_seeds, ("pki.tokens.parse_token",), 512)
+BROUGHT = Target(
+    check_words_brought, seeds_brought,
+    ("pki.tokens.parse_token", "pki.enrolling.read_enroller", "cli.authority.options.root_fingerprint",
+     "cli.authority.options.serial_number"), 512,
+)  # fmt: skip
