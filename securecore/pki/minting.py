@@ -15,14 +15,18 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from securecore.certs.conformance import find_departure, find_extension, key_uses
-from securecore.certs.profiles import BACKDATED_S, MAX_ALTERNATIVE_NAMES, MAX_COMMON_NAME, ROOT_CA, Profile
+from securecore.certs.profiles import BACKDATED_S, MAX_ALTERNATIVE_NAMES, MAX_COMMON_NAME, RECEIVER, RECEIVERS_CA, ROOT_CA, Profile
 from securecore.errors import Bug, PkiError
 from securecore.names import HostName
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 CRL_DAYS: Final = 30
-"""Life of an issuing CA's CRL: re-signed by a timer each day or week, a month of it forgives a broken timer."""
+"""Life of the hosts CA's CRL: re-signed by a timer each day or week, a month of it forgives a broken timer."""
+
+RECEIVERS_CRL_DAYS: Final = RECEIVER.default_days
+"""Life of the receivers CA's CRL: its key may be off-line too, and comes back to renew receivers. That is due when a third of their
+certificates' life is left, and so is a list that lives as long; no sender looks at it, so a shorter life would keep nobody out."""
 
 ROOT_CRL_DAYS: Final = 365
 """Life of the root's CRL: the root's key is kept off-line, and bringing it out each month would make it less so."""
@@ -50,7 +54,9 @@ class Revoked:
 
 def crl_days(authority: str) -> int:
     """Return how long a CRL of a CA lives, by the CA's name."""
-    return ROOT_CRL_DAYS if authority == ROOT_CA.name else CRL_DAYS
+    # A name may say which CA of a rotation is meant (NEXT, PREVIOUS): the profile stands before that.
+    lives = {ROOT_CA.name: ROOT_CRL_DAYS, RECEIVERS_CA.name: RECEIVERS_CRL_DAYS}
+    return lives.get(authority.partition(" ")[0], CRL_DAYS)
 
 
 def mint_root(profile: Profile, organisation: str, key: ec.EllipticCurvePrivateKey, now: datetime) -> x509.Certificate:

@@ -15,6 +15,9 @@ GONE_AFTER: Final = timedelta(days=90)
 """The default life of a certificate: who has not missed it for so long has no use for it."""
 
 _LEAVES: Final = (HOST.name, RECEIVER.name, ENROLLER.name)
+_OFTEN_AWAY: Final = (ROOT_CA.name, RECEIVERS_CA.name)
+"""The CAs whose keys are kept elsewhere between uses, so that no timer signs their lists."""
+
 _LAST_TENTH: Final = 10
 _LAST_THIRD: Final = 3
 
@@ -112,10 +115,13 @@ def _crl(state: State, issuer: Issued, now: datetime) -> Item:
         words = "was never signed: run `securecore pki crl`"
         return Item(Level.CRITICAL, "crl", issuer.profile, issuer.serial, issuer.not_before, words)
     level, problem, left = Level.OK, None, last.next_update - now
+    answer = "run `securecore pki crl` and distribute it"
+    if issuer.profile in _OFTEN_AWAY:
+        answer = f"bring its key, {answer}"
     if left < timedelta(0):
-        level, problem = Level.CRITICAL, f"expired {_days(-left)} ago: run `securecore pki crl` and distribute it"
+        level, problem = Level.CRITICAL, f"expired {_days(-left)} ago: {answer}"
     elif left <= (last.next_update - last.this_update) / _LAST_THIRD:
-        level, problem = Level.WARNING, f"ends in {_days(left)}: run `securecore pki crl` and distribute it"
+        level, problem = Level.WARNING, f"ends in {_days(left)}: {answer}"
     return Item(level, "crl", issuer.profile, issuer.serial, last.next_update, problem)
 
 

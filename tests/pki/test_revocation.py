@@ -11,12 +11,13 @@ from cryptography import x509
 from securecore.certs.chain import load_pem_certificates
 from securecore.certs.identity_directory import load_identity
 from securecore.certs.judge import Purpose, Reason, Refusal, judge
+from securecore.certs.profiles import RECEIVER
 from securecore.certs.revocation import RevocationLists
 from securecore.errors import NotFoundError, PkiError
 from securecore.names import HostName
 from securecore.pki.directory import PkiDirectory
 from securecore.pki.issue import issue_host, issue_receiver
-from securecore.pki.minting import CRL_DAYS, ROOT_CRL_DAYS
+from securecore.pki.minting import CRL_DAYS, RECEIVERS_CRL_DAYS, ROOT_CRL_DAYS
 from securecore.pki.revocation import REASONS, revoke_name, revoke_older, revoke_serial, sign_crls
 from securecore.pki.verification import verify_log
 from tests.support.certificates import DOMAIN, HOST_NAME, RECEIVER_NAME, Fleet, make_fleet, no_passphrase
@@ -154,7 +155,7 @@ def test_nothing_is_signed_before_it_is_due(fleet: Fleet) -> None:
     assert sign_crls(fleet.pki, ask, ends - third - timedelta(seconds=1)) == ()
     assert before == {path: path.read_bytes() for path in fleet.pki.path.rglob("*") if path.is_file()}
     signed = sign_crls(fleet.pki, no_passphrase, ends - third)
-    assert [(one.authority, one.number) for one in signed] == [("hosts-ca", 2), ("receivers-ca", 2)]
+    assert [(one.authority, one.number) for one in signed] == [("hosts-ca", 2)]
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "older", "empty"])
@@ -187,11 +188,12 @@ def test_lists_together_are_put_right_without_a_signature(fleet: Fleet) -> None:
 
 
 def test_lists_live_as_long_as_their_use_needs(fleet: Fleet) -> None:
-    """Thirty days for the issuing CAs, a year for the root, whose key is off-line."""
+    """Thirty days where hosts are judged by it; as long as a receiver's certificate, and a year, where the key may be off-line."""
     found = {name: crl_of(fleet.pki, name) for name in ("root-ca", "hosts-ca", "receivers-ca")}
     lives = {name: (crl.next_update_utc or NOW) - crl.last_update_utc for name, crl in found.items()}
-    month, year = timedelta(days=CRL_DAYS), timedelta(days=ROOT_CRL_DAYS)
-    assert lives == {"root-ca": year, "hosts-ca": month, "receivers-ca": month}
+    days = {"root-ca": ROOT_CRL_DAYS, "hosts-ca": CRL_DAYS, "receivers-ca": RECEIVERS_CRL_DAYS}
+    assert lives == {name: timedelta(days=count) for name, count in days.items()}
+    assert RECEIVER.default_days == RECEIVERS_CRL_DAYS
 
 
 def test_absent_root_key_leaves_the_roots_list_alone(fleet: Fleet) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from securecore.names import HostName
 from securecore.pki.issue import issue_enroller, issue_host
-from securecore.pki.minting import CRL_DAYS, ROOT_CRL_DAYS
+from securecore.pki.minting import crl_days
 from securecore.pki.revocation import revoke_name, sign_crls
 from securecore.pki.status import GONE_AFTER, Level, Status, find_status
 from tests.support.certificates import ENROLLER_NAME, HOST_NAME, Fleet, make_fleet, no_passphrase
@@ -75,7 +75,7 @@ def test_a_machine_that_nobody_misses_is_gone(fleet: Fleet) -> None:
 @pytest.mark.parametrize("name", ["root-ca", "hosts-ca", "receivers-ca"])
 def test_a_crl_is_due_in_its_last_third_and_a_signature_mends_it(name: str, fleet: Fleet) -> None:
     """Critical only once it has ended: the receivers' grace begins then. `pki crl` signs just what is due here."""
-    life = ROOT_CRL_DAYS if name == "root-ca" else CRL_DAYS
+    life = crl_days(name)
     assert [level_of(fleet, life * part, "crl", name) for part in (0.6, 0.7, 1.1)] == [Level.OK, Level.WARNING, Level.CRITICAL]
     sign_crls(fleet.pki, no_passphrase, NOW + timedelta(days=life * 0.7))
     assert level_of(fleet, life * 0.7, "crl", name) is Level.OK
@@ -95,3 +95,11 @@ def test_the_worst_comes_first(fleet: Fleet) -> None:
     assert [item.level for item in items] == sorted((item.level for item in items), reverse=True)
     assert items[0].kind == "crl"
     assert status(fleet, 61).level is Level.CRITICAL
+
+
+@pytest.mark.parametrize(("name", "is_away"), [("root-ca", True), ("hosts-ca", False), ("receivers-ca", True)])
+def test_a_list_whose_key_is_often_away_asks_for_the_key(name: str, is_away: bool, fleet: Fleet) -> None:
+    """No timer signs it: somebody has to bring the key."""
+    items = status(fleet, crl_days(name) * 0.7).items
+    (problem,) = [item.problem for item in items if (item.kind, item.name) == ("crl", name)]
+    assert ("bring its key" in (problem or "")) == is_away
