@@ -7,6 +7,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from securecore.certs.chain import key_fingerprint
 from securecore.errors import PkiError
+from securecore.pki.choices import KEY_COMPROMISE
 from securecore.pki.ledger import State
 from securecore.pki.recording import Subject
 
@@ -34,7 +35,7 @@ def find_key_problem(state: State, public_key: ec.EllipticCurvePublicKey, subjec
     """
     mark = key_fingerprint(public_key)
     known = [one for one in state.issued.values() if one.public_key == mark and not one.is_discarded]
-    revoked = [one for one in known if one.reason == "keyCompromise"] or [one for one in known[-1:] if one.reason is not None]
+    revoked = [one for one in known if one.reason == KEY_COMPROMISE] or [one for one in known[-1:] if one.reason is not None]
     for one in revoked:
         words = f"certificate {one.serial:x} of this key was revoked ({one.reason}): the key is not certified again"
         hint = "make a new key: `securecore pki rekey`, or `securecore pki request` on the machine itself, in a new directory"

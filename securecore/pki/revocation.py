@@ -17,15 +17,16 @@ from securecore.certs.private_file import read_public
 from securecore.errors import NotFoundError, PkiError
 from securecore.limits import MAX_CRL_BYTES
 from securecore.names import HostName
+from securecore.pki.choices import KEY_COMPROMISE, choose_name, choose_older, choose_serial, find_same_key
 from securecore.pki.directory import PkiDirectory, certificate_pem
 from securecore.pki.keys import AskPassphrase
-from securecore.pki.ledger import Issued, State, find_serial, format_time
+from securecore.pki.ledger import Issued, State, format_time
 from securecore.pki.minting import Authority, Revoked, crl_days, mint_crl
 from securecore.pki.staging import PUBLIC_MODE, replace
 
 REASONS: Final = (
     "unspecified",
-    "keyCompromise",
+    KEY_COMPROMISE,
     "cACompromise",
     "affiliationChanged",
     "superseded",
@@ -50,53 +51,30 @@ class Revocation(NamedTuple):
     revoked: tuple[Issued, ...]
     already: tuple[Issued, ...]
     crls: tuple[SignedCrl, ...]
+    same_key: tuple[Issued, ...]
+    """Valid ones, not revoked, with the key of one that is."""
 
 
 def revoke_name(pki: PkiDirectory, name: HostName, reason: str, ask_passphrase: AskPassphrase, now: datetime) -> Revocation:
     """Revoke every valid certificate of one name and sign the CRLs concerned.
 
-    Raises NotFoundError when this PKI never made one for that name, PkiError when all have expired, and as sign_crls.
+    With the reason KEY_COMPROMISE every other certificate with one of their keys goes too. Raises NotFoundError when this PKI never
+    made one for that name, PkiError when all have expired, and as sign_crls.
     """
-
-    def choose(state: State) -> list[Issued]:
-        found = [one for one in state.issued.values() if str(name) in one.names]
-        if not found:
-            raise NotFoundError(f"this PKI never made a certificate for {str(name)!r}", hint="see `securecore pki list`")
-        chosen = [one for one in found if one.state(now) in ("valid", "revoked")]
-        if not chosen:
-            raise PkiError(f"no certificate of {str(name)!r} is valid any more, so there is nothing to revoke")
-        return chosen
-
-    return _revoke(pki, choose, reason, ask_passphrase, now)
+    return _revoke(pki, lambda state: choose_name(state, name, now), reason, ask_passphrase, now)
 
 
 def revoke_serial(pki: PkiDirectory, serial: int, reason: str, ask_passphrase: AskPassphrase, now: datetime) -> Revocation:
-    """Revoke one certificate, that of an issuing CA included, and sign its issuer's CRL; raises like revoke_name."""
-
-    def choose(state: State) -> list[Issued]:
-        one = find_serial(state, serial)
-        if one.issuer == one.serial:
-            words = "a root can't be revoked: there is nobody above it to say so"
-            raise PkiError(words, hint="replace it on every machine: pki/runbooks/root-key-lost.md")
-        return [one]
-
-    return _revoke(pki, choose, reason, ask_passphrase, now)
+    """Revoke one certificate, that of an issuing CA included, and sign its issuer's CRL; else as revoke_name."""
+    return _revoke(pki, lambda state: choose_serial(state, serial), reason, ask_passphrase, now)
 
 
 def revoke_older(pki: PkiDirectory, name: HostName, reason: str, ask_passphrase: AskPassphrase, now: datetime) -> Revocation:
-    """Revoke every valid certificate of one name but the newest of each kind; raises like revoke_name."""
+    """Revoke every valid certificate of one name but the newest of each kind; else as revoke_name.
 
-    def choose(state: State) -> list[Issued]:
-        found = [one for one in state.issued.values() if one.names[:1] == (str(name),) and not one.is_discarded]
-        if not found:
-            raise NotFoundError(f"this PKI never made a certificate for {str(name)!r}", hint="see `securecore pki list`")
-        newest = {one.profile: one.serial for one in found}
-        chosen = [one for one in found if one.serial != newest[one.profile] and one.state(now) in ("valid", "revoked")]
-        if not chosen:
-            raise PkiError(f"no older certificate of {str(name)!r} is valid any more, so there is nothing to revoke")
-        return chosen
-
-    return _revoke(pki, choose, reason, ask_passphrase, now)
+    Raises PkiError too when the newest has the key that *reason* calls compromised.
+    """
+    return _revoke(pki, lambda state: choose_older(state, name, reason, now), reason, ask_passphrase, now)
 
 
 def sign_crls(
@@ -162,10 +140,15 @@ def _revoke(
     """
     if reason not in REASONS:
         raise PkiError(f"not a reason for a revocation: {reason[:100]!a}", hint=f"one of {', '.join(REASONS)}")
-    unlocked = _unlock(pki, _authorities_of(pki, choose(pki.ledger.follow())), ask_passphrase)
+
+    def choose_all(state: State) -> list[Issued]:
+        chosen = list(choose(state))
+        return [*chosen, *(find_same_key(state, chosen, now) if reason == KEY_COMPROMISE else [])]
+
+    unlocked = _unlock(pki, _authorities_of(pki, choose_all(pki.ledger.follow())), ask_passphrase)
     with pki.lock():
         state = pki.ledger.follow()
-        chosen = choose(state)
+        chosen = choose_all(state)
         authorities = _as_called_now(pki, state, unlocked)
         if not set(_authorities_of(pki, chosen)) <= set(authorities):
             raise PkiError("a certificate of that name was issued by another CA at this moment", hint="run the command again")
@@ -173,17 +156,20 @@ def _revoke(
         for one in fresh:
             pki.ledger.append(now, "revoke", {"serial": f"{one.serial:x}", "reason": reason})
         crls = _sign(pki, pki.ledger.follow(), authorities, now)
-    return Revocation(tuple(fresh), tuple(one for one in chosen if one.revoked_at is not None), crls)
+    already = tuple(one for one in chosen if one.revoked_at is not None)
+    return Revocation(tuple(fresh), already, crls, tuple(find_same_key(state, chosen, now)))
 
 
 def _authorities_of(pki: PkiDirectory, chosen: Sequence[Issued]) -> list[str]:
-    """Return the CAs, by their profiles' names, that signed some certificates."""
+    """Return the CAs, by their profiles' names, that signed some certificates; raises PkiError when none is in use any more.
+
+    That of a certificate whose CA was let go of has no list: the ledger alone says that it was revoked.
+    """
     serials = {pki.certificate(name).serial_number: name for name in pki.authorities()}
-    for one in chosen:
-        if one.issuer not in serials:
-            words = f"the CA that signed certificate {one.serial:x} is not in use any more"
-            raise PkiError(words, hint="what it signed counts nowhere that has the new ca.pem")
-    found = {serials[one.issuer] for one in chosen}
+    found = {serials[one.issuer] for one in chosen if one.issuer in serials}
+    if not found:
+        words = f"the CA that signed certificate {chosen[0].serial:x} is not in use any more"
+        raise PkiError(words, hint="what it signed counts nowhere that has the new ca.pem")
     return [name for name in serials.values() if name in found]
 
 

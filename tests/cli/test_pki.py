@@ -137,6 +137,20 @@ def test_serial_number_with_colons_is_taken(pki: Runner) -> None:
     assert pki("revoke", "--serial", colons).code == 0
 
 
+def test_a_key_that_lives_on_is_told(pki: Runner) -> None:
+    """With the command that ends it, which works as printed; where that reason was given there is nothing to tell."""
+    pki("issue", "host", "web-1", "--out", "w")
+    pki("renew", "web-1", "--out", "reply")
+    serial = f"{load_identity(Path('w')).certificates[0].serial_number:x}"
+    first = pki("revoke", "--serial", serial, "--reason", "superseded")
+    assert "its key lives on in" in first.out
+    command = first.out.partition("if others may have the key: securecore pki ")[2].partition("\n")[0]
+    ran = pki(*command.split())
+    assert (ran.code, "lives on" in ran.out) == (0, False)
+    states = [row["state"] for row in json.loads(pki("list", "--json").out) if row["profile"] == "host"]
+    assert states == ["revoked", "revoked"]
+
+
 def test_bad_input_is_one_line_a_hint_and_an_exit_code(pki: Runner) -> None:
     """Every command, every kind of mistake that a person makes."""
     Path("taken").mkdir()

@@ -17,13 +17,14 @@ from securecore.cli.authority.options import (
 )
 
 if TYPE_CHECKING:
+    from securecore.pki.ledger import Issued
     from securecore.pki.revocation import SignedCrl
 
 REVOKE_EPILOG = """\b
 Examples:
   securecore pki revoke web-1 --reason keyCompromise
   securecore pki revoke web-1 --older --reason superseded    all but the newest
-  securecore pki revoke --serial 1f3a
+  securecore pki revoke --serial 1f3a --reason keyCompromise    and all with the same key
 """
 
 CRL_EPILOG = """\b
@@ -36,12 +37,16 @@ Examples:
 @click.command(epilog=REVOKE_EPILOG)
 @click.argument("host", required=False)
 @dir_option
-@click.option("--serial", help="Revoke the one certificate with this serial number, in hexadecimal.")
+@click.option("--serial", help="Revoke the certificate with this serial number, in hexadecimal.")
 @click.option("--older", is_flag=True, help="Of HOST, leave the newest certificate of each kind.")
 @click.option("--reason", default="unspecified", show_default=True, help="Why: keyCompromise, superseded, ... (RFC 5280).")
 @passphrase_option
 def revoke(host: str | None, directory: Path, serial: str | None, older: bool, reason: str, passphrase_file: Path | None) -> None:
-    """Revoke every valid certificate of HOST, or the one with a serial number, and sign the CRL that says so."""
+    """Revoke every valid certificate of HOST, or the one with a serial number, and sign the CRL that says so.
+
+    A renewed certificate has the key of the one before. With the reason keyCompromise every certificate with the same key goes,
+    whichever was named.
+    """
     from securecore.pki import revocation
 
     if (host is None) == (serial is None):
@@ -56,9 +61,13 @@ def revoke(host: str | None, directory: Path, serial: str | None, older: bool, r
         choose = revocation.revoke_older if older else revocation.revoke_name
         done = choose(pki, host_name(host or "", pki), reason, ask, now())
     for one in done.revoked:
-        click.echo(f"revoked {one.serial:x}, {one.profile} {one.names[0] if one.names else ''}".rstrip() + f" ({reason})")
+        click.echo(f"revoked {one.serial:x}, {_holder(one)} ({reason})")
     for one in done.already:
         click.echo(f"{one.serial:x} was revoked already, on {day(one.revoked_at or now())} ({one.reason})")
+    if serial is not None:
+        for one in done.same_key:
+            click.echo(f"its key lives on in {one.serial:x}, {_holder(one)}, valid until {day(one.not_after)}")
+            click.echo(f"  if others may have the key: securecore pki revoke --serial {one.serial:x} --reason keyCompromise")
     _echo_crls(done.crls)
     click.echo(f"next: copy {pki.crl_path} over crl.pem in each receiver's identity directory and send the receiver SIGHUP")
     click.echo("until then nothing changes")
@@ -87,6 +96,10 @@ def crl(directory: Path, is_forced: bool, passphrase_file: Path | None) -> None:
             until = "nowhere" if last is None else f"valid until {day(last.next_update)}"
             words = "not due yet, its last CRL is" if pki.has_key(name) else "its key is not here; its last CRL stays,"
             click.echo(f"  {name}: {words} {until}", err=True)
+
+
+def _holder(one: "Issued") -> str:
+    return f"{one.profile} {one.names[0] if one.names else ''}".rstrip()
 
 
 def _echo_crls(crls: "tuple[SignedCrl, ...]", *, err: bool = False) -> None:
