@@ -30,7 +30,10 @@ _BEGIN: Final = b"-----BEGIN X509 CRL-----"
 _BLOCK: Final = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
 _EXTENSIONS: Final = {ExtensionOID.CRL_NUMBER, ExtensionOID.AUTHORITY_KEY_IDENTIFIER}
 _HINT: Final = "run `securecore pki crl` where the CA is, and copy the file that it names over the receiver's crl.pem"
-_TWO_COPIES: Final = "two copies of the PKI have signed: keep the one with all revocations; `securecore pki crl --now` there"
+_OLDER: Final = (
+    "copy the file that `securecore pki crl` names; if that one is older, so is the PKI: pki/runbooks/after-a-restore.md"
+)
+_TWO_COPIES: Final = "two copies of the PKI have signed, and each lacks what the other revoked: pki/runbooks/after-a-restore.md"
 
 
 class _List(NamedTuple):
@@ -43,6 +46,25 @@ class _List(NamedTuple):
     next_update: datetime
     serials: frozenset[int]
     crl: x509.CertificateRevocationList
+
+
+class Entry(NamedTuple):
+    """A revoked certificate as a list names it."""
+
+    serial: int
+    revoked_at: datetime
+    """The list's own date where the entry has none of any calendar."""
+    reason: str
+
+
+class Contents(NamedTuple):
+    """What one CA's list says; *issuer* is the serial number of the CA's certificate among the anchors."""
+
+    issuer: int
+    number: int
+    this_update: datetime
+    next_update: datetime
+    entries: tuple[Entry, ...]
 
 
 class Age(NamedTuple):
@@ -104,6 +126,16 @@ class RevocationLists:
         """How many CAs have a list here."""
         return len(self._lists)
 
+    def contents(self) -> list[Contents]:
+        """Return what each list says, for whoever keeps a record of it."""
+        return [
+            Contents(
+                found.issuer.serial_number, found.number, found.this_update, found.next_update,
+                tuple(_entry(entry, found) for entry in found.crl),
+            )
+            for found in self._lists
+        ]  # fmt: skip
+
     def check(self, judgement: Judgement, now: datetime, grace_s: float = limits.CRL_GRACE_S) -> None:
         """Raise Refusal when the leaf or its issuing CA is revoked, or when a list that would say so is missing or too old.
 
@@ -143,7 +175,7 @@ class RevocationLists:
                 raise ConfigError(f"crl.pem: the revocation list of {owner} is gone", hint=_HINT)
             if new is not None and new.number < old.number:
                 words = f"the revocation list of {owner} has number {new.number}, and number {old.number} is already in use"
-                raise ConfigError(f"crl.pem: {words}", hint=_HINT)
+                raise ConfigError(f"crl.pem: {words}", hint=_OLDER)
             # What was signed, not the signature: ECDSA makes another one each time, and may be given a second form by anybody.
             if new is not None and new.number == old.number and new.crl.tbs_certlist_bytes != old.crl.tbs_certlist_bytes:
                 words = f"has number {new.number}, and another list with that number is already in use"
@@ -258,15 +290,21 @@ def _check_form(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -
 
 def _revoked(certificate: x509.Certificate, found: _List, what: str) -> Refusal:
     """Return the refusal of a certificate that is on a list, with the date and reason that the list gives."""
-    entry = found.crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
+    listed = found.crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
+    entry = Entry(certificate.serial_number, found.this_update, "unspecified") if listed is None else _entry(listed, found)
+    words = f"{what} was revoked on {entry.revoked_at.astimezone(UTC):%Y-%m-%d} ({entry.reason})"
+    return Refusal(Reason.REVOKED, words, hint="give it a new identity with `securecore pki issue`, once it can be trusted again")
+
+
+def _entry(listed: x509.RevokedCertificate, found: _List) -> Entry:
+    """Return what a list says of one certificate, whatever is amiss with its date or reason: it is revoked."""
     try:
-        date = entry.revocation_date_utc if entry is not None else found.this_update
+        date = listed.revocation_date_utc
     except chain.PARSE_ERRORS:
         # A date in no calendar: ASN.1 has a year 0.
         date = found.this_update
     try:
-        reason = entry.extensions.get_extension_for_class(x509.CRLReason).value.reason.value if entry is not None else "unspecified"
+        reason = listed.extensions.get_extension_for_class(x509.CRLReason).value.reason.value
     except (x509.ExtensionNotFound, *chain.PARSE_ERRORS):
         reason = "unspecified"
-    words = f"{what} was revoked on {date.astimezone(UTC):%Y-%m-%d} ({reason})"
-    return Refusal(Reason.REVOKED, words, hint="give it a new identity with `securecore pki issue`, once it can be trusted again")
+    return Entry(listed.serial_number, date, reason)

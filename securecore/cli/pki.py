@@ -10,6 +10,7 @@ import click
 from securecore.cli.authority.enrolling import fetch, serve, token
 from securecore.cli.authority.holding import install, request
 from securecore.cli.authority.issuing import issue, rekey, renew, sign
+from securecore.cli.authority.learning import learn
 from securecore.cli.authority.options import day, dir_option, echo_json, new_passphrase, now, open_directory, passphrase_option
 from securecore.cli.authority.revoking import crl, revoke
 from securecore.cli.authority.rotating import rotate_ca
@@ -56,7 +57,7 @@ def init(directory: Path, organisation: str, domain: str, passphrase_file: Path 
     click.echo("next: securecore pki issue receiver NAME --address ADDRESS --out IDENTITY, then pki issue host NAME --out IDENTITY")
 
 
-for _part in (issue, request, sign, install, renew, rekey, revoke, crl, rotate_ca, status, log, token, serve, fetch):
+for _part in (issue, request, sign, install, renew, rekey, revoke, crl, learn, rotate_ca, status, log, token, serve, fetch):
     command.add_command(_part)
 
 

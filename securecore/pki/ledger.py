@@ -12,13 +12,16 @@ serial number, because a host may rightly have several.
 ``discard`` serial: it was recorded, but its key was destroyed before anybody had it
 ``revoke``  serial, reason
 ``crl``     issuer, number, this_update, next_update, revoked
+``learn``   serial, issuer, revoked_at, reason: a revocation that a CRL names and the ledger did not have (learning.py), also of a
+            certificate that it does not have
 ``token``   id, key (SHA-256 of the token, see tokens.py), name, expires
 ``recall``  id: that token counts no more
 ``rotate``  profile, step (start, switch, finish), serial: that of the new CA, and of the old one for finish; folder for start
 ==========  =====================================================================================================================
 
-Serial numbers are lower-case hexadecimal; *issuer* is the serial number of the CA's certificate (its own for a root); times are RFC
-3339 in UTC. The chain shows an edit or a gap; it does not show that lines are missing at the end.
+An ``issue`` or ``crl`` that was learned too, and not done here, has ``learned`` 1. Serial numbers are lower-case hexadecimal;
+*issuer* is the serial number of the CA's certificate (its own for a root); times are RFC 3339 in UTC. The chain shows an edit or a
+gap; it does not show that lines are missing at the end.
 """
 
 import hashlib
@@ -67,6 +70,16 @@ class Issued:
         if self.is_discarded:
             return "discarded"
         return "expired" if now > self.not_after else "valid"
+
+
+@dataclass(frozen=True)
+class Stranger:
+    """A revoked certificate that this ledger does not have: of it nothing is known but what a CRL says."""
+
+    serial: int
+    issuer: int
+    revoked_at: datetime
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -130,6 +143,7 @@ class State:
     """The replay of a ledger: certificates by serial number, last CRLs by their CA's, CAs by their profile, tokens by their id."""
 
     issued: dict[int, Issued] = field(default_factory=dict)
+    strangers: dict[int, Stranger] = field(default_factory=dict)
     crls: dict[int, LastCrl] = field(default_factory=dict)
     successions: dict[str, Succession] = field(default_factory=dict)
     tokens: dict[str, Token] = field(default_factory=dict)
@@ -138,6 +152,9 @@ class State:
         """Take one line into account; unknown events are left to later versions. Raises KeyError, TypeError or ValueError."""
         if event == "issue":
             one = _issued(fields)
+            stranger = self.strangers.pop(one.serial, None)
+            if stranger is not None:
+                one = replace(one, revoked_at=stranger.revoked_at, reason=stranger.reason)
             self.issued[one.serial] = one
             if one.token is not None:
                 self.tokens[one.token] = replace(self.tokens[one.token], used_for=one.serial)
@@ -146,6 +163,10 @@ class State:
         elif event == "revoke":
             serial = _serial(fields["serial"])
             self.issued[serial] = replace(self.issued[serial], revoked_at=time, reason=str(fields["reason"]))
+        elif event == "learn":
+            self._learn(Stranger(
+                _serial(fields["serial"]), _serial(fields["issuer"]), parse_time(fields["revoked_at"]), str(fields["reason"])
+            ))  # fmt: skip
         elif event == "discard":
             serial = _serial(fields["serial"])
             self.issued[serial] = replace(self.issued[serial], is_discarded=True)
@@ -167,7 +188,13 @@ class State:
     def copy(self) -> "State":
         """Return another one that may be changed; what stands in it is not copied, but for the successions, which change."""
         successions = {name: replace(one, folders=dict(one.folders)) for name, one in self.successions.items()}
-        return State(dict(self.issued), dict(self.crls), successions, dict(self.tokens))
+        return State(dict(self.issued), dict(self.strangers), dict(self.crls), successions, dict(self.tokens))
+
+    def _learn(self, one: Stranger) -> None:
+        if one.serial in self.issued:
+            self.issued[one.serial] = replace(self.issued[one.serial], revoked_at=one.revoked_at, reason=one.reason)
+        else:
+            self.strangers[one.serial] = one
 
     def succession(self, profile: str) -> Succession:
         """Return the CAs of one profile; raises BrokenError when the ledger has none, which only a lost one has not."""
@@ -312,7 +339,8 @@ def _append_line(file: FileIO, size: int, line: bytes) -> None:
 def find_serial(state: State, serial: int) -> Issued:
     """Return the certificate with a serial number; raises NotFoundError."""
     if serial not in state.issued:
-        raise NotFoundError(f"this PKI never made a certificate with serial number {serial:x}", hint="see `securecore pki list`")
+        hint = "see `securecore pki list`; if an older copy of the PKI was put back: pki/runbooks/after-a-restore.md"
+        raise NotFoundError(f"this PKI never made a certificate with serial number {serial:x}", hint=hint)
     return state.issued[serial]
 
 

@@ -5,6 +5,7 @@ and thisUpdate strictly increase whatever the clock does, because verifiers orde
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -14,7 +15,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from securecore.certs.chain import PARSE_ERRORS, one_line
 from securecore.certs.private_file import read_public
-from securecore.errors import NotFoundError, PkiError
+from securecore.certs.revocation import RevocationLists
+from securecore.errors import BrokenError, ConfigError, NotFoundError, PkiError
 from securecore.limits import MAX_CRL_BYTES
 from securecore.names import HostName
 from securecore.pki.choices import KEY_COMPROMISE, choose_name, choose_older, choose_serial, find_same_key
@@ -34,6 +36,11 @@ REASONS: Final = (
     "privilegeWithdrawn",
 )
 """CRLReason of RFC 5280 section 5.3.1, without the two that can be taken back: a revocation here is for good."""
+
+
+MAX_NUMBER_JUMP: Final = 1_000_000
+"""How far a list's number may be put ahead: a CA that signs each five minutes for ten years gets there. A receiver never goes back
+from a number, so that a slip of the keyboard must not use them up (RFC 5280 section 5.2.3: 20 octets)."""
 
 
 class SignedCrl(NamedTuple):
@@ -83,14 +90,18 @@ def sign_crls(
     now: datetime,
     *,
     is_forced: bool = False,
+    after: int = 0,
     lock_timeout_s: float | None = None,
 ) -> tuple[SignedCrl, ...]:
     """Sign a new CRL for each CA whose key is here and whose CRL is due, and put all together in crl.pem; return what was signed.
 
     Due is one of which a third of its life or less is left, one that lacks a revocation, and one that is missing or not the last
-    that the ledger knows; all of them when *is_forced*. No passphrase is asked for where nothing is due. CAs whose key is
-    elsewhere keep their last CRL. Raises NotFoundError when no key is here, PkiError for a wrong passphrase and when the PKI's lock
-    is not to be had within *lock_timeout_s*, ConfigError, StorageError, BrokenError.
+    that the ledger knows; all of them when *is_forced*. Its number is above *after*, which a receiver may have met from another
+    copy of this PKI. No passphrase is asked for where nothing is due. CAs whose key is elsewhere keep their last CRL.
+
+    Raises NotFoundError when no key is here; PkiError for a wrong passphrase, when the PKI's lock is not to be had within
+    *lock_timeout_s*, and for an *after* beyond MAX_NUMBER_JUMP; ConfigError, StorageError; BrokenError, also when find_behind finds
+    something.
     """
     here = [name for name in pki.authorities() if pki.has_key(name)]
     if not here:
@@ -100,9 +111,39 @@ def sign_crls(
     unlocked = _unlock(pki, due, ask_passphrase)
     with pki.lock(lock_timeout_s):
         state = pki.ledger.follow()
+        check_not_behind(pki)
         authorities = _as_called_now(pki, state, unlocked)
         still_due = {name: one for name, one in authorities.items() if is_forced or _is_due(pki, state, name, now)}
-        return _sign(pki, state, still_due, now)
+        _check_jump(state, still_due, after)
+        return _sign(pki, state, still_due, now, after)
+
+
+def check_not_behind(pki: PkiDirectory) -> None:
+    """Raise BrokenError when find_behind finds something: what was signed now would say less than what receivers have."""
+    behind = find_behind(pki)
+    if behind is not None:
+        raise BrokenError(behind, hint="it has forgotten what came since: pki/runbooks/after-a-restore.md")
+
+
+def find_behind(pki: PkiDirectory) -> str | None:
+    """Return how the ledger is behind the lists beside it, which it is written before: somebody put an old copy of it back.
+
+    None when it is not. Not found: an old copy of the whole directory; for that see the noted places of verification.py.
+    """
+    found = []
+    for path in (*(folder / "crl.pem" for folder in pki.authorities().values()), pki.crl_path):
+        # What can't be read is signed, or put together, anew; it says nothing.
+        with suppress(ConfigError, NotFoundError):
+            lists = RevocationLists.parse_known(read_public(path, MAX_CRL_BYTES), pki.anchors())
+            found += [(path, one) for one in lists.contents()]
+    # Read behind them, for whoever does not hold the lock: meanwhile a list may be signed.
+    state = pki.ledger.follow()
+    for path, one in found:
+        last = state.crls.get(one.issuer)
+        if last is None or last.number < one.number:
+            words = f"the ledger is an older copy: {path.relative_to(pki.path)} has a list of number {one.number}"
+            return f"{words}, and the ledger's last is {0 if last is None else last.number}"
+    return None
 
 
 def find_unlisted(pki: PkiDirectory, state: State, name: str) -> str | None:
@@ -119,6 +160,8 @@ def find_unlisted(pki: PkiDirectory, state: State, name: str) -> str | None:
         return f"it can't be read: {one_line(error)}"
     if number != last.number:
         return f"it has number {number}, and number {last.number} is the last that was signed"
+    if crl.last_update_utc != last.this_update:
+        return f"it is another list of number {number} than the last that was signed"
     missing = [one.serial for one in _entries(state, issuer) if one.serial not in listed]
     return f"it does not list {missing[0]:x}, which was revoked" if missing else None
 
@@ -148,6 +191,7 @@ def _revoke(
     unlocked = _unlock(pki, _authorities_of(pki, choose_all(pki.ledger.follow())), ask_passphrase)
     with pki.lock():
         state = pki.ledger.follow()
+        check_not_behind(pki)
         chosen = choose_all(state)
         authorities = _as_called_now(pki, state, unlocked)
         if not set(_authorities_of(pki, chosen)) <= set(authorities):
@@ -187,16 +231,18 @@ def _as_called_now(pki: PkiDirectory, state: State, unlocked: Sequence[Authority
     return {name: by_serial[serial] for name, serial in serials.items() if serial in by_serial}
 
 
-def _sign(pki: PkiDirectory, state: State, authorities: Mapping[str, Authority], now: datetime) -> tuple[SignedCrl, ...]:
+def _sign(
+    pki: PkiDirectory, state: State, authorities: Mapping[str, Authority], now: datetime, after: int = 0
+) -> tuple[SignedCrl, ...]:
     signed: list[SignedCrl] = []
     for name, authority in authorities.items():
         issuer = authority.certificate.serial_number
         last = state.crls.get(issuer)
         this_update = now.replace(microsecond=0)
-        number = 1
+        number = after + 1
         if last is not None:
             this_update = max(this_update, last.this_update + timedelta(seconds=1))
-            number = last.number + 1
+            number = max(last.number, after) + 1
         days = crl_days(name)
         entries = _entries(state, issuer)
         crl = mint_crl(authority, number, this_update, days, entries)
@@ -210,13 +256,24 @@ def _sign(pki: PkiDirectory, state: State, authorities: Mapping[str, Authority],
     return tuple(signed)
 
 
+def _check_jump(state: State, authorities: Mapping[str, Authority], after: int) -> None:
+    for name, authority in authorities.items():
+        last = state.crls.get(authority.certificate.serial_number)
+        most = (0 if last is None else last.number) + MAX_NUMBER_JUMP
+        if after > most:
+            hint = "a receiver's log has the number that it has met, and `securecore pki inspect` shows that of its crl.pem"
+            raise PkiError(f"the next list of the {name} is not numbered after {after}: at most after {most}", hint=hint)
+
+
 def _entries(state: State, issuer: int) -> list[Revoked]:
     """Return what a CA's next CRL lists.
 
-    A certificate is left out once it has expired and a CRL made after that has still listed it (RFC 5280 section 3.3).
+    A certificate is left out once it has expired and a CRL made after that has still listed it (RFC 5280 section 3.3). Of one that
+    the ledger does not have nobody knows when it expires, so it stays as long as its CA.
     """
     last = state.crls.get(issuer)
-    return [
+    strangers = [Revoked(one.serial, one.revoked_at, one.reason) for one in state.strangers.values() if one.issuer == issuer]
+    return strangers + [
         Revoked(one.serial, one.revoked_at, one.reason or "unspecified")
         for one in state.issued.values()
         if one.issuer == issuer and one.revoked_at is not None and (last is None or last.this_update <= one.not_after)

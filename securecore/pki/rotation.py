@@ -30,7 +30,7 @@ from securecore.pki.directory import FOLDERS, PkiDirectory, certificate_pem, iss
 from securecore.pki.keys import AskPassphrase, make_key, private_pem
 from securecore.pki.ledger import Issued, State, Succession, format_time
 from securecore.pki.minting import Authority, crl_days, mint_ca, mint_crl
-from securecore.pki.revocation import Remembered, assemble
+from securecore.pki.revocation import Remembered, assemble, check_not_behind
 from securecore.pki.staging import PRIVATE_MODE, PUBLIC_MODE, disk_errors, give_to_owner_of, stage, write_new
 
 ROTATED: Final = {"hosts": HOSTS_CA, "receivers": RECEIVERS_CA}
@@ -117,6 +117,7 @@ def _steps(pki: PkiDirectory) -> Iterator[None]:
     is told that it was taken, and then distributes them.
     """
     with pki.lock():
+        check_not_behind(pki)
         assemble(pki)
         yield
         assemble(pki)

@@ -46,14 +46,18 @@ class Item(NamedTuple):
 
 
 class Status(NamedTuple):
-    """All that ends, the worst and soonest first, and how many names are gone."""
+    """All that ends, the worst and soonest first, how many names are gone, and what the ledger has lost."""
 
     items: tuple[Item, ...]
     gone: int
+    lost: str | None = None
+    """How the ledger is behind what it has been (verification.find_lost); None when it is not, or nobody has looked."""
 
     @property
     def level(self) -> Level:
-        """The worst of all."""
+        """The worst of all; critical where something was lost, for then nobody knows what else there is."""
+        if self.lost is not None:
+            return Level.CRITICAL
         return max((item.level for item in self.items), default=Level.OK)
 
 

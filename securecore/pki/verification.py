@@ -1,16 +1,18 @@
 """Holding a PKI directory against its own ledger: nothing was edited, added or taken away behind its back."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from pathlib import Path
+from typing import Final, NamedTuple
 
 from securecore.certs.chain import fingerprint, load_pem_certificates
 from securecore.certs.private_file import read_public
 from securecore.certs.revocation import RevocationLists
-from securecore.errors import BrokenError, SecurecoreError
-from securecore.limits import MAX_CERTIFICATE_BYTES, MAX_CRL_BYTES
+from securecore.errors import BrokenError, ConfigError, NotFoundError, SecurecoreError
+from securecore.limits import KIB, MAX_CERTIFICATE_BYTES, MAX_CRL_BYTES
 from securecore.pki.directory import PkiDirectory
 from securecore.pki.ledger import State
-from securecore.pki.revocation import files_for_receivers, find_unlisted
+from securecore.pki.revocation import check_not_behind, files_for_receivers, find_behind, find_unlisted
+from securecore.pki.staging import PUBLIC_MODE, replace
 
 
 class Head(NamedTuple):
@@ -23,12 +25,19 @@ class Head(NamedTuple):
         return f"{self.lines}:{self.digest}"
 
 
+_RUNBOOK: Final = "it has forgotten what came since: pki/runbooks/after-a-restore.md"
+
+NOTED_BYTES: Final = KIB
+"""A noted place takes 70 bytes of its file."""
+
+
 class Check(NamedTuple):
-    """What was checked, what there is to say of it, and what is wrong, None where it holds."""
+    """What was checked, what there is to say of it, what is wrong, None where it holds, and what to do about that."""
 
     what: str
     detail: str
     problem: str | None
+    hint: str | None = None
 
 
 def verify_log(pki: PkiDirectory, noted: Head | None) -> Iterator[Check]:
@@ -62,14 +71,16 @@ def _run(what: str, step: Callable[[], str]) -> Check:
     try:
         return Check(what, step(), None)
     except SecurecoreError as error:
-        return Check(what, "", error.message)
+        return Check(what, "", error.message, error.hint)
 
 
 def _check_noted(heads: list[str], noted: Head) -> str:
     if not 1 <= noted.lines <= len(heads):
-        raise BrokenError(f"it has {len(heads)} lines, and {noted.lines} were noted: lines are missing at its end")
+        words = f"it has {len(heads)} lines, and {noted.lines} were noted: lines are missing at its end"
+        raise BrokenError(words, hint=_RUNBOOK)
     if heads[noted.lines - 1] != noted.digest:
-        raise BrokenError(f"line {noted.lines} is not the one that was noted: the ledger was rewritten")
+        words = f"line {noted.lines} is not the one that was noted: another history was put in its place"
+        raise BrokenError(words, hint=_RUNBOOK)
     return f"{len(heads) - noted.lines} lines since"
 
 
@@ -102,6 +113,7 @@ def _check_authorities(pki: PkiDirectory, state: State) -> str:
 
 
 def _check_crls(pki: PkiDirectory, state: State) -> str:
+    check_not_behind(pki)
     lists = RevocationLists.parse(read_public(pki.crl_path, MAX_CRL_BYTES), pki.anchors())
     for name in pki.authorities(state):
         problem = find_unlisted(pki, state, name)
@@ -114,10 +126,40 @@ def _check_crls(pki: PkiDirectory, state: State) -> str:
     return f"{lists.count} CRLs"
 
 
+def find_lost(pki: PkiDirectory, noted: Path | None) -> str | None:
+    """Return how the ledger is behind what it has been, None when it is not; raises like Ledger.read, ConfigError, StorageError.
+
+    It is held against the lists beside it, and against the place that the file *noted* has, which is then moved to the ledger's
+    end. A first run makes that file; where something was lost it stays as it is. Raises ConfigError when it holds no place, or lies
+    in the PKI directory, with which it would be put back.
+    """
+    pki.ledger.read()
+    problem = find_behind(pki)
+    if noted is None:
+        return problem
+    if noted.resolve().is_relative_to(pki.path.resolve()):
+        words = f"{noted}: lies in the PKI directory, and an old copy of that would bring it along"
+        raise ConfigError(words, hint="keep it elsewhere")
+    heads = pki.ledger.digests()
+    try:
+        before = parse_head(read_public(noted, NOTED_BYTES).decode("ascii"))
+        _check_noted(heads, before)
+    except NotFoundError:
+        before = None
+    except ValueError as error:
+        hint = "`securecore pki log verify` prints one: LINES:DIGEST"
+        raise ConfigError(f"{noted}: holds no noted place of a ledger", hint=hint) from error
+    except BrokenError as error:
+        return problem or f"the ledger: {error.message}"
+    if problem is None and heads and before != (head := Head(len(heads), heads[-1])):
+        replace(noted, f"{head}\n".encode("ascii"), PUBLIC_MODE)
+    return problem
+
+
 def parse_head(text: str) -> Head:
     """Return the place that Head's words name; raises ValueError."""
     lines, _, digest = text.strip().partition(":")
-    if not lines.isdecimal() or len(digest) != 64:
+    if not (lines.isascii() and lines.isdecimal() and len(lines) < 19 and digest.isalnum()) or len(digest) != 64:
         raise ValueError("not a place in a ledger")
     int(digest, 16)
     return Head(int(lines), digest.lower())

@@ -187,6 +187,11 @@ def words_of(error: SecurecoreError | OSError) -> str:
     return quoted(error.message if isinstance(error, SecurecoreError) else str(error.strerror or error).lower())
 
 
+def advice_of(error: SecurecoreError) -> str:
+    """Return why, and what to do about it, quoted."""
+    return quoted(error.message if error.hint is None else f"{error.message}; {error.hint}")
+
+
 def _column(size: float) -> str:
     return units.size(size).rjust(units.SIZE_WIDTH)
 

@@ -34,7 +34,7 @@ from securecore.receiver.listeners import bound_address, listen, written
 from securecore.receiver.log_keeper import LogKeeper
 from securecore.receiver.log_keys import put_log_keys
 from securecore.receiver.material import Material, load_material
-from securecore.receiver.observer import log, observer_of, quoted
+from securecore.receiver.observer import advice_of, log, observer_of, quoted
 from securecore.receiver.policy import Policy
 from securecore.receiver.service import Service
 from securecore.receiver.session import Session
@@ -223,7 +223,7 @@ class Receiver:
         except SecurecoreError as error:
             log.error(
                 "reload failed, the last good material stays: %s identity=%s in_force=%s",
-                quoted(error.message), path, before.identity.path,
+                advice_of(error), path, before.identity.path,
             )  # fmt: skip
             return False
         self._service.material = material  # First of all: what a new log key signs is sent with that key's statement.

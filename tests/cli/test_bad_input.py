@@ -147,6 +147,7 @@ BAD: dict[str, tuple[int, Arguments]] = {
     ),
     "pki issue: no PKI": (4, lambda p: ["pki", "issue", "host", "web", "--dir", p.missing, "--out", p.missing + "2"]),
     "pki inspect: garbage": (8, lambda p: ["pki", "inspect", p.garbage]),
+    "pki learn: no PKI": (4, lambda p: ["pki", "learn", p.garbage, "--dir", p.missing]),
     "pki profile: unknown": (4, lambda p: ["pki", "profile", "show", "unicorn"]),
 }
 

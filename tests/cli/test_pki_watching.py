@@ -1,6 +1,8 @@
 """`securecore pki status` and `log verify` as a timer and a person run them."""
 
 import json
+import re
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -58,8 +60,53 @@ def test_the_log_is_verified_from_a_noted_place(pki: Runner) -> None:
     ran = pki("log", "verify", "--noted", noted)
     assert ran.code == BrokenError.exit_code
     assert "lines are missing at its end" in ran.out
+    assert "hint: it has forgotten what came since: pki/runbooks/after-a-restore.md\n" in ran.out
     assert [one["ok"] for one in json.loads(pki("log", "verify", "--noted", noted, "--json").out)][:2] == [True, False]
     fails(pki("log", "verify", "--noted", "junk"), 2, "--noted is LINES:DIGEST")
+
+
+def put_back(pki: Runner) -> None:
+    """Revoke web-1 and put the PKI back from a backup that was made before; its list is at hand as crl.pem."""
+    shutil.copytree("fleet-pki", "backup")
+    assert pki("token", "db-2").code == 0
+    shutil.copy("fleet-pki/ledger.jsonl", "backup/ledger.jsonl")
+    assert pki("revoke", "web-1", "--reason", "keyCompromise").code == 0
+    assert pki("status", "--note", "noted").code == 0
+    shutil.copy("fleet-pki/crl.pem", "crl.pem")
+    shutil.rmtree("fleet-pki")
+    shutil.copytree("backup", "fleet-pki")
+
+
+def test_a_monitoring_system_hears_that_an_old_copy_was_put_back(pki: Runner) -> None:
+    """In the first line, with the runbook below, each time until somebody notes anew; programs have it as a field."""
+    put_back(pki)
+    for _ in range(2):
+        ran = pki("status", "--note", "noted")
+        assert (ran.code, ran.out.splitlines()[1]) == (2, "what to do: pki/runbooks/after-a-restore.md")
+        assert re.match(r"CRITICAL - the ledger: it has \d+ lines, and \d+ were noted: lines are missing at its end\n", ran.out)
+    assert json.loads(pki("status", "--json", "--note", "noted").out)["lost"].startswith("the ledger: it has")
+    assert (json.loads(pki("status", "--json").out)["lost"], pki("status").code) == (None, 0)
+    fails(pki("status", "--note", "fleet-pki/noted"), 3, "would bring it along")
+
+
+def test_a_restored_pki_learns_from_a_receivers_list(pki: Runner) -> None:
+    """What was learned is told line by line, then what comes next, which works; a second run finds nothing new."""
+    put_back(pki)
+    learned = pki("learn", "crl.pem")
+    assert learned.code == 0
+    assert re.search(rf"learned that [0-9a-f]+, host {HOST_NAME}, was revoked on 20\d\d-\d\d-\d\d \(keyCompromise\)\n", learned.out)
+    assert "learned that CRL 2 of the hosts-ca was signed\n" in learned.out
+    assert re.search(rf"recalled token [0-9a-f]{{16}} for db-2.{DOMAIN}: it may have been used\n", learned.out)
+    assert "next: securecore pki crl --now" in learned.out
+    assert "hosts-ca: CRL 3, 1 revoked" in pki("crl", "--now").err
+    assert pki("learn", "crl.pem").out == "nothing new in 1 file\n"
+    assert "hosts-ca: CRL 42, 1 revoked" in pki("crl", "--after", "41").err
+    fails(pki("crl", "--after", "9999999"), 8, "not numbered after 9999999", "inspect")
+    fails(pki("crl", "--after", "-1"), 2, "--after")
+    fails(pki("learn", "w/key.pem"), 8, "w/key.pem: holds no list and no certificate", "crl.pem")
+    fails(pki("learn", "gone.pem"), 4, "gone.pem")
+    fails(pki("learn"), 2, "FILES")
+    assert pki("log", "verify").code == 0
 
 
 def test_a_ca_is_replaced_in_three_commands(pki: Runner) -> None:

@@ -199,4 +199,4 @@ def test_an_older_list_never_takes_a_revocation_back(own_fleet: Fleet, tmp_path:
         with pytest.raises(RefusedError, match="revoked on"):
             connect(process.addresses, papers_of(own_fleet.host).context)
 
-    assert re.search("reload failed, the last good material stays: .* is already in use", line)
+    assert re.search(r"reload failed, the last good material stays: .* is already in use; .*pki/runbooks/after-a-restore\.md", line)

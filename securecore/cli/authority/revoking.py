@@ -31,6 +31,7 @@ CRL_EPILOG = """\b
 Examples:
   securecore pki crl --passphrase-file /run/credentials/fleet-pki    from a timer, each day: it signs what is due
   securecore pki crl --now                                           whatever is due
+  securecore pki crl --after 41                                      for receivers that have met number 41 of another copy
 """
 
 
@@ -76,8 +77,9 @@ def revoke(host: str | None, directory: Path, serial: str | None, older: bool, r
 @click.command(epilog=CRL_EPILOG)
 @dir_option
 @click.option("--now", "is_forced", is_flag=True, help="Sign whether or not it is due.")
+@click.option("--after", type=click.IntRange(min=0), help="Sign all now, with numbers above this: a receiver has met it.")
 @passphrase_option
-def crl(directory: Path, is_forced: bool, passphrase_file: Path | None) -> None:
+def crl(directory: Path, is_forced: bool, after: int | None, passphrase_file: Path | None) -> None:
     """Sign the CRLs that are due, with the CA keys that are here, and print the path of the file for the receivers.
 
     Due is a CRL of which a third of its life is left, and one that lacks a revocation. Where none is due nothing changes and no
@@ -86,7 +88,8 @@ def crl(directory: Path, is_forced: bool, passphrase_file: Path | None) -> None:
     from securecore.pki import revocation
 
     pki = open_directory(directory)
-    signed = revocation.sign_crls(pki, asking(passphrase_file), now(), is_forced=is_forced)
+    is_forced = is_forced or after is not None
+    signed = revocation.sign_crls(pki, asking(passphrase_file), now(), is_forced=is_forced, after=after or 0)
     click.echo(str(pki.crl_path))
     _echo_crls(signed, err=True)
     state = pki.ledger.read()

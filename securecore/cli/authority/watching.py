@@ -20,6 +20,7 @@ Exit codes, those of monitoring plug-ins: 0 nothing to do, 1 something is due, 2
 Examples:
   securecore pki status
   securecore pki status --json
+  securecore pki status --note /var/lib/securecore/pki-noted
 """
 
 VERIFY_EPILOG = """\b
@@ -32,17 +33,28 @@ Examples:
 @click.command(epilog=STATUS_EPILOG)
 @dir_option
 @click.option("--all", "everything", is_flag=True, help="Show also what needs nothing.")
+@click.option("--note", type=click.Path(path_type=Path), help="A file elsewhere, to note how far the ledger has come.")
 @json_option
-def status(directory: Path, everything: bool, as_json: bool) -> int:
-    """Say what ends soon: the newest certificate of each host, receiver and enroller, each CA, each CRL."""
-    from securecore.pki.status import find_status
+def status(directory: Path, everything: bool, note: Path | None, as_json: bool) -> int:
+    """Say what ends soon: the newest certificate of each host, receiver and enroller, each CA, each CRL.
 
-    found = find_status(open_directory(directory).ledger.read(), now())
+    And whether an older copy of the PKI was put back. That of the whole directory shows only with --note: the ledger must go on
+    from the place that an earlier run has noted there.
+    """
+    from securecore.pki.status import find_status
+    from securecore.pki.verification import find_lost
+
+    pki = open_directory(directory)
+    lost = find_lost(pki, note)
+    found = find_status(pki.ledger.follow(), now())._replace(lost=lost)
     if as_json:
-        echo_json({"level": found.level.name.lower(), "gone": found.gone, "items": [_as_json(item) for item in found.items]})
+        items = [_as_json(item) for item in found.items]
+        echo_json({"level": found.level.name.lower(), "gone": found.gone, "lost": found.lost, "items": items})
         return int(found.level)
     shown = [item for item in found.items if everything or item.problem is not None]
     click.echo(_summary(found))
+    if found.lost is not None:
+        click.echo("what to do: pki/runbooks/after-a-restore.md")
     if shown:
         rows = [(_level(item), item.kind, item.name, day(item.ends), item.problem or "") for item in shown]
         terminal.table(("LEVEL", "KIND", "NAME", "ENDS", "WHAT TO DO"), rows)
@@ -74,6 +86,8 @@ def verify(directory: Path, noted: str | None, as_json: bool) -> int:
             mark = terminal.good("ok") if one.problem is None else terminal.bad("WRONG")
             words = one.problem or one.detail
             click.echo(f"  {number}. {mark}  {one.what}" + (f": {words}" if words else ""))
+            if one.hint is not None:
+                click.echo(f"     hint: {one.hint}")
     return BrokenError.exit_code if any(one.problem is not None for one in checks) else 0
 
 
@@ -88,6 +102,8 @@ def _head(text: str) -> "Head":
 
 def _summary(found: "Status") -> str:
     """Return the line that a monitoring system shows."""
+    if found.lost is not None:
+        return f"{found.level.name} - {found.lost}"
     due = [item for item in found.items if item.problem is not None]
     words = f"{len(due)} of {len(found.items)} need something" if due else f"{len(found.items)} looked at, nothing to do"
     gone = f"; {terminal.count(found.gone, 'name')} not renewed for long: gone" if found.gone else ""
