@@ -18,7 +18,15 @@ from securecore.names import HostName
 from securecore.pki.directory import PkiDirectory, certificate_pem, issue_fields
 from securecore.pki.ledger import Fields, Issued, State
 from securecore.pki.minting import Address, Authority, mint_leaf
-from securecore.pki.staging import PUBLIC_MODE, StagedDirectory, StagedFile, write_new
+from securecore.pki.staging import (
+    PUBLIC_MODE,
+    StagedDirectory,
+    StagedFile,
+    disk_errors,
+    give_to_owner_of,
+    sync_directory,
+    write_new,
+)
 
 
 class Subject(NamedTuple):
@@ -83,9 +91,21 @@ def record(
 ) -> None:
     """Keep a certificate and record it, in one line of the ledger with *why* it was issued."""
     names, addresses = [str(name) for name in subject.names], [str(one) for one in subject.addresses]
-    write_new(pki.path / "issued" / f"{leaf.serial_number:x}.pem", certificate_pem(leaf), PUBLIC_MODE)
+    keep(pki, leaf)
     fields = issue_fields(leaf, subject.profile.name, issuer.certificate, names, addresses)
     pki.ledger.append(now, "issue", {**fields, **why})
+
+
+def keep(pki: PkiDirectory, certificate: x509.Certificate) -> None:
+    """Write a certificate into issued/, name and all durable, for the ledger must not say more than is there; raises StorageError.
+
+    It is given to the owner of the PKI directory, whoever runs us.
+    """
+    path = pki.path / "issued" / f"{certificate.serial_number:x}.pem"
+    write_new(path, certificate_pem(certificate), PUBLIC_MODE)
+    with disk_errors(path):
+        give_to_owner_of(path, pki.path)
+        sync_directory(path.parent)
 
 
 def _check_signs(state: State, profile: Profile, issuer: Authority) -> None:

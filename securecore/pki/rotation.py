@@ -30,8 +30,9 @@ from securecore.pki.directory import FOLDERS, PkiDirectory, certificate_pem, iss
 from securecore.pki.keys import AskPassphrase, make_key, private_pem
 from securecore.pki.ledger import Issued, State, Succession, format_time
 from securecore.pki.minting import Authority, crl_days, mint_ca, mint_crl
+from securecore.pki.recording import keep
 from securecore.pki.revocation import Remembered, assemble, check_not_behind
-from securecore.pki.staging import PRIVATE_MODE, PUBLIC_MODE, disk_errors, give_to_owner_of, stage, write_new
+from securecore.pki.staging import PRIVATE_MODE, PUBLIC_MODE, stage
 
 ROTATED: Final = {"hosts": HOSTS_CA, "receivers": RECEIVERS_CA}
 """What a person calls the CAs that can be rotated."""
@@ -147,10 +148,7 @@ def _make_ca(
         crl = mint_crl(authority, 1, this_update, crl_days(profile.name), [])
         staged.write("crl.pem", crl.public_bytes(Encoding.PEM), PUBLIC_MODE)
         staged.give_to_owner_of(pki.path)
-        issued = pki.path / "issued" / f"{serial}.pem"
-        write_new(issued, certificate_pem(authority.certificate), PUBLIC_MODE)
-        with disk_errors(issued):
-            give_to_owner_of(issued, pki.path)
+        keep(pki, authority.certificate)
         pki.ledger.append(now, "issue", issue_fields(authority.certificate, profile.name, root.certificate, [], []))
         update = {"this_update": format_time(this_update), "next_update": format_time(next_update)}
         pki.ledger.append(now, "crl", {"issuer": serial, "number": 1, "revoked": 0, **update})

@@ -1,7 +1,5 @@
 """What an enroller gives and to whom, without a network: tokens once, renewals by whom they are due to, and what is on record."""
 
-import subprocess
-import sys
 import threading
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +11,9 @@ from securecore.certs.chain import load_pem_certificates
 from securecore.certs.profiles import HOST, HOSTS_CA
 from securecore.errors import NotFoundError
 from securecore.names import HostName
-from securecore.pki.enrolment import Denied, Request, encode_request
+from securecore.pki.directory import open_pki
+from securecore.pki.enroller import Enroller
+from securecore.pki.enrolment import Denied, Request
 from securecore.pki.issue import issue_host
 from securecore.pki.keys import make_key
 from securecore.pki.limits import RENEWALS_PER_DAY
@@ -25,7 +25,8 @@ from securecore.pki.verification import verify_log
 from tests.support.certificates import DOMAIN, HOST_NAME, Made, make_hierarchy, mint, no_passphrase
 from tests.support.certificates import make_key as make_hostile_key
 from tests.support.enrolment import HOUR, Place, asking, csr, leaf_of
-from tests.support.processes import PATIENCE_S, ROOT
+from tests.support.power import Loss, ended_at_each_call
+from tests.support.processes import PATIENCE_S
 
 
 @pytest.fixture
@@ -173,37 +174,26 @@ def test_many_hosts_with_one_token_at_once_get_one_certificate(place: Place) -> 
     assert place.hosts() == [HOST_NAME]
 
 
-_KILLED = """
-import os, sys
-from datetime import datetime
-from pathlib import Path
-from securecore.pki.directory import open_pki
-from securecore.pki.enroller import Enroller
-from securecore.pki.enrolment import parse_request
-from tests.pki.test_issue import FailingDisk
-pki, now = open_pki(Path(sys.argv[1])), datetime.fromisoformat(sys.argv[2])
-enroller, request = Enroller(pki, lambda: b"", lambda: now), parse_request(sys.argv[3].encode())
-os.fsync = FailingDisk(int(sys.argv[4]), is_kill=True)
-enroller.answer(request, None, bytes.fromhex(sys.argv[5]))
-"""
-
-
 @pytest.mark.slow
-def test_kill_at_any_step_and_a_token_has_one_certificate(place: Place) -> None:
+@pytest.mark.parametrize("loss", Loss)
+def test_end_at_any_call_and_a_token_has_one_certificate(loss: Loss, place: Place) -> None:
     """The host comes again with the same key, and has the one that was issued, or the only one; the ledger holds."""
     secret, made = place.token()
     request = asking(secret, csr(), place.server_der)
-    step, codes = 1, []
-    while not codes or codes[-1] == 9:
-        line = encode_request(request).decode().strip()
-        arguments = [str(place.pki.path), place.now.isoformat(), line, str(step), place.server_der.hex()]
-        codes.append(subprocess.run([sys.executable, "-c", _KILLED, *arguments], cwd=ROOT, check=False, timeout=60).returncode)
-        step += 1
-    assert codes[:2] == [9, 9]
-    assert codes[-1] == 0
-    place.enroller().answer(request, None, place.server_der)
-    issued = place.pki.ledger.read().issued.values()
-    assert [one.token for one in issued if one.profile == "host"] == [made.id]
+
+    def answer(path: Path) -> object:
+        return Enroller(open_pki(path), no_passphrase, lambda: place.now).answer(request, None, place.server_der)
+
+    ends = 0
+    for left, fatal in ended_at_each_call(place.pki.path, answer, loss):
+        answer(left)
+        checks = list(verify_log(open_pki(left), None))
+        wrong = [one.what for one in checks if one.problem is not None]
+        assert wrong in ([], ["there is no certificate that was not issued"]), fatal
+        issued = open_pki(left).ledger.read().issued.values()
+        assert [one.token for one in issued if one.profile == "host"] == [made.id], fatal
+        ends += 1
+    assert ends > 2
 
 
 def renewing(place: Place, name: str = HOST_NAME) -> bytes:

@@ -29,6 +29,7 @@ from securecore.receiver.material import load_material
 from tests.pki.test_issue import FailingDisk
 from tests.pki.test_signing import sign_host
 from tests.support.certificates import DOMAIN, ENROLLER_NAME, HOST_NAME, RECEIVER_NAME, no_passphrase
+from tests.support.power import Loss, ended_at_each_call
 from tests.support.processes import ROOT
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -396,35 +397,22 @@ def test_a_key_is_whole_or_not_there(name: str, pki: PkiDirectory, tmp_path: Pat
     assert not [path for path in identity.iterdir() if path.name.startswith(".")]
 
 
-_KILLED = """
-import os, sys
-from pathlib import Path
-from securecore.pki.install import install
-from tests.pki.test_install import LATER
-from tests.pki.test_issue import FailingDisk
-
-os.fsync = FailingDisk(int(sys.argv[3]), is_kill=True)
-install(Path(sys.argv[1]), Path(sys.argv[2]).read_bytes(), LATER)
-"""
-
-
 @pytest.mark.slow
-def test_kill_at_any_step_and_the_same_reply_again_finishes_it(pki: PkiDirectory, tmp_path: Path) -> None:
-    """A receiver that gets a new key: at each write the process ends; at the end the identity is whole, with the new key."""
-    for step in range(1, 30):
-        identity, reply = tmp_path / f"r{step}", tmp_path / f"reply{step}.pem"
-        issue_receiver(pki, HostName(RECEIVER_NAME), [], identity, no_passphrase, NOW)
-        made = request(identity)
-        receiver_reply(pki, identity, reply.stem, LATER)
-        command = [sys.executable, "-c", _KILLED, str(identity), str(reply), str(step)]
-        code = subprocess.run(command, cwd=ROOT, check=False).returncode
-        assert code in (0, 9)
-        install(identity, reply.read_bytes(), LATER)
-        assert load_material(identity, LATER).identity.certificates[0].public_key() == made.public_key
-        assert {"next-key.pem", "request.pem"} & set(files(identity)) == set()
-        if code == 0:
-            break
-    assert step > 6
+@pytest.mark.parametrize("loss", Loss)
+def test_end_at_any_call_and_the_same_reply_again_finishes_it(loss: Loss, pki: PkiDirectory, tmp_path: Path) -> None:
+    """A receiver that gets a new key: the process ends before each call; then the identity is whole, with the new key."""
+    place = tmp_path / "place"
+    place.mkdir()
+    issue_receiver(pki, HostName(RECEIVER_NAME), [], place / "r", no_passphrase, NOW)
+    made = request(place / "r")
+    reply = receiver_reply(pki, place / "r", now=LATER)
+    ends = 0
+    for left, fatal in ended_at_each_call(place, lambda path: install(path / "r", reply, LATER), loss):
+        install(left / "r", reply, LATER)
+        assert load_material(left / "r", LATER).identity.certificates[0].public_key() == made.public_key, fatal
+        assert {"next-key.pem", "request.pem"} & set(files(left / "r")) == set()
+        ends += 1
+    assert ends > 6
 
 
 def test_a_full_disk_leaves_the_identity_as_it_was_until_the_exchange(

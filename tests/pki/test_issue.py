@@ -5,8 +5,6 @@ import errno
 import ipaddress
 import json
 import os
-import subprocess
-import sys
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,10 +20,10 @@ from securecore.certs.revocation import RevocationLists
 from securecore.errors import NotFoundError, PkiError, StorageError
 from securecore.names import HostName
 from securecore.pki.creation import create_pki
-from securecore.pki.directory import PkiDirectory
+from securecore.pki.directory import PkiDirectory, open_pki
 from securecore.pki.issue import Issuance, issue_host, issue_receiver, parse_address
 from tests.support.certificates import DOMAIN, HOST_NAME, RECEIVER_NAME, no_passphrase
-from tests.support.processes import ROOT
+from tests.support.power import Loss, ended_at_each_call
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 
@@ -246,37 +244,27 @@ def test_full_disk_at_any_step_leaves_nothing_and_a_rerun_succeeds(
     assert step > identity_files(kind) + 2
 
 
-_KILLED = """
-import os, sys
-from pathlib import Path
-from securecore.pki.directory import open_pki
-from tests.pki.test_issue import FailingDisk, issue_kind
-
-os.fsync = FailingDisk(int(sys.argv[4]), is_kill=True)
-issue_kind(open_pki(Path(sys.argv[1])), sys.argv[2], Path(sys.argv[3]))
-"""
-
-
 @pytest.mark.slow
+@pytest.mark.parametrize("loss", Loss)
 @pytest.mark.parametrize("kind", ["host", "receiver"])
-def test_kill_at_any_step_and_a_rerun_succeeds(kind: str, pki: PkiDirectory, tmp_path: Path) -> None:
-    """The process ends at each write in turn: what is delivered is whole and recorded, and the rerun succeeds without help."""
-    for step in range(1, 50):
-        out = tmp_path / f"out-{step}"
-        command = [sys.executable, "-c", _KILLED, str(pki.path), kind, str(out), str(step)]
-        code = subprocess.run(command, cwd=ROOT, check=False).returncode
-        assert code in (0, 9)
-        recorded = pki.ledger.read().issued
+def test_end_at_any_call_and_a_rerun_succeeds(kind: str, loss: Loss, pki: PkiDirectory) -> None:
+    """The process ends before each call in turn: what is delivered is whole and recorded, and the rerun succeeds without help."""
+    ends = 0
+    for left, fatal in ended_at_each_call(
+        pki.path.parent, lambda path: issue_kind(open_pki(path / pki.path.name), kind, path / "out"), loss
+    ):
+        again, out = open_pki(left / pki.path.name), left / "out"
+        recorded = again.ledger.read().issued
         if out.exists():
-            assert load_identity(out).certificates[0].serial_number in recorded
-            out.rename(tmp_path / f"delivered-{step}")
-        issued = issue_kind(pki, kind, out)
+            assert load_identity(out).certificates[0].serial_number in recorded, fatal
+            out.rename(left / "delivered")
+        issued = issue_kind(again, kind, out)
         assert load_identity(out).certificates[0] == issued.certificate
         assert len(list(out.iterdir())) == identity_files(kind)
-        if code == 0:
-            break
-    assert step > identity_files(kind) + 2
-    assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+        assert {path.stem for path in (again.path / "issued").iterdir()} >= {f"{serial:x}" for serial in recorded}, fatal
+        assert [path for path in left.iterdir() if path.name.startswith(".")] == []
+        ends += 1
+    assert ends > identity_files(kind) + 2
 
 
 def test_undelivered_certificate_is_discarded(pki: PkiDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

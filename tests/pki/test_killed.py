@@ -1,4 +1,7 @@
-"""Each command that changes a PKI, killed at each of its steps: the same command again succeeds, or says what is to be done."""
+"""Each command that changes a PKI, ended at each of its calls: the same command again succeeds, or says what is to be done.
+
+At every one in this process, killed or without power; and the real program, which ends itself with SIGKILL, at some.
+"""
 
 import contextlib
 import io
@@ -20,9 +23,10 @@ from securecore.pki.install import install
 from securecore.pki.revocation import files_for_receivers
 from tests.support.certificates import DOMAIN
 from tests.support.kill_points import Point, sampled
+from tests.support.power import Loss, ended_at_each_call
 
-POINTS: Final = 8
-"""How many steps are tried; all of them in the long run."""
+POINTS: Final = 2
+"""How many steps are tried with the real program; all of them in the long run."""
 
 STRANGER: Final = "there is no certificate that was not issued"
 
@@ -103,35 +107,55 @@ CASES: Final = {
 
 
 @pytest.fixture(scope="module", params=CASES)
-def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, Place, int]:
-    """A case, a place that is ready for its command, and how many steps that command takes."""
-    case, path = CASES[request.param], tmp_path_factory.mktemp("ready")
-    place = Place(path / "place")
+def ready(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, Place]:
+    """A case, and a place that is ready for its command."""
+    case = CASES[request.param]
+    place = Place(tmp_path_factory.mktemp("ready") / "place")
     place.path.mkdir()
     for words in case.before:
         assert place(*words)[0] == 0
-    whole = Place(Path(shutil.copytree(place.path, path / "whole")))
-    point = Point(path, None)
-    subprocess.run(point.command(*whole.words(*case.words)), check=True, capture_output=True)
-    return case, place, len(point.steps)
+    return case, place
+
+
+def check_again(case: Case, place: Place) -> str | None:
+    """Do a command that was ended again; return what is wrong then, None where nothing is."""
+    code, _, err = place(*case.words)
+    if (code != 0 and not (code == 8 and case.hint in err)) or "Traceback" in err:
+        return err
+    case.holds(place)
+    checks = json.loads(place("log", "verify", "--json")[1])
+    if [one["what"] for one in checks if not one["ok"]] not in ([], [STRANGER]):
+        return str(checks)
+    wrong = [path.name for path, together in files_for_receivers(open_pki(place.pki)).items() if path.read_bytes() != together]
+    left = [path.name for path in place.path.iterdir() if path.name.startswith(".") and code == 0]
+    return f"wrong: {wrong}, left: {left}" if wrong or left else None
 
 
 @pytest.mark.slow
-def test_a_command_that_was_killed_is_done_by_the_same_command(prepared: tuple[Case, Place, int], tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", Loss)
+def test_a_command_that_was_ended_at_any_call_is_done_by_the_same_command(loss: Loss, ready: tuple[Case, Place]) -> None:
     """Or it was done, and the words say so; then the ledger holds, and so do the files that receivers are given."""
-    case, ready, steps = prepared
+    case, place = ready
+    ends = 0
+    for left, fatal in ended_at_each_call(place.path, lambda path: Place(path)(*case.words), loss):
+        assert (fatal, check_again(case, Place(left))) == (fatal, None)
+        ends += 1
+    assert ends > 8
+
+
+@pytest.mark.slow
+def test_a_program_that_was_killed_is_done_by_the_same_command(ready: tuple[Case, Place], tmp_path: Path) -> None:
+    """As above, with nothing of the process left."""
+    case, place = ready
+    whole = Place(Path(shutil.copytree(place.path, tmp_path / "whole")))
+    point = Point(tmp_path, None)
+    subprocess.run(point.command(*whole.words(*case.words)), check=True, capture_output=True)
+    steps = len(point.steps)
     assert steps > 10
-    for step in sampled(range(steps), POINTS):
-        place = Place(Path(shutil.copytree(ready.path, tmp_path / f"{step}")))
+    # Neither before its first step nor behind its last: these are seen above.
+    for step in sampled(range(steps // 4, steps - 1), POINTS):
+        place = Place(Path(shutil.copytree(ready[1].path, tmp_path / f"{step}")))
         point = Point(tmp_path, step)
         ended = subprocess.run(point.command(*place.words(*case.words)), check=False, capture_output=True).returncode
         assert ended == -signal.SIGKILL
-        code, _, err = place(*case.words)
-        assert code == 0 or (code == 8 and case.hint in err), (step, point.steps[-2:], err)
-        case.holds(place)
-        assert "Traceback" not in err
-        checks = json.loads(place("log", "verify", "--json")[1])
-        assert [one["what"] for one in checks if not one["ok"]] in ([], [STRANGER]), (step, checks)
-        for path, together in files_for_receivers(open_pki(place.pki)).items():
-            assert path.read_bytes() == together
-        shutil.rmtree(place.path)
+        assert (point.steps[-2:], check_again(case, place)) == (point.steps[-2:], None)

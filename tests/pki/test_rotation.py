@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,7 +25,7 @@ from securecore.pki.verification import verify_log
 from securecore.receiver.material import Material, load_material
 from tests.support.certificates import DOMAIN, HOST_NAME, RECEIVER_NAME, Fleet, make_fleet, no_passphrase
 from tests.support.kernel import NOBODY
-from tests.support.processes import ROOT
+from tests.support.power import Loss, ended_at_each_call
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 NAME = HostName(HOST_NAME)
@@ -216,18 +214,6 @@ def test_a_fleet_whose_directory_is_older_than_rotations_can_rotate(fleet: Fleet
     assert fleet.pki.ca_path.read_bytes().count(b"BEGIN CERTIFICATE") == 4
 
 
-_KILLED = """
-import os, sys
-from pathlib import Path
-from securecore.pki.directory import open_pki
-from tests.pki.test_issue import FailingDisk
-from tests.pki.test_rotation import step
-
-os.fsync = FailingDisk(int(sys.argv[3]), is_kill=True)
-step(open_pki(Path(sys.argv[1])), sys.argv[2])
-"""
-
-
 def step(pki: PkiDirectory, name: str, profile: Profile = HOSTS_CA) -> None:
     """Take a step of a rotation."""
     if name == "start":
@@ -248,27 +234,24 @@ def hint_of_again(pki: PkiDirectory, name: str) -> str | None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("loss", Loss)
 @pytest.mark.parametrize("name", ["start", "switch", "finish"])
-def test_kill_at_any_step_and_a_rerun_succeeds_or_says_what_is_next(name: str, tmp_path: Path) -> None:
-    """At each write: then the same command again, or the words that it was done; the ledger and the files fit."""
-    for number in range(1, 30):
-        fleet = make_fleet(tmp_path / f"{number}", now=NOW)
-        for before in {"start": [], "switch": ["start"], "finish": ["start", "switch"]}[name]:
-            step(fleet.pki, before)
-        command = [sys.executable, "-c", _KILLED, str(fleet.pki.path), name, str(number)]
-        code = subprocess.run(command, cwd=ROOT, check=False, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}).returncode
-        assert code in (0, 9)
-        pki = open_pki(fleet.pki.path)
+def test_end_at_any_call_and_a_rerun_succeeds_or_says_what_is_next(name: str, loss: Loss, fleet: Fleet) -> None:
+    """Before each call: then the same command again, or the words that it was done; the ledger and the files fit."""
+    for before in {"start": [], "switch": ["start"], "finish": ["start", "switch"]}[name]:
+        step(fleet.pki, before)
+    ends = 0
+    for left, fatal in ended_at_each_call(fleet.pki.path.parent, lambda path: step(open_pki(path / "pki"), name), loss):
+        pki = open_pki(left / "pki")
         hint = hint_of_again(pki, name)
         assert hint is None or " step is `" in hint
-        receiver = Reloading(fleet)
+        receiver = Reloading(Fleet(pki, left / fleet.receiver.name, {"web-1": left / fleet.host.name}))
         receiver.distribute()
-        assert receiver.believes(fleet.host) == (name != "finish")
+        assert receiver.believes(left / fleet.host.name) == (name != "finish")
         wrong = [one.what for one in verify_log(pki, None) if one.problem is not None]
-        assert wrong in ([], ["there is no certificate that was not issued"])
-        if code == 0:
-            break
-    assert number > 1
+        assert wrong in ([], ["there is no certificate that was not issued"]), fatal
+        ends += 1
+    assert ends > 1
 
 
 WORDS = b"correct horse battery"

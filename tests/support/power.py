@@ -1,11 +1,13 @@
 """Processes that end at any of their calls, for state machines: killed, so that all stays that they wrote, or without power."""
 
 import os
+import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -110,6 +112,8 @@ class Power:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.is_off = False
+        self.fatal: str | None = None
+        """The call before which the process ended last."""
         self._end: End | None = None
         self._left = 0
         self._lock = threading.Lock()
@@ -126,6 +130,7 @@ class Power:
             if self._end is not None and not self.is_off:
                 self._left -= 1
                 self.is_off = self._left < 0
+                self.fatal = call if self.is_off else self.fatal
                 self.disk.is_tearing = self.is_off and self._end.tears
             if self.is_off:
                 raise Killed
@@ -179,3 +184,24 @@ def contents(root: Path) -> Survivors:
 def swallowing(kind: type[BaseException], report: Callable[..., object]) -> Callable[..., object]:
     """Return a threading.excepthook that lets threads end by *kind* without a word, and tells *report* of all else."""
     return lambda arguments: None if issubclass(arguments.exc_type, kind) else report(arguments)
+
+
+def ended_at_each_call(ready: Path, act: Callable[[Path], object], loss: Loss) -> Iterator[tuple[Path, str | None]]:
+    """Do *act* in copies of *ready*, and end it before its first call that changes one, its second, and so on to its end.
+
+    Yields each directory as it is left, and which call was not done; None where it came to its end. It is removed afterwards.
+    """
+    for number in count():
+        top = scratch()
+        power = Power(Path(shutil.copytree(ready, top / "place")))
+        power.end_within(End(number, loss))
+        try:
+            act(power.root)
+        except Killed:
+            pass
+        left, fatal = power.restart(loss) if power.fatal else power.root, power.fatal
+        power.close()
+        yield left, fatal
+        shutil.rmtree(top)
+        if fatal is None:
+            return
