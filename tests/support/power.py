@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from enum import Enum
 from functools import partial
 from itertools import count
@@ -196,12 +197,12 @@ def ended_at_each_call(ready: Path, act: Callable[[Path], object], loss: Loss) -
         power = Power(Path(shutil.copytree(ready, top / "place")))
         power.end_within(End(number, loss))
         try:
-            act(power.root)
-        except Killed:
-            pass
-        left, fatal = power.restart(loss) if power.fatal else power.root, power.fatal
-        power.close()
-        yield left, fatal
-        shutil.rmtree(top)
+            with suppress(Killed):
+                act(power.root)
+            left, fatal = power.restart(loss) if power.fatal else power.root, power.fatal
+            power.close()
+            yield left, fatal
+        finally:
+            shutil.rmtree(top)
         if fatal is None:
             return
