@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from securecore.names import DumpId
-from tests.support.certificates import Fleet
+from tests.support.certificates import DOMAIN, Fleet
 from tests.support.checkups import Machine
 from tests.support.commands import Securecore, captured
 from tests.support.machines import make_root
+from tests.support.pki_commands import Runner
 from tests.support.samples import Sample
 from tests.support.stores import CORE, CUT_CORE, fill_store
 
@@ -57,3 +58,13 @@ def sample(template: tuple[Path, list[DumpId]], fleet: Fleet, tmp_path: Path, ca
     made = Sample(tmp_path / "store", fleet, capsys)
     made.dumps = dumps
     return made
+
+
+@pytest.fixture
+def pki(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Runner:
+    """A runner in a fresh PKI without passphrase, named by the environment, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SECURECORE_PKI", str(tmp_path / "fleet-pki"))
+    runner = Runner(capsys, tmp_path)
+    assert runner("init", "--org", "Test", "--domain", DOMAIN, "--no-passphrase").code == 0
+    return runner

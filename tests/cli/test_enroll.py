@@ -15,8 +15,8 @@ from securecore.cli.main import run
 from securecore.errors import PkiError
 from securecore.pki.directory import open_pki
 from securecore.pki.tokens import parse_token
-from tests.cli.test_pki import Result, Runner, fails
 from tests.support.certificates import DOMAIN, HOST_NAME, RECEIVER_NAME
+from tests.support.pki_commands import Result, Runner, fails
 from tests.support.processes import ROOT, SECURECORE, Process
 
 WORDS = "correct horse battery"

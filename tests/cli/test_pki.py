@@ -15,53 +15,10 @@ from securecore.certs.identity_directory import load_identity
 from securecore.certs.profiles import HOST, RECEIVER
 from securecore.cli import pki as pki_module
 from securecore.cli.authority import issuing
-from securecore.cli.main import run
 from tests.support.certificates import DOMAIN, HOST_NAME, RECEIVER_NAME
+from tests.support.pki_commands import Runner, fails
 
 WORDS = "correct horse battery"
-
-
-class Result:
-    """What a run printed and returned."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code = code
-        self.out = out
-        self.err = err
-
-
-@pytest.fixture
-def pki(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> "Runner":
-    """A runner in a fresh PKI without passphrase, named by the environment, in an empty directory."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SECURECORE_PKI", str(tmp_path / "fleet-pki"))
-    runner = Runner(capsys, tmp_path)
-    assert runner("init", "--org", "Test", "--domain", DOMAIN, "--no-passphrase").code == 0
-    return runner
-
-
-class Runner:
-    """Runs `securecore pki` in this process, through the real entry point."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str], path: Path) -> None:
-        self.capsys = capsys
-        self.path = path
-
-    def __call__(self, *arguments: str) -> Result:
-        self.capsys.readouterr()
-        code = run(["pki", *arguments])
-        out, err = self.capsys.readouterr()
-        return Result(code, out, err)
-
-
-def fails(result: Result, code: int, *words: str) -> None:
-    """Check that a run failed as it should: one line, perhaps a hint, no traceback, the exit code."""
-    lines = result.err.splitlines()
-    assert (code, "", True) == (result.code, result.out, 1 <= len(lines) <= 2), result.err
-    assert lines[0].startswith("securecore: ")
-    assert len(lines) == 1 or lines[1].startswith("  hint: ")
-    for word in words:
-        assert word in result.err
 
 
 def test_whole_life_of_a_fleet(pki: Runner) -> None:

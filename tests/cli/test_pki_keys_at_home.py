@@ -10,18 +10,8 @@ import pytest
 from securecore.certs.chain import fingerprint, load_pem_certificates
 from securecore.certs.identity_directory import load_identity
 from securecore.cli.main import run
-from tests.cli.test_pki import Runner, fails
-from tests.support.certificates import DOMAIN, HOST_NAME, RECEIVER_NAME
-
-
-@pytest.fixture
-def pki(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Runner:
-    """A runner in a fresh PKI without passphrase, named by the environment, in an empty directory."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SECURECORE_PKI", str(tmp_path / "fleet-pki"))
-    runner = Runner(capsys, tmp_path)
-    assert runner("init", "--org", "Test", "--domain", DOMAIN, "--no-passphrase").code == 0
-    return runner
+from tests.support.certificates import HOST_NAME, RECEIVER_NAME
+from tests.support.pki_commands import Runner, fails
 
 
 def key_in(text: str) -> str:

@@ -10,19 +10,15 @@ import pytest
 
 from securecore.cli.authority import watching
 from securecore.errors import BrokenError
-from tests.cli.test_pki import Runner, fails
 from tests.support.certificates import DOMAIN, HOST_NAME
+from tests.support.pki_commands import Runner, fails
 
 
 @pytest.fixture
-def pki(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Runner:
+def pki(pki: Runner) -> Runner:
     """A runner in a PKI with one host, named by the environment, in an empty directory."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SECURECORE_PKI", str(tmp_path / "fleet-pki"))
-    runner = Runner(capsys, tmp_path)
-    assert runner("init", "--org", "Test", "--domain", DOMAIN, "--no-passphrase").code == 0
-    assert runner("issue", "host", "web-1", "--out", "w").code == 0
-    return runner
+    assert pki("issue", "host", "web-1", "--out", "w").code == 0
+    return pki
 
 
 @pytest.mark.parametrize(("days", "code", "word"), [(0, 0, "OK"), (62, 2, "CRITICAL"), (21, 1, "WARNING")])

@@ -1,6 +1,6 @@
 """Which certificates a revocation concerns, where a key has more than one."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,17 +14,15 @@ from securecore.pki.ledger import Issued
 from securecore.pki.revocation import revoke_name, revoke_older, revoke_serial
 from securecore.pki.rotation import finish, start, switch
 from securecore.pki.signing import renew
-from tests.support.certificates import DOMAIN, HOST_NAME, Fleet, make_fleet, no_passphrase
+from tests.support.certificates import DOMAIN, HOST_NAME, NOW, Fleet, make_fleet, no_passphrase
 
-NOW = datetime.now(UTC).replace(microsecond=0)
 LATER = NOW + timedelta(days=1)
 NAME = HostName(HOST_NAME)
 
 
 @pytest.fixture
-def fleet(tmp_path: Path) -> Fleet:
+def fleet(fleet: Fleet, tmp_path: Path) -> Fleet:
     """A fleet whose web-1 was renewed twice, and then given a new key."""
-    fleet = make_fleet(tmp_path, now=NOW)
     for number in range(2):
         renew(fleet.pki, NAME, None, tmp_path / f"reply-{number}", no_passphrase, NOW)
     issue_host(fleet.pki, NAME, tmp_path / "rekeyed", no_passphrase, NOW)

@@ -1,6 +1,6 @@
 """Making a PKI: whole, private, constrained, and never over another."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,9 +12,7 @@ from securecore.certs.revocation import RevocationLists
 from securecore.errors import ConfigError, NotFoundError, PkiError
 from securecore.pki.creation import create_pki
 from securecore.pki.directory import FOLDERS, open_pki
-from tests.support.certificates import DOMAIN, no_passphrase
-
-NOW = datetime.now(UTC).replace(microsecond=0)
+from tests.support.certificates import DOMAIN, NOW, no_passphrase
 
 
 def test_new_pki_holds_three_cas_with_keys_certificates_and_lists(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -28,19 +28,12 @@ from securecore.pki.signing import read_request, renew, sign
 from securecore.receiver.material import load_material
 from tests.pki.test_issue import FailingDisk
 from tests.pki.test_signing import sign_host
-from tests.support.certificates import DOMAIN, ENROLLER_NAME, HOST_NAME, RECEIVER_NAME, no_passphrase
+from tests.support.certificates import DOMAIN, ENROLLER_NAME, HOST_NAME, NOW, RECEIVER_NAME, no_passphrase
 from tests.support.power import Loss, ended_at_each_call
 from tests.support.processes import ROOT
 
-NOW = datetime.now(UTC).replace(microsecond=0)
 NAME = HostName(HOST_NAME)
 LATER = NOW + timedelta(days=60)
-
-
-@pytest.fixture
-def pki(tmp_path: Path) -> PkiDirectory:
-    """A fresh PKI."""
-    return create_pki(tmp_path / "pki", "Test", DOMAIN, None, NOW)
 
 
 def reply_of(pki: PkiDirectory, identity: Path, name: str = "reply", now: datetime = NOW) -> bytes:

@@ -6,7 +6,7 @@ import ipaddress
 import json
 import os
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -22,16 +22,8 @@ from securecore.names import HostName
 from securecore.pki.creation import create_pki
 from securecore.pki.directory import PkiDirectory, open_pki
 from securecore.pki.issue import Issuance, issue_host, issue_receiver, parse_address
-from tests.support.certificates import DOMAIN, HOST_NAME, RECEIVER_NAME, no_passphrase
+from tests.support.certificates import DOMAIN, HOST_NAME, NOW, RECEIVER_NAME, no_passphrase
 from tests.support.power import Loss, ended_at_each_call
-
-NOW = datetime.now(UTC).replace(microsecond=0)
-
-
-@pytest.fixture
-def pki(tmp_path: Path) -> PkiDirectory:
-    """A fresh PKI."""
-    return create_pki(tmp_path / "pki", "Test", DOMAIN, None, NOW)
 
 
 def host(pki: PkiDirectory, out: Path, *, name: str = HOST_NAME, days: int = 90, now: datetime = NOW) -> Issuance:

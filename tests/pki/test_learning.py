@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -19,9 +19,8 @@ from securecore.pki.rotation import start
 from securecore.pki.tokens import make_token
 from securecore.pki.verification import find_lost, verify_log
 from securecore.receiver.material import Material, load_material
-from tests.support.certificates import DOMAIN, HOST_NAME, RECEIVER_NAME, Fleet, Hierarchy, make_fleet, mint, no_passphrase
+from tests.support.certificates import DOMAIN, HOST_NAME, NOW, RECEIVER_NAME, Fleet, Hierarchy, make_fleet, mint, no_passphrase
 
-NOW = datetime.now(UTC).replace(microsecond=0)
 LATER = NOW + timedelta(days=1)
 WEB, NEW = HostName(HOST_NAME), HostName(f"web-9.{DOMAIN}")
 

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -20,16 +20,8 @@ from securecore.pki.issue import issue_host, issue_receiver
 from securecore.pki.minting import CRL_DAYS, RECEIVERS_CRL_DAYS, ROOT_CRL_DAYS
 from securecore.pki.revocation import REASONS, revoke_name, revoke_older, revoke_serial, sign_crls
 from securecore.pki.verification import verify_log
-from tests.support.certificates import DOMAIN, HOST_NAME, RECEIVER_NAME, Fleet, make_fleet, no_passphrase
+from tests.support.certificates import DOMAIN, HOST_NAME, NOW, RECEIVER_NAME, Fleet, no_passphrase
 from tests.support.processes import ROOT
-
-NOW = datetime.now(UTC).replace(microsecond=0)
-
-
-@pytest.fixture
-def fleet(tmp_path: Path) -> Fleet:
-    """A fleet made at NOW."""
-    return make_fleet(tmp_path, now=NOW)
 
 
 def crl_of(pki: PkiDirectory, name: str) -> x509.CertificateRevocationList:

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -23,18 +23,11 @@ from securecore.pki.rotation import finish, start, switch
 from securecore.pki.signing import renew
 from securecore.pki.verification import verify_log
 from securecore.receiver.material import Material, load_material
-from tests.support.certificates import DOMAIN, HOST_NAME, RECEIVER_NAME, Fleet, make_fleet, no_passphrase
+from tests.support.certificates import DOMAIN, HOST_NAME, NOW, RECEIVER_NAME, Fleet, no_passphrase
 from tests.support.kernel import NOBODY
 from tests.support.power import Loss, ended_at_each_call
 
-NOW = datetime.now(UTC).replace(microsecond=0)
 NAME = HostName(HOST_NAME)
-
-
-@pytest.fixture
-def fleet(tmp_path: Path) -> Fleet:
-    """A fleet made at NOW: a receiver, web-1 and db-2."""
-    return make_fleet(tmp_path, now=NOW)
 
 
 class Reloading:

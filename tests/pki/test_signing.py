@@ -2,7 +2,7 @@
 
 import os
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,6 @@ from securecore.certs.judge import Purpose, judge
 from securecore.certs.profiles import HOST, RECEIVER
 from securecore.errors import BrokenError, NotFoundError, PkiError, StorageError
 from securecore.names import HostName
-from securecore.pki.creation import create_pki
 from securecore.pki.directory import PkiDirectory, open_pki
 from securecore.pki.issue import Issuance, issue_host, issue_receiver, parse_address, rekey, server_subject
 from securecore.pki.keys import AskPassphrase, make_key
@@ -28,17 +27,10 @@ from securecore.pki.revocation import revoke_name, revoke_serial
 from securecore.pki.signing import read_request, renew, sign
 from securecore.pki.signing_request import make_request, requested_key
 from tests.pki.test_issue import FailingDisk
-from tests.support.certificates import DOMAIN, HOST_NAME, RECEIVER_NAME, no_passphrase
+from tests.support.certificates import DOMAIN, HOST_NAME, NOW, RECEIVER_NAME, no_passphrase
 
-NOW = datetime.now(UTC).replace(microsecond=0)
 NAME = HostName(HOST_NAME)
 LATER = NOW + timedelta(days=60)
-
-
-@pytest.fixture
-def pki(tmp_path: Path) -> PkiDirectory:
-    """A fresh PKI."""
-    return create_pki(tmp_path / "pki", "Test", DOMAIN, None, NOW)
 
 
 def sign_host(pki: PkiDirectory, identity: Path, out: Path, now: datetime = NOW) -> Issuance:

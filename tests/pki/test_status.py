@@ -1,6 +1,6 @@
 """What ends soon, by a clock that the test moves."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -10,15 +10,7 @@ from securecore.pki.issue import issue_enroller, issue_host
 from securecore.pki.minting import crl_days
 from securecore.pki.revocation import revoke_name, sign_crls
 from securecore.pki.status import GONE_AFTER, Level, Status, find_status
-from tests.support.certificates import ENROLLER_NAME, HOST_NAME, Fleet, make_fleet, no_passphrase
-
-NOW = datetime.now(UTC).replace(microsecond=0)
-
-
-@pytest.fixture
-def fleet(tmp_path: Path) -> Fleet:
-    """A fleet made at NOW: a receiver, web-1 and db-2, for 90 days each."""
-    return make_fleet(tmp_path, now=NOW)
+from tests.support.certificates import ENROLLER_NAME, HOST_NAME, NOW, Fleet, no_passphrase
 
 
 def status(fleet: Fleet, days: float) -> Status:

@@ -3,28 +3,19 @@
 import hashlib
 import hmac
 import json
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import timedelta
 
 import pytest
 
 from securecore.errors import NotFoundError, PkiError
 from securecore.names import HostName
-from securecore.pki.creation import create_pki
 from securecore.pki.directory import PkiDirectory
 from securecore.pki.limits import MAX_TOKEN_TTL_S, MIN_TOKEN_TTL_S
 from securecore.pki.tokens import Secret, is_mac, make_mac, make_token, parse_token, recall_token
-from tests.support.certificates import DOMAIN, HOST_NAME
+from tests.support.certificates import HOST_NAME, NOW
 
-NOW = datetime.now(UTC).replace(microsecond=0)
 HOUR = timedelta(hours=1)
 NAME = HostName(HOST_NAME)
-
-
-@pytest.fixture
-def pki(tmp_path: Path) -> PkiDirectory:
-    """A fresh PKI."""
-    return create_pki(tmp_path / "pki", "Test", DOMAIN, None, NOW)
 
 
 def test_the_token_itself_is_kept_nowhere(pki: PkiDirectory) -> None:

@@ -1,7 +1,6 @@
 """A PKI directory against its ledger: each thing that somebody may have changed is found, by the step that names it."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,8 @@ from securecore.pki.directory import PkiDirectory
 from securecore.pki.issue import issue_host
 from securecore.pki.revocation import revoke_name, sign_crls
 from securecore.pki.verification import Head, parse_head, verify_log
-from tests.support.certificates import HOST_NAME, Fleet, make_fleet, no_passphrase
+from tests.support.certificates import HOST_NAME, NOW, Fleet, make_fleet, no_passphrase
 
-NOW = datetime.now(UTC).replace(microsecond=0)
 CHAIN = "every line follows the one before it"
 NOTED = "the ledger goes on from the place that you noted"
 ISSUED = "every certificate that was issued is there as it was"
@@ -24,9 +22,8 @@ CRLS = "the CRLs are the last ones, and list every revocation"
 
 
 @pytest.fixture
-def fleet(tmp_path: Path) -> Fleet:
+def fleet(fleet: Fleet) -> Fleet:
     """A fleet with a revoked host."""
-    fleet = make_fleet(tmp_path, now=NOW)
     revoke_name(fleet.pki, HostName(HOST_NAME), "superseded", no_passphrase, NOW)
     return fleet
 

@@ -25,6 +25,9 @@ from securecore.pki.creation import create_pki
 from securecore.pki.directory import PkiDirectory
 from securecore.pki.issue import issue_host, issue_receiver, parse_address
 
+NOW: Final = datetime.now(UTC).replace(microsecond=0)
+"""When tests make their PKIs, unless they say otherwise: as the run began, in whole seconds, as certificates have it."""
+
 DOMAIN: Final = "hosts.test.example"
 ORGANISATION: Final = "Test"
 HOST_NAME: Final = f"web-1.{DOMAIN}"

@@ -73,42 +73,45 @@ def issue_host(name: str, directory: Path, out: Path, days: int, passphrase_file
     _echo_identity_next(issued)
 
 
+def _server(command: _Command) -> _Command:
+    """Add what the making of a receiver and of an enroller is told."""
+    for add in (passphrase_option, _days, _addresses, _identity_out, dir_option, click.argument("name")):
+        command = add(command)
+    return command
+
+
 @issue.command("receiver")
-@click.argument("name")
-@dir_option
-@_identity_out
-@_addresses
-@_days
-@passphrase_option
-def issue_receiver(
-    name: str, directory: Path, out: Path, addresses: tuple[str, ...], days: int, passphrase_file: Path | None
-) -> None:
+@_server
+def issue_receiver(**told: Any) -> None:
     """Make the identity of a receiver, with its log key. NAME without a dot is completed with the fleet's domain."""
     from securecore.pki import issue as issuing
 
-    pki = open_directory(directory)
-    places = [issuing.parse_address(address) for address in addresses]
-    issued = issuing.issue_receiver(pki, host_name(name, pki), places, out, asking(passphrase_file), now(), days)
-    _echo_issued("issued an identity for", issued)
-    _echo_identity_next(issued)
+    _issue_server(issuing.issue_receiver, **told)
 
 
 @issue.command("enroller")
-@click.argument("name")
-@dir_option
-@_identity_out
-@_addresses
-@_days
-@passphrase_option
-def issue_enroller(
-    name: str, directory: Path, out: Path, addresses: tuple[str, ...], days: int, passphrase_file: Path | None
-) -> None:
+@_server
+def issue_enroller(**told: Any) -> None:
     """Make the identity of a server that enrols hosts (`securecore pki serve`), which no host takes for a receiver."""
+    from securecore.pki import issue as issuing
+
+    _issue_server(issuing.issue_enroller, **told)
+
+
+def _issue_server(
+    make: "Callable[..., Issuance]",
+    name: str,
+    directory: Path,
+    out: Path,
+    addresses: tuple[str, ...],
+    days: int,
+    passphrase_file: Path | None,
+) -> None:
     from securecore.pki import issue as issuing
 
     pki = open_directory(directory)
     places = [issuing.parse_address(address) for address in addresses]
-    issued = issuing.issue_enroller(pki, host_name(name, pki), places, out, asking(passphrase_file), now(), days)
+    issued = make(pki, host_name(name, pki), places, out, asking(passphrase_file), now(), days)
     _echo_issued("issued an identity for", issued)
     _echo_identity_next(issued)
 
