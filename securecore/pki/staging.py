@@ -8,7 +8,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +17,7 @@ from securecore.errors import PkiError, StorageError
 PRIVATE_MODE: Final = 0o600
 PUBLIC_MODE: Final = 0o644
 _DIRECTORY_MODE: Final = 0o700
+_PARENT_MODE: Final = 0o755
 
 
 @contextmanager
@@ -74,7 +75,7 @@ def stage(final: Path) -> Iterator[StagedDirectory]:
     check_free(final)
     temporary = final.parent / f".{final.name}.securecore-partial"
     with disk_errors(temporary):
-        final.parent.mkdir(parents=True, exist_ok=True)
+        make_parents(final)
         lock = _make_locked(temporary)
     staged = StagedDirectory(final, temporary)
     try:
@@ -111,7 +112,7 @@ def stage_file(final: Path, data: bytes, mode: int) -> Iterator[StagedFile]:
     check_free(final)
     temporary = final.with_name(f".{final.name}.securecore-partial")
     with disk_errors(temporary):
-        final.parent.mkdir(parents=True, exist_ok=True)
+        make_parents(final)
         temporary.unlink(missing_ok=True)
     try:
         write_new(temporary, data, mode)
@@ -119,6 +120,17 @@ def stage_file(final: Path, data: bytes, mode: int) -> Iterator[StagedFile]:
     finally:
         with disk_errors(temporary):
             temporary.unlink(missing_ok=True)
+
+
+def make_parents(path: Path) -> None:
+    """Make the directories above *path* that are not there, durably, for their owner alone to write into; raises OSError.
+
+    Whatever the umask: who may write there could put another key in the place of ours.
+    """
+    for parent in reversed(path.parents):
+        with suppress(FileExistsError):
+            os.mkdir(parent, _PARENT_MODE)
+            sync_directory(parent.parent)
 
 
 def check_free(path: Path) -> None:

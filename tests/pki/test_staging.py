@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from securecore.errors import PkiError, StorageError
-from securecore.pki.staging import check_free, replace, stage, write_new
+from securecore.pki.staging import check_free, replace, stage, stage_file, write_new
 
 
 class Stop(Exception):
@@ -174,3 +174,19 @@ def test_disk_that_refuses_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="file"), stage(tmp_path / "file" / "identity"):
         pass
+
+
+def test_what_leads_to_a_staged_place_is_writable_for_its_owner_alone(tmp_path: Path) -> None:
+    """Whatever the umask: others could put their own directory in the place of ours. What was there already stays as it is."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there").chmod(0o777)
+    before = os.umask(0)
+    try:
+        with stage(tmp_path / "there" / "a" / "b" / "identity") as staged:
+            staged.publish()
+        with stage_file(tmp_path / "there" / "c" / "reply", b"x", 0o644) as reply:
+            reply.publish()
+    finally:
+        os.umask(before)
+    modes = {name: (tmp_path / "there" / name).stat().st_mode & 0o777 for name in ("", "a", "a/b", "a/b/identity", "c")}
+    assert modes == {"": 0o777, "a": 0o755, "a/b": 0o755, "a/b/identity": 0o700, "c": 0o755}
