@@ -128,7 +128,7 @@ def check_not_behind(pki: PkiDirectory) -> None:
 def find_behind(pki: PkiDirectory) -> str | None:
     """Return how the ledger is behind the lists beside it, which it is written before: somebody put an old copy of it back.
 
-    None when it is not. Not found: an old copy of the whole directory; for that see the noted places of verification.py.
+    None when it is not. Not found: an old copy of the whole directory; for that see noting.py.
     """
     found = []
     for path in (*(folder / "crl.pem" for folder in pki.authorities().values()), pki.crl_path):

@@ -51,7 +51,7 @@ class Status(NamedTuple):
     items: tuple[Item, ...]
     gone: int
     lost: str | None = None
-    """How the ledger is behind what it has been (verification.find_lost); None when it is not, or nobody has looked."""
+    """How the ledger is behind what it has been (noting.find_lost); None when it is not, or nobody has looked."""
 
     @property
     def level(self) -> Level:

@@ -1,18 +1,16 @@
 """Holding a PKI directory against its own ledger: nothing was edited, added or taken away behind its back."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from securecore.certs.chain import fingerprint, load_pem_certificates
 from securecore.certs.private_file import read_public
 from securecore.certs.revocation import RevocationLists
-from securecore.errors import BrokenError, ConfigError, NotFoundError, SecurecoreError
-from securecore.limits import KIB, MAX_CERTIFICATE_BYTES, MAX_CRL_BYTES
+from securecore.errors import BrokenError, SecurecoreError
+from securecore.limits import MAX_CERTIFICATE_BYTES, MAX_CRL_BYTES
 from securecore.pki.directory import PkiDirectory
 from securecore.pki.ledger import State
-from securecore.pki.revocation import check_not_behind, files_for_receivers, find_behind, find_unlisted
-from securecore.pki.staging import PUBLIC_MODE, replace
+from securecore.pki.revocation import check_not_behind, files_for_receivers, find_unlisted
 
 
 class Head(NamedTuple):
@@ -26,9 +24,6 @@ class Head(NamedTuple):
 
 
 _RUNBOOK: Final = "it has forgotten what came since: pki/runbooks/after-a-restore.md"
-
-NOTED_BYTES: Final = KIB
-"""A noted place takes 70 bytes of its file."""
 
 
 class Check(NamedTuple):
@@ -60,7 +55,7 @@ def verify_log(pki: PkiDirectory, noted: Head | None) -> Iterator[Check]:
     if check.problem is not None:
         return
     if noted is not None:
-        yield _run("the ledger goes on from the place that you noted", lambda: _check_noted(heads, noted))
+        yield _run("the ledger goes on from the place that you noted", lambda: check_noted(heads, noted))
     yield _run("every certificate that was issued is there as it was", lambda: _check_issued(pki, state))
     yield _run("there is no certificate that was not issued", lambda: _check_strangers(pki, state))
     yield _run("the CAs are those of the ledger", lambda: _check_authorities(pki, state))
@@ -74,7 +69,8 @@ def _run(what: str, step: Callable[[], str]) -> Check:
         return Check(what, "", error.message, error.hint)
 
 
-def _check_noted(heads: list[str], noted: Head) -> str:
+def check_noted(heads: list[str], noted: Head) -> str:
+    """Return how many lines there are since a place was noted, in words; raises BrokenError when *heads* do not go on from it."""
     if not 1 <= noted.lines <= len(heads):
         words = f"it has {len(heads)} lines, and {noted.lines} were noted: lines are missing at its end"
         raise BrokenError(words, hint=_RUNBOOK)
@@ -124,36 +120,6 @@ def _check_crls(pki: PkiDirectory, state: State) -> str:
         if path.exists() and read_public(path, MAX_CRL_BYTES) != together:
             raise BrokenError(f"{path}: not what is beside it: `securecore pki crl` puts it right, receivers may have a wrong one")
     return f"{lists.count} CRLs"
-
-
-def find_lost(pki: PkiDirectory, noted: Path | None) -> str | None:
-    """Return how the ledger is behind what it has been, None when it is not; raises like Ledger.read, ConfigError, StorageError.
-
-    It is held against the lists beside it, and against the place that the file *noted* has, which is then moved to the ledger's
-    end. A first run makes that file; where something was lost it stays as it is. Raises ConfigError when it holds no place, or lies
-    in the PKI directory, with which it would be put back.
-    """
-    pki.ledger.read()
-    problem = find_behind(pki)
-    if noted is None:
-        return problem
-    if noted.resolve().is_relative_to(pki.path.resolve()):
-        words = f"{noted}: lies in the PKI directory, and an old copy of that would bring it along"
-        raise ConfigError(words, hint="keep it elsewhere")
-    heads = pki.ledger.digests()
-    try:
-        before = parse_head(read_public(noted, NOTED_BYTES).decode("ascii"))
-        _check_noted(heads, before)
-    except NotFoundError:
-        before = None
-    except ValueError as error:
-        hint = "`securecore pki log verify` prints one: LINES:DIGEST"
-        raise ConfigError(f"{noted}: holds no noted place of a ledger", hint=hint) from error
-    except BrokenError as error:
-        return problem or f"the ledger: {error.message}"
-    if problem is None and heads and before != (head := Head(len(heads), heads[-1])):
-        replace(noted, f"{head}\n".encode("ascii"), PUBLIC_MODE)
-    return problem
 
 
 def parse_head(text: str) -> Head:

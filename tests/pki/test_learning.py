@@ -14,10 +14,11 @@ from securecore.names import HostName
 from securecore.pki.directory import PkiDirectory, open_pki
 from securecore.pki.issue import issue_host
 from securecore.pki.learning import Learned, Source, learn
+from securecore.pki.noting import find_lost
 from securecore.pki.revocation import MAX_NUMBER_JUMP, revoke_name, revoke_serial, sign_crls
 from securecore.pki.rotation import start
 from securecore.pki.tokens import make_token
-from securecore.pki.verification import find_lost, verify_log
+from securecore.pki.verification import verify_log
 from securecore.receiver.material import Material, load_material
 from tests.support.certificates import DOMAIN, HOST_NAME, NOW, RECEIVER_NAME, Fleet, Hierarchy, make_fleet, mint, no_passphrase
 
@@ -249,22 +250,6 @@ def test_an_old_copy_of_everything_is_found_by_what_was_noted_elsewhere(restored
     assert restored.noted.read_bytes() == noted
     restored.noted.unlink()
     assert find_lost(restored.pki, restored.noted) is None
-
-
-@pytest.mark.parametrize("text", ["", "12", "12:zz", "9" * 30 + ":" + "0" * 64, "\u0663:" + "0" * 64, "x" * 5000])
-def test_a_note_that_is_none_is_an_error_and_stays(text: str, own_fleet: Fleet, tmp_path: Path) -> None:
-    """Whatever stands in the file, it is not written over."""
-    noted = tmp_path / "noted"
-    noted.write_text(text)
-    with pytest.raises(ConfigError):
-        find_lost(own_fleet.pki, noted)
-    assert noted.read_text() == text
-
-
-def test_a_note_inside_the_directory_is_refused(own_fleet: Fleet) -> None:
-    """An old copy would bring its own old note."""
-    with pytest.raises(ConfigError, match="would bring it along"):
-        find_lost(own_fleet.pki, own_fleet.pki.path / "noted")
 
 
 def test_a_number_jump_is_bounded(own_fleet: Fleet) -> None:

@@ -41,8 +41,8 @@ def status(directory: Path, everything: bool, note: Path | None, as_json: bool) 
     And whether an older copy of the PKI was put back. That of the whole directory shows only with --note: the ledger must go on
     from the place that an earlier run has noted there.
     """
+    from securecore.pki.noting import find_lost
     from securecore.pki.status import find_status
-    from securecore.pki.verification import find_lost
 
     pki = open_directory(directory)
     lost = find_lost(pki, note)
