@@ -95,7 +95,8 @@ def _check_strangers(pki: PkiDirectory, state: State) -> str:
     if strangers:
         others = f" (and {len(strangers) - 1} more)" if len(strangers) > 1 else ""
         words = "a run that was killed has left it before anybody had it, or somebody put it there; look at it and remove it"
-        raise BrokenError(f"issued/{strangers[0]}{others} is not in the ledger: {words}")
+        hint = "after a restore `securecore pki learn` records it: pki/runbooks/after-a-restore.md"
+        raise BrokenError(f"issued/{strangers[0]}{others} is not in the ledger: {words}", hint=hint)
     return ""
 
 
