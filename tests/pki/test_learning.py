@@ -219,6 +219,24 @@ def test_what_nobody_vouches_for_is_refused_and_nothing_is_recorded(kind: str, r
     assert restored.pki.ledger.path.read_bytes() == before
 
 
+def test_a_file_cut_at_every_offset_tells_whole_things_or_nothing(restored: Restored) -> None:
+    """Where it is refused nothing is recorded; where a cut leaves whole parts and no begun one, these count."""
+    whole = restored.crl + (restored.identity / "cert.pem").read_bytes()
+    before = restored.pki.ledger.path.read_bytes()
+    serials = {restored.stranger.serial_number, load_identity(restored.fleet.host).certificates[0].serial_number}
+    taken = set()
+    for length in range(len(whole)):
+        try:
+            learned = restored.learn(whole[:length])
+        except (PkiError, ConfigError):
+            assert restored.pki.ledger.path.read_bytes() == before
+        else:
+            assert {entry.serial for entry in learned.revoked} in (set(), serials)
+            taken.add((len(learned.certificates), len(learned.revoked)))
+            restored.pki.ledger.path.write_bytes(before)
+    assert taken == {(0, 0), (0, 2), (1, 2)}
+
+
 def test_an_old_ledger_beside_newer_lists_signs_nothing(restored: Restored) -> None:
     """The ledger alone was put back: it is found, nothing is written over the lists, and they are what to learn from."""
     pki = restored.pki

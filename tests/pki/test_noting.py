@@ -41,7 +41,7 @@ def test_many_who_look_while_lists_are_signed_miss_nothing_and_disturb_nobody(fl
     threads = [threading.Thread(target=look) for _ in range(4)]
     for thread in threads:
         thread.start()
-    for _ in range(20):
+    for _ in range(6):
         sign_crls(fleet.pki, no_passphrase, NOW, is_forced=True)
     is_over.set()
     for thread in threads:
@@ -71,3 +71,16 @@ def test_a_note_inside_the_directory_is_refused(own_fleet: Fleet) -> None:
     """An old copy would bring its own old note."""
     with pytest.raises(ConfigError, match="would bring it along"):
         find_lost(own_fleet.pki, own_fleet.pki.path / "noted")
+
+
+def test_a_note_cut_at_every_offset_is_refused(fleet: Fleet, tmp_path: Path) -> None:
+    """But for its newline; and so is one with a byte behind it."""
+    note = tmp_path / "note"
+    find_lost(fleet.pki, note)
+    whole = note.read_bytes()
+    for text in (*(whole[:length] for length in range(len(whole) - 1)), whole + b"0"):
+        note.write_bytes(text)
+        with pytest.raises(ConfigError, match="holds no noted place"):
+            find_lost(fleet.pki, note)
+    note.write_bytes(whole[:-1])
+    assert find_lost(fleet.pki, note) is None
