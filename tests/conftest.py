@@ -1,5 +1,6 @@
 """Fixtures that several parts' tests share; everything else is made where it is used."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from securecore.receiver.server import Receiver
 from securecore.sender.spool import Spool, create_spool, open_spool
 from tests.support.certificates import Fleet, Hierarchy, make_fleet, make_hierarchy
 from tests.support.dumps import Keys, make_log_signer, make_signer
+from tests.support.power import scratch
 from tests.support.receivers import running_receiver
 from tests.support.stages import Stage
 
@@ -39,6 +41,17 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
 def own_fleet(tmp_path: Path) -> Fleet:
     """A fleet that the test may revoke in, break and delete."""
     return make_fleet(tmp_path / "fleet")
+
+
+@pytest.fixture
+def in_memory() -> Iterator[Path]:
+    """A directory in memory, where there is such a place, for tests that make a thousand stores and sync every write of each.
+
+    That a sync was asked for counts there, not how long a disk takes for it.
+    """
+    path = scratch()
+    yield path
+    shutil.rmtree(path)
 
 
 @pytest.fixture(scope="session")

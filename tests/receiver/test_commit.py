@@ -52,6 +52,12 @@ ID = dump_id(1)
 INCOMING, PUBLISHED, AUDIT, WIDE = f"incoming/{WEB}/{ID}", f"hosts/{WEB}/{ID}", f"audit/{WEB}", "audit/receiver"
 
 
+@pytest.fixture
+def tmp_path(in_memory: Path) -> Path:
+    """Each end of a process has a store of its own."""
+    return in_memory
+
+
 class Life:
     """One life of a receiver: what a start does, then what a session does for one dump, and what it has promised."""
 

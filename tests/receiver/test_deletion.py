@@ -50,6 +50,12 @@ REPORT = CrashReport(sender="test", program="crasher", signal=11, pid=4711).enco
 ALICE = Order(1000, "alice", "customer data")
 
 
+@pytest.fixture
+def tmp_path(in_memory: Path) -> Path:
+    """Each end of a process has a store of its own."""
+    return in_memory
+
+
 def delete_one(store: Store, logs: HostLogs) -> bool:
     """Delete the dump, and say so."""
     delete(store, logs, WEB, ID, ALICE, NOW)

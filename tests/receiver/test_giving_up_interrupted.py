@@ -18,6 +18,12 @@ from tests.support.old_dumps import CORE, FRAMES, ID, INCOMING, PUBLISHED, SENT,
 Survivors = dict[str, bytes | None]
 
 
+@pytest.fixture
+def tmp_path(in_memory: Path) -> Path:
+    """Each end of a process has a store of its own."""
+    return in_memory
+
+
 def has_moved_back(before: Survivors) -> bool:
     """Whether the dump is under incoming, and there alone."""
     return INCOMING in before and PUBLISHED not in before

@@ -47,6 +47,12 @@ WIDE: Final = "receiver"
 """Where the receiver-wide log stands among the hosts' logs."""
 
 
+@pytest.fixture
+def tmp_path(in_memory: Path) -> Path:
+    """Each end of a process has a store of its own."""
+    return in_memory
+
+
 class Life:
     """One life of a receiver on a store; each act returns when somebody is told that it is done."""
 

@@ -35,6 +35,12 @@ HOST = HostName(WEB_NAME)
 
 
 @pytest.fixture
+def tmp_path(in_memory: Path) -> Path:
+    """Each end of a process has a store of its own."""
+    return in_memory
+
+
+@pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     """An empty store."""
     with create_store(str(tmp_path / "store")) as created:
