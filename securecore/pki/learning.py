@@ -132,7 +132,9 @@ def _find_known(certificate: x509.Certificate, anchors: Anchors, state: State, w
         raise PkiError(words, hint="put a copy of the PKI back that has it, or rotate again: pki/runbooks/after-a-restore.md")
     if issued is not None:
         raise PkiError(f"{what}: the ledger has another certificate with the serial number {certificate.serial_number:x}")
-    profile = next((one for one in (HOST, RECEIVER, ENROLLER) if find_departure(certificate, one, issuer) is None), None)
+    signer = state.issued.get(issuer.serial_number)
+    signed = [one for one in (HOST, RECEIVER, ENROLLER) if signer is not None and signer.profile == one.signed_by]
+    profile = next((one for one in signed if find_departure(certificate, one, issuer) is None), None)
     if profile is None:
         words = f"{what}: certificate {certificate.serial_number:x} is none that this PKI makes"
         raise PkiError(words, hint=f"`securecore pki inspect {what}` says in what")

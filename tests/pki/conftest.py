@@ -10,6 +10,12 @@ from tests.support.certificates import DOMAIN, NOW, Fleet, make_fleet
 
 
 @pytest.fixture
+def tmp_path(in_memory: Path) -> Path:
+    """Every PKI is synced line by line."""
+    return in_memory
+
+
+@pytest.fixture
 def pki(tmp_path: Path) -> PkiDirectory:
     """A fresh PKI, made at NOW."""
     return create_pki(tmp_path / "pki", "Test", DOMAIN, None, NOW)

@@ -1,10 +1,7 @@
 """On the machine that holds the key: requests, and putting replies beside it."""
 
-import errno
 import os
 import re
-import subprocess
-import sys
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -16,7 +13,7 @@ from securecore.certs.chain import fingerprint
 from securecore.certs.identity_directory import load_identity
 from securecore.certs.judge import Purpose, Reason, Refusal, judge
 from securecore.certs.profiles import RECEIVER
-from securecore.errors import ConfigError, PkiError, StorageError
+from securecore.errors import ConfigError, PkiError
 from securecore.names import HostName
 from securecore.pki.creation import create_pki
 from securecore.pki.directory import PkiDirectory, certificate_pem
@@ -26,11 +23,8 @@ from securecore.pki.request import request
 from securecore.pki.revocation import sign_crls
 from securecore.pki.signing import read_request, renew, sign
 from securecore.receiver.material import load_material
-from tests.pki.test_issue import FailingDisk
 from tests.pki.test_signing import sign_host
 from tests.support.certificates import DOMAIN, ENROLLER_NAME, HOST_NAME, NOW, RECEIVER_NAME, no_passphrase
-from tests.support.power import Loss, ended_at_each_call
-from tests.support.processes import ROOT
 
 NAME = HostName(HOST_NAME)
 LATER = NOW + timedelta(days=60)
@@ -344,104 +338,3 @@ def test_a_damaged_key_that_waits_keeps_no_renewal_from_the_key_in_use(pki: PkiD
     (identity / "next-key.pem").touch(mode=0o600)
     renew(pki, NAME, None, tmp_path / "renewed.pem", no_passphrase, LATER)
     assert not install(identity, (tmp_path / "renewed.pem").read_bytes(), LATER).is_new_key
-
-
-_WRITTEN_IN_PART = """
-import os, sys
-from datetime import datetime, UTC
-from pathlib import Path
-from securecore.pki.install import install
-from securecore.pki.request import request
-
-real = os.fsync
-def fsync(descriptor):
-    if os.readlink(f"/proc/self/fd/{descriptor}").rpartition("/")[2].lstrip(".").startswith(sys.argv[2]):
-        os.ftruncate(descriptor, 0)
-        os._exit(9)
-    real(descriptor)
-
-os.fsync = fsync
-identity = Path(sys.argv[1])
-install(identity, Path(sys.argv[3]).read_bytes(), datetime.now(UTC)) if len(sys.argv) > 3 else request(identity)
-"""
-
-
-@pytest.mark.parametrize("name", ["key.pem", "next-key.pem", "log-key.pem"])
-def test_a_key_is_whole_or_not_there(name: str, pki: PkiDirectory, tmp_path: Path) -> None:
-    """Killed while it is written, with none of it on disk: the same command again makes it."""
-    identity = tmp_path / "machine"
-    if name == "next-key.pem":
-        issue_host(pki, NAME, identity, no_passphrase, NOW)
-    elif name == "log-key.pem":
-        request(identity)
-        receiver_reply(pki, identity)
-    else:
-        identity.mkdir(mode=0o700)
-    more = [str(tmp_path / "reply.pem")] if name == "log-key.pem" else []
-    command = [sys.executable, "-c", _WRITTEN_IN_PART, str(identity), name, *more]
-    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 9
-    assert not (identity / name).exists()
-    if more:
-        install(identity, (tmp_path / "reply.pem").read_bytes(), NOW)
-        assert load_material(identity, NOW).own.name == HostName(RECEIVER_NAME)
-    else:
-        request(identity)
-    assert (identity / name).stat().st_size > 0
-    assert not [path for path in identity.iterdir() if path.name.startswith(".")]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("loss", Loss)
-def test_end_at_any_call_and_the_same_reply_again_finishes_it(loss: Loss, pki: PkiDirectory, tmp_path: Path) -> None:
-    """A receiver that gets a new key: the process ends before each call; then the identity is whole, with the new key."""
-    place = tmp_path / "place"
-    place.mkdir()
-    issue_receiver(pki, HostName(RECEIVER_NAME), [], place / "r", no_passphrase, NOW)
-    made = request(place / "r")
-    reply = receiver_reply(pki, place / "r", now=LATER)
-    ends = 0
-    for left, fatal in ended_at_each_call(place, lambda path: install(path / "r", reply, LATER), loss):
-        install(left / "r", reply, LATER)
-        assert load_material(left / "r", LATER).identity.certificates[0].public_key() == made.public_key, fatal
-        assert {"next-key.pem", "request.pem"} & set(files(left / "r")) == set()
-        ends += 1
-    assert ends > 6
-
-
-def test_a_full_disk_leaves_the_identity_as_it_was_until_the_exchange(
-    pki: PkiDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No write may come between the renames of a key and its certificate."""
-    identity = tmp_path / "web-1"
-    issue_host(pki, NAME, identity, no_passphrase, NOW)
-    request(identity)
-    reply = reply_of(pki, identity, now=LATER)
-    steps: list[str] = []
-    real_rename, real_open = os.rename, os.open
-
-    def rename(source: Path, target: Path) -> None:
-        steps.append(f"rename {Path(target).name}")
-        real_rename(source, target)
-
-    def opened(path: object, flags: int, *more: int, **named: int) -> int:
-        if flags & os.O_CREAT:
-            steps.append(f"make {Path(str(path)).name}")
-        return real_open(path, flags, *more, **named)  # type: ignore[arg-type, call-overload, no-any-return]
-
-    monkeypatch.setattr(os, "rename", rename)
-    monkeypatch.setattr(os, "open", opened)
-    install(identity, reply, LATER)
-    place = steps.index("rename key.pem")
-    assert steps[place : place + 2] == ["rename key.pem", "rename cert.pem"]
-
-
-def test_a_disk_that_refuses_is_told_in_a_line(pki: PkiDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the identity still works."""
-    identity = tmp_path / "web-1"
-    issue_host(pki, NAME, identity, no_passphrase, NOW)
-    request(identity)
-    reply = reply_of(pki, identity, now=LATER)
-    monkeypatch.setattr(os, "fsync", FailingDisk(1, is_kill=False))
-    with pytest.raises(StorageError, match=os.strerror(errno.ENOSPC)):
-        install(identity, reply, LATER)
-    load_identity(identity)

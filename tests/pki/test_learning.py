@@ -20,7 +20,18 @@ from securecore.pki.rotation import start
 from securecore.pki.tokens import make_token
 from securecore.pki.verification import verify_log
 from securecore.receiver.material import Material, load_material
-from tests.support.certificates import DOMAIN, HOST_NAME, NOW, RECEIVER_NAME, Fleet, Hierarchy, make_fleet, mint, no_passphrase
+from tests.support.certificates import (
+    DOMAIN,
+    HOST_NAME,
+    NOW,
+    RECEIVER_NAME,
+    Fleet,
+    Hierarchy,
+    Made,
+    make_fleet,
+    mint,
+    no_passphrase,
+)
 
 LATER = NOW + timedelta(days=1)
 WEB, NEW = HostName(HOST_NAME), HostName(f"web-9.{DOMAIN}")
@@ -199,12 +210,18 @@ def _new_ca(restored: Restored, hierarchy: Hierarchy) -> bytes:
     return (start(lost, HOSTS_CA, no_passphrase, LATER).folder / "cert.pem").read_bytes()
 
 
+def _host_of_the_receivers_ca(restored: Restored, hierarchy: Hierarchy) -> bytes:
+    authority = restored.pki.authority("receivers-ca", no_passphrase)
+    return mint(HOST, issuer=Made(authority.certificate, authority.key, ()), dns=[HOST_NAME]).pem
+
+
 BAD: dict[str, tuple[Callable[[Restored, Hierarchy], bytes], str]] = {
     "nothing": (lambda restored, hierarchy: b"", "no list and no certificate"),
     "a key": (lambda restored, hierarchy: (restored.identity / "key.pem").read_bytes(), "no list and no certificate"),
     "another fleet's": (_of_another_fleet, "no list and no certificate"),
     "a cut certificate": (lambda restored, hierarchy: (restored.identity / "cert.pem").read_bytes()[:-40], "cut off or damaged"),
     "a cut list": (lambda restored, hierarchy: restored.crl[:-40], "cut off"),
+    "a host's of the receivers CA": (_host_of_the_receivers_ca, "none that this PKI makes"),
     "a CA that was made since": (_new_ca, "a CA that was made since"),
 }
 
