@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import click
 
-from securecore.cli.machine import local_sender, plan, receiver, sender, sight, trust, users
+from securecore.cli.machine import handover, local_sender, plan, receiver, sender, sender_units, sight, systemd, trust, users
 from securecore.cli.machine.interpreter import Interpreter, find_interpreter
 from securecore.cli.machine.plan import Done
 from securecore.cli.machine.root import Root
@@ -20,11 +20,15 @@ from securecore.dump.packing import FORMATS
 from securecore.errors import ConfigError
 from securecore.names import Address
 from securecore.receiver.installation import CONFIGURATION
-from securecore.sender.configuration import DEFAULT_USER, check_user
+from securecore.sender.configuration import AGENT, DEFAULT_USER, KERNEL_WAYS, SenderConfiguration, check_user
+from securecore.sender.installation import AGENT_SOCKET
 from securecore.sender.settings import SPOOL_MODES
 
+_SYSTEM_UNITS: Final = "/etc/systemd/system"
 _UNITS: Final = {
-    "sender": ["securecore-flush.timer"],
+    "sender": [
+        sender_units.AGENT_SERVICE, sender_units.AGENT_SOCKET, sender_units.FLUSH_TIMER, sender_units.RENEW_TIMER,
+    ],
     "receiver": ["securecore-receiver.service", "securecore-vacuum.timer"],
 }
 
@@ -33,6 +37,7 @@ Examples:
   securecore setup sender --to collector.acme.example:4455 --identity /etc/securecore/identity --dry-run
   securecore setup sender --local /var/lib/securecore/cores --format gz --keep 10
   securecore setup sender                             after a change in /etc/securecore/sender.toml
+  securecore setup sender --kernel pipe               no agent: the kernel starts the handler for each crash
   securecore setup sender --undo
   securecore setup receiver --listen 0.0.0.0:4455 --identity /etc/securecore/receiver
   securecore setup receiver                           after a change of addresses or store in /etc/securecore/receiver.toml
@@ -67,6 +72,11 @@ def _common(function: _Command) -> _Command:
 @click.option(
     "--spool-mode", type=click.Choice(SPOOL_MODES), help="What it keeps of a core: tail (default), what no receiver has; or whole."
 )
+@click.option(
+    "--kernel", type=click.Choice([*KERNEL_WAYS, handover.AUTO]),
+    help="How the kernel hands cores over: pipe, it starts the handler; agent, it connects to a socket; auto (default), the agent "
+    "where kernel and systemd let it.",
+)
 @click.option("--user", metavar="NAME|UID:GID", help="Whom the handler becomes; default securecore, made when it is missing.")
 @click.option("--local", metavar="DIR", help="Keep cores in this directory of this machine instead, and send nothing.")
 @click.option("--format", "kind", type=click.Choice(list(FORMATS)), help="With --local: format of the cores; default zst.")
@@ -74,8 +84,8 @@ def _common(function: _Command) -> _Command:
 @click.option("--keep", type=int, metavar="N", help="With --local: keep the newest N dumps; without it all of them.")
 @_common
 def sender_(
-    receivers: tuple[Address, ...], identity: str | None, spool: str | None, spool_mode: str | None, user: str | None,
-    local: str | None, kind: str | None, level: int | None, keep: int | None,
+    receivers: tuple[Address, ...], identity: str | None, spool: str | None, spool_mode: str | None, kernel: str | None,
+    user: str | None, local: str | None, kind: str | None, level: int | None, keep: int | None,
     root_path: Path, dry_run: bool, is_undo: bool,
 ) -> None:  # fmt: skip
     """Have the kernel hand each crash of this machine to securecore, which sends it, or with --local keeps it here.
@@ -89,30 +99,62 @@ def sender_(
             return
         if root.is_live:
             identity, local = (os.path.abspath(path) if path is not None else None for path in (identity, local))
-        wishes = sender.Wishes(receivers, identity, spool, user, spool_mode)
+        wishes = sender.Wishes(receivers, identity, spool, user, spool_mode, kernel)
         local_wishes = local_sender.LocalWishes(local, kind, level, keep, user)
         if local_wishes.is_about_local and wishes.is_about_sending:
-            raise click.UsageError("--local keeps cores on this machine: not together with --to, --identity, --spool, --spool-mode")
+            others = "--to, --identity, --spool, --spool-mode, --kernel"
+            raise click.UsageError(f"--local keeps cores on this machine: not together with {others}")
         if local_wishes.is_about_local or (not wishes.is_about_sending and local_sender.is_local(root)):
             _set_up_local(local_wishes, root, dry_run)
             return
-        configuration, content = sender.read_configuration(wishes, root)
-        heading, warnings = _look_at_sender(configuration.identity, root, dry_run)
-        interpreter = find_interpreter()
-        warnings += interpreter.check(root) + sender.check_places(configuration, root)
-        owner = _user(configuration.user, root, dry_run)
-        click.echo(heading)
-        if dry_run:
-            _say_unseen(configuration.identity, sender.IDENTITY_FILES, root)
-            _say_unseen(configuration.spool, SPOOL_FILES, root)
-        _compile(interpreter, root, dry_run)
-        steps = sender.sender_steps(configuration, content, owner, interpreter, root)
-        is_changed = _carry_out(steps, "sender", root, dry_run)
-        if is_changed and not dry_run:
-            _systemctl(root, ["daemon-reload"], ["start", *_UNITS["sender"]])
-        _warn(warnings)
-        if not dry_run:
-            _say_next(_SENDER_NEXT if root.is_live else _IMAGE_NEXT)
+        _set_up_network(wishes, root, dry_run)
+
+
+def _set_up_network(wishes: sender.Wishes, root: Root, dry_run: bool) -> None:
+    configuration, content, obstacle = sender.read_configuration(wishes, root)
+    heading, warnings = _look_at_sender(configuration.identity, root, dry_run)
+    interpreter = find_interpreter()
+    warnings += interpreter.check(root) + sender.check_places(configuration, root)
+    owner = _user(configuration.user, root, dry_run)
+    click.echo(heading)
+    click.echo(_way_words(configuration.kernel, obstacle))
+    if dry_run:
+        _say_unseen(configuration.identity, sender.IDENTITY_FILES, root)
+        _say_unseen(configuration.spool, SPOOL_FILES, root)
+    _compile(interpreter, root, dry_run)
+    steps = sender.sender_steps(configuration, content, owner, interpreter, root)
+    is_changed = _carry_out(steps, "sender", root, dry_run)
+    if not dry_run:
+        _start_sender(configuration, is_changed, root)
+    _warn(warnings)
+    if not dry_run:
+        _say_next(_SENDER_NEXT if root.is_live else _IMAGE_NEXT)
+
+
+def _way_words(way: str, obstacle: str | None) -> str:
+    """Return in words how the kernel hands cores over."""
+    if way == AGENT:
+        words = f"the kernel hands cores to the agent, at {AGENT_SOCKET}"
+        return words if obstacle is None else f"{words}, if it can: {obstacle}"
+    return f"the kernel starts the handler for each crash{'' if obstacle is None else f': {obstacle}'}"
+
+
+def _start_sender(configuration: SenderConfiguration, is_changed: bool, root: Root) -> None:
+    """Have systemd run what set-up has enabled, and no more."""
+    if configuration.kernel == AGENT:
+        # Also where nothing has changed: after an upgrade what runs is of the version before it. The handler has crashes meanwhile.
+        _systemctl(root, ["daemon-reload"], ["restart", sender_units.AGENT_SERVICE])
+        if systemd.is_running(root) and (words := handover.find_fallback(root)) is not None:
+            _warn([f"{words}: systemctl status {sender_units.AGENT_SERVICE}"])
+    elif is_changed:
+        _stop_agent(root)
+        enabled = sender_units.enabled_links(configuration, root).values()
+        _systemctl(root, ["daemon-reload"], ["start", *map(os.path.basename, enabled)])
+
+
+def _stop_agent(root: Root) -> None:
+    """Have no agent run; the kernel does not go by it any more."""
+    _systemctl(root, ["stop", sender_units.AGENT_SOCKET, sender_units.AGENT_SERVICE], is_optional=True)
 
 
 def _look_at_sender(identity: str, root: Root, dry_run: bool) -> tuple[str, list[str]]:
@@ -132,7 +174,10 @@ def _set_up_local(wishes: local_sender.LocalWishes, root: Root, dry_run: bool) -
     if dry_run:
         _say_unseen(configuration.mode.directory, (), root)
     _compile(interpreter, root, dry_run)
-    _carry_out(local_sender.local_steps(configuration, content, owner, interpreter, root), "sender", root, dry_run)
+    is_changed = _carry_out(local_sender.local_steps(configuration, content, owner, interpreter, root), "sender", root, dry_run)
+    if is_changed and not dry_run:
+        _stop_agent(root)
+        _systemctl(root, ["daemon-reload"])
     _warn(warnings)
     if not dry_run:
         _say_next(_LOCAL_NEXT.format(directory=configuration.mode.directory) if root.is_live else _IMAGE_NEXT)
@@ -259,7 +304,8 @@ def _carry_out(steps: Sequence[Step], role: str, root: Root, dry_run: bool) -> b
 def _undo(role: str, root: Root, dry_run: bool) -> None:
     if dry_run:
         raise click.UsageError("--undo and --dry-run exclude each other")
-    _systemctl(root, ["disable", "--now", *_UNITS[role]], is_optional=True)
+    present = [unit for unit in _UNITS[role] if root.status(f"{_SYSTEM_UNITS}/{unit}") is not None]
+    _systemctl(root, ["disable", "--now", *present], is_optional=True)
     for done in plan.undo(role, root):
         _say(done)
     _systemctl(root, ["daemon-reload"])
@@ -268,7 +314,7 @@ def _undo(role: str, root: Root, dry_run: bool) -> None:
 
 def _systemctl(root: Root, *commands: list[str], is_optional: bool = False) -> None:
     """Tell systemd, where it runs."""
-    if not root.is_live or not os.path.isdir("/run/systemd/system"):
+    if not systemd.is_running(root):
         return
     for arguments in commands:
         answer = subprocess.run(["systemctl", *arguments], capture_output=True, check=False, text=True)

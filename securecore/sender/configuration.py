@@ -40,8 +40,13 @@ DEFAULT_SPOOL: Final = "/var/lib/securecore/spool"
 DEFAULT_USER: Final = "securecore"
 
 _VERSION: Final = 1
+PIPE: Final = "pipe"
+AGENT: Final = "agent"
+KERNEL_WAYS: Final = (PIPE, AGENT)
+"""How the kernel hands a core over: it starts the handler at the end of a pipe, or connects to the agent's socket."""
+
 _KEYS: Final = (
-    "receivers", "identity", "spool", "spool_mode", "user", "deadlines", "admission", "spool_limits", "handler", "local"
+    "receivers", "identity", "spool", "spool_mode", "user", "kernel", "deadlines", "admission", "spool_limits", "handler", "local"
 )  # fmt: skip
 _DEADLINE_KEYS: Final = ("connect", "progress", "hold")
 _LOCAL_KEYS: Final = ("directory", "format", "level", "keep", *FLOOR_KEYS)
@@ -58,6 +63,8 @@ class SenderConfiguration:
     spool: str = DEFAULT_SPOOL
     user: str = DEFAULT_USER
     spool_mode: str = TAIL
+    kernel: str = PIPE
+    """One of KERNEL_WAYS."""
     deadlines: Patience | None = None
     """None leaves them to the version that is installed."""
     admission: Admission | None = None
@@ -71,6 +78,8 @@ class SenderConfiguration:
         """Return itself; raises ConfigError, which begins with *where*, when a value is none that could work."""
         if self.spool_mode not in SPOOL_MODES:
             raise ConfigError(f"{where}: spool_mode must be {' or '.join(SPOOL_MODES)}, not {self.spool_mode[:100]!a}")
+        if self.kernel not in KERNEL_WAYS:
+            raise ConfigError(f"{where}: kernel must be {' or '.join(KERNEL_WAYS)}, not {self.kernel[:100]!a}")
         if not self.receivers:
             raise ConfigError(f"{where}: no receiver", hint="name at least one, as in collector.example.org:4455")
         if zero := [str(address) for address in self.receivers if address.port == 0]:
@@ -90,6 +99,7 @@ class SenderConfiguration:
             spool=_quoted(self.spool),
             spool_mode=_quoted(self.spool_mode),
             user=_quoted(self.user),
+            kernel=_quoted(self.kernel),
             deadlines=self._encode_deadlines(),
             admission=_encode_admission(self.admission),
             spool_limits=self._encode_spool_limits(),
@@ -162,6 +172,10 @@ spool_mode = {spool_mode}
 
 # Whom the crash handler becomes before it says its first word to the network: a name, or "UID:GID".
 user = {user}
+
+# How the kernel hands cores over. "pipe": it starts the crash handler for each. "agent": it connects to the socket of
+# securecore-agent.service, which is there already, so a crashed process waits for less; Linux 6.17 or newer, and systemd.
+kernel = {kernel}
 {deadlines}{admission}{spool_limits}{handler}"""
 
 _DEADLINES: Final = """
@@ -257,7 +271,7 @@ def parse_configuration(data: bytes, path: str) -> SenderConfiguration | LocalCo
     except NameRefused as error:
         raise ConfigError(f"{table.where('receivers')}: {error.message}", hint=error.hint) from error
     configuration = SenderConfiguration(addresses, table.value("identity", str, _hint("identity")))
-    for key in ("spool", "spool_mode", "user"):
+    for key in ("spool", "spool_mode", "user", "kernel"):
         if key in table:
             configuration = replace(configuration, **{key: table.find(key, str)})
     if "deadlines" in table:
@@ -288,6 +302,8 @@ def _parse_local(table: TomlTable, path: str) -> LocalConfiguration:
     for key in ("receivers", "identity", "spool", "spool_mode", "deadlines", "spool_limits"):
         if key in table:
             raise table.refuse(key, "and [local] exclude each other: cores are sent, or kept here")
+    if "kernel" in table:
+        raise table.refuse("kernel", "and [local] exclude each other: cores that stay here come to the handler")
     if "handler" in table:
         raise table.refuse("handler", "and [local] exclude each other: a handler that keeps its cores has the usual bounds")
     local = table.table("local", *_LOCAL_KEYS)

@@ -18,6 +18,8 @@ SERVICE: Final = "/etc/systemd/system/securecore-flush.service"
 TIMER: Final = "/etc/systemd/system/securecore-flush.timer"
 TIMER_LINK: Final = "/etc/systemd/system/timers.target.wants/securecore-flush.timer"
 SYSUSERS: Final = "/usr/lib/sysusers.d/securecore-sender.conf"
+AGENT_SOCKET: Final = "/run/securecore/coredump.sock"
+"""Where the kernel connects to in agent mode; below /run, because the kernel follows no link on the way (fs/coredump.c)."""
 
 _SHEBANG_MAX: Final = 255
 """Bytes of a script's first line: BINPRM_BUF_SIZE is 256 (uapi/linux/binfmts.h); what is beyond is cut (execve(2))."""
@@ -39,6 +41,11 @@ def core_pattern(handler: str, mode: LocalMode | None = None) -> str:
             hint="put the handler into a directory with a shorter path" if mode is None else "keep the cores in a shorter path",
         )
     return pattern
+
+
+def agent_pattern(socket: str = AGENT_SOCKET) -> str:
+    """Return the core_pattern by which the kernel connects to *socket* and asks what to do (Linux 6.17); it has no specifiers."""
+    return f"@@{socket}"
 
 
 def handler_script(interpreter: str, settings: str = SETTINGS) -> bytes:

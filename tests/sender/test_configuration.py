@@ -15,6 +15,7 @@ from securecore.sender.admission_table import resolve_users
 from securecore.sender.configuration import (
     DEFAULT_SPOOL,
     DEFAULT_USER,
+    KERNEL_WAYS,
     LocalConfiguration,
     SenderConfiguration,
     parse_configuration,
@@ -63,6 +64,7 @@ confinements = st.builds(
     st.none() | admissions,
     st.none() | spool_limits,
     st.none() | confinements,
+    st.sampled_from(KERNEL_WAYS),
 )
 def test_written_configuration_reads_back(
     identity: str,
@@ -72,12 +74,14 @@ def test_written_configuration_reads_back(
     admission: Admission | None,
     bounds: SpoolLimits | None,
     confinement: Confinement | None,
+    kernel: str,
 ) -> None:
     """For every path and user, parse(encode(x)) is x, quotes, backslashes and letters of any script included."""
     receivers = (Address("collector.example:4455"), Address("[fd00::5]:1"))
     configuration = SenderConfiguration(
-        receivers, identity, spool, user, deadlines=deadlines, admission=admission, spool_limits=bounds, confinement=confinement
-    )
+        receivers, identity, spool, user,
+        kernel=kernel, deadlines=deadlines, admission=admission, spool_limits=bounds, confinement=confinement,
+    )  # fmt: skip
     assert parse_configuration(configuration.encode(), "sender.toml") == configuration
 
 
@@ -89,19 +93,21 @@ def test_any_bytes_are_understood_or_refused(data: bytes) -> None:
 
 def test_configuration_cut_at_every_offset_is_refused_or_lacks_only_what_may_be_left_out() -> None:
     """A beginning of TOML may be TOML: then it says nothing that the whole does not say, and a path or name is never half one."""
-    whole = SenderConfiguration((Address("collector.example:4455"),), "/etc/securecore/identity", "/data/spool", "990:991", "whole")
+    receivers = (Address("collector.example:4455"),)
+    whole = SenderConfiguration(receivers, "/etc/securecore/identity", "/data/spool", "990:991", "whole", "agent")
     data = whole.encode()
     found = set()
     for cut in range(len(data)):
         if refusal(data[:cut]) == "":
             cut_short = parse_configuration(data[:cut], "sender.toml")
             assert (cut_short.receivers, cut_short.identity) == (whole.receivers, whole.identity)
-            found.add((cut_short.spool, cut_short.spool_mode, cut_short.user))
+            found.add((cut_short.spool, cut_short.spool_mode, cut_short.user, cut_short.kernel))
     assert found == {
-        (DEFAULT_SPOOL, "tail", DEFAULT_USER),
-        (whole.spool, "tail", DEFAULT_USER),
-        (whole.spool, "whole", DEFAULT_USER),
-        (whole.spool, "whole", whole.user),
+        (DEFAULT_SPOOL, "tail", DEFAULT_USER, "pipe"),
+        (whole.spool, "tail", DEFAULT_USER, "pipe"),
+        (whole.spool, "whole", DEFAULT_USER, "pipe"),
+        (whole.spool, "whole", whole.user, "pipe"),
+        (whole.spool, "whole", whole.user, "agent"),
     }
     assert refusal(data + b"x") != ""
 
@@ -152,6 +158,8 @@ def refusal(data: bytes) -> str:
         (GOOD + '[deadlines]\nconnect = "5"\n', "sender.toml:5: connect must be seconds"),
         (GOOD + "spool = 7\n", "sender.toml:4: spool must be a text"),
         (GOOD + "spool_mode = 7\n", "sender.toml:4: spool_mode must be a text"),
+        (GOOD + "kernel = 7\n", "sender.toml:4: kernel must be a text"),
+        (GOOD + 'kernel = "auto"\n', "sender.toml: kernel must be pipe or agent, not 'auto'"),
         (GOOD + 'spool_mode = "half"\n', "sender.toml: spool_mode must be tail or whole, not 'half'"),
         (GOOD + 'spool = "/a/../b"\n', "sender.toml: spool must be an absolute path"),
         (GOOD + 'spool = "/a\\nb"\n', "sender.toml: spool must be an absolute path"),
@@ -409,6 +417,7 @@ def test_what_local_cores_leave_free_is_the_versions_where_nothing_is_said(text:
         (LOCAL.replace("/var/cores", "/" + "x" * 99), "sender.toml: core_pattern would have "),
         (LOCAL.replace("directory", "#"), "sender.toml: directory is missing"),
         (LOCAL.replace("version = 1", "version = 1\nuser = 'root'"), "sender.toml: the user must not be root"),
+        (LOCAL.replace("version = 1", "version = 1\nkernel = 'pipe'"), "sender.toml:2: kernel and [local] exclude each other"),
         (LOCAL.replace("version = 1", "version = 1\nspool_mode = 'tail'"), "sender.toml:2: spool_mode and [local] exclude"),
         (LOCAL.replace("version = 1", "version = 1\nspool = '/x'"), "sender.toml:2: spool and [local] exclude each other"),
         (LOCAL + 'floor_share = "0%"\n', "sender.toml:4: floor_share must be above 0"),

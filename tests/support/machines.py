@@ -39,6 +39,15 @@ def make_root(made: Path, fleet: Fleet) -> Path:
     return made
 
 
+def awaken(root: Path, release: str = "6.18.44", sockets: str = "") -> None:
+    """Have a root be that of a machine that runs: a kernel with coredump sockets, systemd, and init's *sockets* (proc_net(5))."""
+    for directory in ("proc/1/net", "run/systemd/system"):
+        (root / directory).mkdir(parents=True)
+    (root / "proc/sys/kernel/core_modes").write_text("file\npipe\nsocket\n")
+    (root / "proc/sys/kernel/osrelease").write_text(f"{release}\n")
+    (root / "proc/1/net/unix").write_text(f"Num       RefCount Protocol Flags    Type St Inode Path\n{sockets}")
+
+
 def snapshot(root: Path) -> Snapshot:
     """Return everything below *root*: kinds, modes, owners, contents and where links lead."""
     found: Snapshot = {}

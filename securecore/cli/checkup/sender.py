@@ -9,15 +9,16 @@ from securecore import limits
 from securecore.cli import terminal
 from securecore.cli.checkup.findings import Finding, attempt, ok, warning, wrong
 from securecore.cli.checkup.reach import reach
+from securecore.cli.checkup.sender_units import check_agent, check_flush_timer, check_renewal
 from securecore.cli.checkup.shared import certificate_finding, room_finding
 from securecore.cli.checkup.storm_limits import check_storm_limits, check_storm_limits_of_cores
-from securecore.cli.machine import local_sender, plan, rivals, sender, systemd, trust, users
-from securecore.cli.machine.drift import CORE_PATTERN, CORE_PIPE_LIMIT, read_setting
+from securecore.cli.machine import handover, local_sender, plan, rivals, sender, trust, users
 from securecore.cli.machine.interpreter import find_interpreter
+from securecore.cli.machine.kernel_setting import CORE_PATTERN, CORE_PIPE_LIMIT, read_setting
 from securecore.cli.machine.root import Root
 from securecore.errors import SecurecoreError, UnreachableError
 from securecore.sender import installation, receipt_log
-from securecore.sender.configuration import LocalConfiguration, SenderConfiguration, parse_configuration
+from securecore.sender.configuration import AGENT, LocalConfiguration, SenderConfiguration, parse_configuration
 from securecore.sender.cores import open_cores
 from securecore.sender.cores_directory import check_owner
 from securecore.sender.floor import Floor
@@ -51,7 +52,8 @@ def check_sender(root: Root, now: datetime, *, offline: bool) -> Iterator[Findin
     said = _find_configuration(root)
     local = said if isinstance(said, LocalConfiguration) else None
     pattern = installation.core_pattern(installation.HANDLER, local.mode if local else None)
-    yield from attempt("core_pattern", lambda: _core_pattern(pattern, root))
+    is_agents = isinstance(said, SenderConfiguration) and said.kernel == AGENT
+    yield from attempt("core_pattern", lambda: _core_pattern(pattern, is_agents, root))
     yield from attempt("core_pipe_limit", lambda: _pipe_limit(root))
     yield from attempt("next boot", lambda: _next_boot(pattern, root))
     yield from attempt("handler", lambda: _handler(root))
@@ -72,7 +74,12 @@ def check_sender(root: Root, now: datetime, *, offline: bool) -> Iterator[Findin
     yield from attempt("clock", lambda: _clock(root, now))
     yield from attempt("identity", lambda: _identity(settings, root, now))
     yield from attempt("spool", lambda: _spool(settings, root, now))
-    yield from attempt("flush timer", lambda: _timer(root))
+    if isinstance(said, SenderConfiguration) and is_agents:
+        yield from attempt("agent", lambda: check_agent(said, root))
+    else:
+        yield from attempt("flush timer", lambda: check_flush_timer(root))
+    if isinstance(said, SenderConfiguration):
+        yield from attempt("renewal", lambda: check_renewal(said, root))
     if not offline:
         yield from attempt("receiver", lambda: _receivers(settings, root))
 
@@ -86,11 +93,14 @@ def _find_configuration(root: Root) -> SenderConfiguration | LocalConfiguration 
         return None
 
 
-def _core_pattern(expected: str, root: Root) -> Iterator[Finding]:
+def _core_pattern(expected: str, is_agents: bool, root: Root) -> Iterator[Finding]:
     found = read_setting(CORE_PATTERN, root)
     if found is None:
         yield ok("core_pattern", "not set yet: this root is not running")
-    elif found == expected:
+    elif is_agents and found == expected and handover.is_awake(root):
+        words = "the kernel starts the handler for each crash, and does not connect to the agent: crashed processes wait for longer"
+        yield warning("core_pattern", words, "systemctl restart securecore-agent")
+    elif found == expected or (is_agents and found == installation.agent_pattern()):
         yield ok("core_pattern", found)
     else:
         yield wrong("core_pattern", f"is {found[: limits.CORE_PATTERN_MAX]!a}: crashes do not come to securecore", SETUP)
@@ -296,29 +306,6 @@ def _spool_quota(usage: Usage, bounds: SpoolLimits) -> Finding:
         return wrong("spool's quota", f"{words}: full, what no receiver takes is lost", _SPOOL_REMEDY)
     return warning("spool's quota", f"{words}: nearly full", _SPOOL_REMEDY) if max(shares) >= 0.9 else ok("spool's quota", words)
 
-
-
-
-def _timer(root: Root) -> Iterator[Finding]:
-    """What delivers the spool: the units as set-up writes them, the timer enabled, and at work."""
-    interpreter = find_interpreter().executable
-    units = {installation.SERVICE: installation.flush_service(interpreter), installation.TIMER: installation.flush_timer()}
-    for path, content in units.items():
-        found = root.find(path)
-        if found is None or found.content != content:
-            what = "is missing" if found is None else "is not what this installation writes"
-            yield wrong("flush timer", f"{root.outside(path)} {what}", SETUP)
-            return
-    if root.link_target(installation.TIMER_LINK) != installation.TIMER:
-        yield wrong("flush timer", "is not enabled: nothing delivers what waits", SETUP)
-    elif not root.is_live:
-        yield ok("flush timer", "enabled")
-    elif not systemd.is_running(root):
-        yield warning("flush timer", "no systemd runs here", "have `securecore spool flush --when-due` run every two minutes")
-    elif systemd.is_active(os.path.basename(installation.TIMER)):
-        yield ok("flush timer", "enabled, and waiting for its next time")
-    else:
-        yield wrong("flush timer", "is enabled and not active", f"systemctl start {os.path.basename(installation.TIMER)}")
 
 
 def _receivers(settings: Settings, root: Root) -> Iterator[Finding]:

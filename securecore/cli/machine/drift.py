@@ -1,13 +1,11 @@
 """Does the kernel still start our handler? The live core_pattern against the one that set-up has written (R26)."""
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from securecore.cli.machine import plan
+from securecore.cli.machine.kernel_setting import CORE_PATTERN, read_setting
 from securecore.cli.machine.root import Root
 from securecore.errors import SecurecoreError
-
-CORE_PATTERN: Final = "/proc/sys/kernel/core_pattern"
-CORE_PIPE_LIMIT: Final = "/proc/sys/kernel/core_pipe_limit"
 
 
 class Drift(NamedTuple):
@@ -15,12 +13,6 @@ class Drift(NamedTuple):
 
     installed: str
     found: str
-
-
-def read_setting(path: str, root: Root) -> str | None:
-    """Return a kernel setting; None where there is no /proc, as in an image. Raises StorageError."""
-    found = root.find(path)
-    return None if found is None else found.content.decode("utf-8", "backslashreplace").removesuffix("\n")
 
 
 def find_drift(root: Root) -> Drift | None:
@@ -31,7 +23,8 @@ def find_drift(root: Root) -> Drift | None:
     except SecurecoreError:
         # `doctor` says what is wrong with the record; whoever asks in passing is told of drift only.
         return None
-    installed = next((record.get("written") for record in records if record.get("path") == CORE_PATTERN), None)
-    if found is None or not isinstance(installed, str) or found == installed:
+    record = next((record for record in records if record.get("path") == CORE_PATTERN), {})
+    installed, also = record.get("written"), record.get("also", [])
+    if found is None or not isinstance(installed, str) or found == installed or (isinstance(also, list) and found in also):
         return None
     return Drift(installed, found)

@@ -5,7 +5,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from securecore.cli.machine import trust, users
+from securecore.cli.machine import sender_units, trust, users
 from securecore.cli.machine.interpreter import Interpreter
 from securecore.cli.machine.root import Root
 from securecore.cli.machine.sender import check_length, compile_admission, kernel_steps, warn_of_rivals
@@ -116,7 +116,7 @@ def local_steps(
     ]
     if not (root.is_live or user.is_listed):
         steps.append(WriteFile(installation.SYSUSERS, users.sysusers_file(user)))
-    return [*steps, *kernel]
+    return [*steps, *kernel, *sender_units.farewell_steps({}, root)]
 
 
 def _check_is_spare(directory: str, user: User, root: Root) -> None:

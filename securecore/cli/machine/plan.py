@@ -55,9 +55,10 @@ def apply(steps: Iterable[Step], role: str, root: Root) -> Iterator[Done]:
 
 
 def undo(role: str, root: Root) -> Iterator[Done]:
-    """Take back, last step first, what set-up has changed, and yield what was done.
+    """Take back what set-up has changed, and yield what was done: the kernel's settings first, then the last step first.
 
-    Raises NotFoundError when there was no set-up.
+    In this order the kernel never starts what is half gone, whichever set-up has written what. Raises NotFoundError when there was
+    no set-up.
     """
     records = load_records(role, root)
     if records is None:
@@ -65,8 +66,10 @@ def undo(role: str, root: Root) -> Iterator[Done]:
             f"{root.outside(state_path(role))}: no such file: no `setup {role}` to undo",
             hint="`--root DIR` undoes a set-up in another root",
         )
+    kernel = [record for record in records if record.get("kind") == "sysctl"]
     directories = [record for record in records if record.get("kind") == "directory"]
-    for record in [*reversed([record for record in records if record not in directories]), None, *reversed(directories)]:
+    others = [record for record in records if record not in directories and record not in kernel]
+    for record in [*reversed(kernel), *reversed(others), None, *reversed(directories)]:
         if record is None:
             root.remove(state_path(role))
             yield Done("removed", root.outside(state_path(role)))
@@ -96,7 +99,7 @@ def _merge(old: list[Record], new: Iterable[Record]) -> list[Record]:
     for record in new:
         key = (record["kind"], record["path"])
         if key in merged and "written" in record:
-            merged[key]["written"] = record["written"]
+            merged[key] |= {name: value for name, value in record.items() if name != "before"}
         merged.setdefault(key, record)
     return list(merged.values())
 

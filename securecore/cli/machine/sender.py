@@ -5,22 +5,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from securecore import limits, tls
 from securecore.certs.identity_directory import CA, CERTIFICATE, KEY, load_identity
 from securecore.certs.judge import Judgement, Purpose, judge
-from securecore.cli.machine import rivals, trust, users
+from securecore.cli.machine import handover, rivals, sender_units, trust, users
 from securecore.cli.machine.interpreter import Interpreter
+from securecore.cli.machine.kernel_setting import SetSysctl
 from securecore.cli.machine.root import Root
-from securecore.cli.machine.steps import MakeLink, MakeSpool, SetSysctl, Step, WriteFile
+from securecore.cli.machine.steps import MakeSpool, Step, WriteFile
 from securecore.cli.machine.users import User
 from securecore.errors import ConfigError, NotFoundError, UntrustedError
 from securecore.names import Address
 from securecore.sender import installation
 from securecore.sender.admission import Admission
 from securecore.sender.admission_table import resolve_users
-from securecore.sender.configuration import SenderConfiguration, parse_configuration
+from securecore.sender.configuration import AGENT, SenderConfiguration, parse_configuration
 from securecore.sender.confinement import Confinement
 from securecore.sender.settings import MAX_BYTES, Settings
 from securecore.sender.spool_limits import SpoolLimits
@@ -38,17 +39,28 @@ class Wishes:
     spool: str | None
     user: str | None
     spool_mode: str | None = None
+    kernel: str | None = None
+    """One of KERNEL_WAYS, or handover.AUTO."""
 
     @property
     def is_about_sending(self) -> bool:
         """Whether any option is given that only a machine which sends its cores has."""
-        return bool(self.receivers) or any(wish is not None for wish in (self.identity, self.spool, self.spool_mode))
+        wishes = (self.identity, self.spool, self.spool_mode, self.kernel)
+        return bool(self.receivers) or any(wish is not None for wish in wishes)
 
 
-def read_configuration(wishes: Wishes, root: Root) -> tuple[SenderConfiguration, bytes]:
+class Read(NamedTuple):
+    """A sender's configuration; the bytes of its file; and why the kernel's way is not the agent's, where that was ours to say."""
+
+    configuration: SenderConfiguration
+    content: bytes
+    obstacle: str | None
+
+
+def read_configuration(wishes: Wishes, root: Root) -> Read:
     """Return the configuration, and the bytes of its file: those that a person wrote, unless *wishes* say something else.
 
-    Raises ConfigError when the file is not understood, or when there is none and *wishes* do not make one.
+    Raises ConfigError when the file is not understood, when there is none and *wishes* do not make one, and as handover.choose.
     """
     found = root.find(installation.CONFIGURATION)
     before = parse_configuration(found.content, root.outside(installation.CONFIGURATION)) if found is not None else None
@@ -64,8 +76,12 @@ def read_configuration(wishes: Wishes, root: Root) -> tuple[SenderConfiguration,
             f"{root.outside(installation.CONFIGURATION)} names no receiver yet, and --to or --identity is missing",
             hint="securecore setup sender --to collector.example.org:4455 --identity /etc/securecore/identity",
         )
+    # A file from before there was an agent, or of local mode, says nothing; a machine that is set up keeps what it has.
+    said = current.kernel if before is not None else None
+    kernel, obstacle = handover.choose(wishes.kernel, said, root)
     wanted = replace(
         current,
+        kernel=kernel,
         receivers=wishes.receivers or current.receivers,
         identity=wishes.identity or current.identity,
         spool=wishes.spool or current.spool,
@@ -73,7 +89,7 @@ def read_configuration(wishes: Wishes, root: Root) -> tuple[SenderConfiguration,
         user=wishes.user or current.user,
     ).check("setup sender")
     content = found.content if found is not None and wanted == before else wanted.encode()
-    return wanted, content
+    return Read(wanted, content, obstacle)
 
 
 def check_identity(identity: str, root: Root, now: datetime) -> tuple[Judgement, list[str]]:
@@ -125,24 +141,25 @@ def sender_steps(
 ) -> Sequence[Step]:
     """Return the steps, in the order that never lets the kernel start a handler that is not wholly there.
 
-    Raises ConfigError when the pattern or the script's first line would be too long.
+    With the agent too it starts the handler, until the agent runs: its unit then changes the pattern (handover.py). Raises
+    ConfigError when the pattern or the script's first line would be too long, or a path cannot stand in a unit.
     """
-    kernel = kernel_steps(installation.core_pattern(installation.HANDLER))
+    also = (installation.agent_pattern(),) if configuration.kernel == AGENT else ()
+    kernel = kernel_steps(installation.core_pattern(installation.HANDLER), also)
     users.check_owner(configuration.spool, user, root)
     owner = (user.uid, user.gid)
     settings = compile_settings(configuration, owner, root)
+    files = sender_units.unit_files(configuration, interpreter, root)
     steps: list[Step] = [
         WriteFile(installation.CONFIGURATION, content),
         MakeSpool(configuration.spool, owner),
         WriteFile(installation.SETTINGS, settings.encode()),
         WriteFile(installation.HANDLER, installation.handler_script(interpreter.executable), 0o755),
-        WriteFile(installation.SERVICE, installation.flush_service(interpreter.executable)),
-        WriteFile(installation.TIMER, installation.flush_timer()),
-        MakeLink(installation.TIMER_LINK, installation.TIMER),
+        *sender_units.unit_steps(files, sender_units.enabled_links(configuration, root), root),
     ]
     if not (root.is_live or user.is_listed):
         steps.append(WriteFile(installation.SYSUSERS, users.sysusers_file(user)))
-    return [*steps, *kernel]
+    return [*steps, *kernel, *sender_units.farewell_steps(files, root)]
 
 
 def compile_settings(configuration: SenderConfiguration, owner: tuple[int, int], root: Root) -> Settings:
@@ -169,10 +186,10 @@ def check_length(compiled: bytes, root: Root) -> None:
         raise ConfigError(f"{place}: compiled, its rules take more than {MAX_BYTES} bytes", hint="write fewer or shorter ones")
 
 
-def kernel_steps(pattern: str) -> list[Step]:
-    """Return the steps after which the kernel starts a handler by *pattern*: the last ones of a set-up."""
+def kernel_steps(pattern: str, also: tuple[str, ...] = ()) -> list[Step]:
+    """Return the steps after which the kernel starts a handler by *pattern*, or goes by one of *also* as it does already."""
     return [
         WriteFile(installation.SYSCTL, installation.sysctl_file(pattern)),
-        SetSysctl("kernel.core_pipe_limit", str(limits.CORE_PIPE_LIMIT), ours="", default="0"),
-        SetSysctl("kernel.core_pattern", pattern, ours=f"|{os.path.dirname(installation.HANDLER)}/", default="core"),
+        SetSysctl("kernel.core_pipe_limit", str(limits.CORE_PIPE_LIMIT), ours=(), default="0"),
+        SetSysctl("kernel.core_pattern", pattern, ours=handover.OURS, default="core", also=also),
     ]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final, Protocol
 
+from securecore.cli.machine.kernel_setting import undo_setting
 from securecore.cli.machine.root import Found, Owner, Root
 from securecore.dump import directory as files
 from securecore.errors import ConfigError, StorageError
@@ -236,45 +237,46 @@ class GiveFiles:
 
 
 @dataclass(frozen=True)
-class SetSysctl:
-    """A kernel setting, at once. In an image without /proc there is nothing to set: its sysctl.d file acts when it boots."""
+class RemoveFile:
+    """No file: one of another way to set this machine up, or what somebody else has put in its place."""
 
-    name: str
-    value: str
-    ours: str
-    """How a value begins that only set-up can have written."""
-    default: str
-    """The kernel's own value: what --undo puts back where, before, there was one of ours."""
-    done_word: str = "set"
-
-    @property
-    def path(self) -> str:
-        return f"/proc/sys/{self.name.replace('.', '/')}"
+    path: str
+    done_word: str = "removed"
 
     def is_done(self, root: Root) -> bool:
-        return _sysctl(self.path, root) in (None, self.value)
+        return root.find(self.path) is None
 
     def difference(self, root: Root) -> list[str]:
-        return [f"- {_sysctl(self.path, root)}", f"+ {self.value}"]
+        found = root.find(self.path)
+        return [f"-{line}" for line in _lines(found.content)] if found is not None else []
 
     def record(self, root: Root) -> Record:
-        before = _sysctl(self.path, root) or ""
-        if self.ours and before.startswith(self.ours):
-            before = self.default
-        return {"kind": "sysctl", "path": self.path, "before": before, "written": self.value}
+        # What a set-up has written stays on record: until this is done, that may still be there.
+        record = WriteFile(self.path, b"").record(root)
+        return {name: value for name, value in record.items() if name != "written"}
 
     def do(self, root: Root) -> None:
-        set_sysctl(root, self.path, self.value)
+        root.remove(self.path)
 
 
-def set_sysctl(root: Root, path: str, value: str) -> None:
-    """Write a kernel setting and read it back; raises ConfigError when the kernel did not take it."""
-    try:
-        root.write_in_place(path, value.encode() + b"\n")
-    except StorageError as error:
-        raise ConfigError(error.message, hint="in a container it is the host that sets it") from error
-    if (found := _sysctl(path, root)) != value:
-        raise ConfigError(f"{root.outside(path)}: the kernel made {found!a} of {value!a}")
+@dataclass(frozen=True)
+class RemoveLink:
+    """No symbolic link: a unit that is not enabled."""
+
+    path: str
+    done_word: str = "removed"
+
+    def is_done(self, root: Root) -> bool:
+        return root.link_target(self.path) is None
+
+    def difference(self, root: Root) -> list[str]:
+        return [f"- symbolic link to {root.link_target(self.path)}"]
+
+    def record(self, root: Root) -> Record:
+        return {"kind": "link", "path": self.path, "before": root.link_target(self.path)}
+
+    def do(self, root: Root) -> None:
+        root.remove(self.path)
 
 
 def undo_record(record: Mapping[str, Any], root: Root) -> tuple[str, str] | None:
@@ -299,7 +301,7 @@ def _undo_file(record: Mapping[str, Any], root: Root) -> tuple[str, str] | None:
     if found == before:
         return None
     words = root.outside(path)
-    if found is not None and sha256(found.content).hexdigest() != record["written"]:
+    if found is not None and sha256(found.content).hexdigest() != record.get("written"):
         edited = f"{name}.edited"
         words += f"  (it had been changed since; that is now {edited})"
         root.write(f"{path}.edited", found)
@@ -349,12 +351,17 @@ def _undo_spool(record: Mapping[str, Any], root: Root) -> tuple[str, str] | None
 
 
 def _undo_link(record: Mapping[str, Any], root: Root) -> tuple[str, str] | None:
-    if root.status(record["path"]) is None:
+    path, before, found = record["path"], record.get("before"), root.link_target(record["path"])
+    if found == before:
         return None
-    if root.link_target(record["path"]) != record["written"]:
-        return "kept", f"{root.outside(record['path'])}  (it leads elsewhere now)"
-    root.remove(record["path"])
-    return "removed", root.outside(record["path"])
+    if found not in (None, record.get("written")):
+        return "kept", f"{root.outside(path)}  (it leads elsewhere now)"
+    if found is not None:
+        root.remove(path)
+    if before is None:
+        return "removed", root.outside(path)
+    root.make_link(path, before)
+    return "restored", root.outside(path)
 
 
 def _undo_owner(record: Mapping[str, Any], root: Root) -> tuple[str, str] | None:
@@ -364,25 +371,10 @@ def _undo_owner(record: Mapping[str, Any], root: Root) -> tuple[str, str] | None
     return "given back", root.outside(record["path"])
 
 
-def _undo_sysctl(record: Mapping[str, Any], root: Root) -> tuple[str, str] | None:
-    found = _sysctl(record["path"], root)
-    if found is None or found == record["before"]:
-        return None
-    if found != record["written"]:
-        return "kept", f"{root.outside(record['path'])}  (somebody else has set it since: {found!a})"
-    set_sysctl(root, record["path"], record["before"])
-    return "restored", f"{root.outside(record['path'])}  {record['before']}"
-
-
 _UNDO: Final = {
     "file": _undo_file, "directory": _undo_directory, "spool": _undo_spool, "cores": _undo_cores, "link": _undo_link,
-    "owner": _undo_owner, "sysctl": _undo_sysctl,
+    "owner": _undo_owner, "sysctl": undo_setting,
 }  # fmt: skip
-
-
-def _sysctl(path: str, root: Root) -> str | None:
-    found = root.find(path)
-    return None if found is None else found.content.decode("utf-8", "backslashreplace").removesuffix("\n")
 
 
 def _is_owner(found: Owner, wanted: Owner) -> bool:

@@ -1,0 +1,127 @@
+"""What the files say that keep the agent and its socket: pure text, as installation.py has it for the handler.
+
+systemd makes the socket and keeps it while the agent is started again; what connects meanwhile waits in its backlog. core_pattern
+leads to the socket only while the agent runs: when it has started, and before it stops, its unit has cli/machine/handover.py change
+the pattern. At all other times, at boot above all, the kernel starts the handler for each crash, as sysctl.d has it. A socket that
+is there from the first moment of a boot on would lose no more, and could hold the boot up: a process that crashes before the agent
+can run is held until it does, and the agent may wait for the very unit of that process.
+"""
+
+from typing import Final
+
+from securecore import limits
+from securecore.errors import ConfigError
+from securecore.sender.installation import AGENT_SOCKET
+
+SERVICE: Final = "/etc/systemd/system/securecore-agent.service"
+SOCKET: Final = "/etc/systemd/system/securecore-agent.socket"
+SERVICE_LINK: Final = "/etc/systemd/system/multi-user.target.wants/securecore-agent.service"
+SOCKET_LINK: Final = "/etc/systemd/system/sockets.target.wants/securecore-agent.socket"
+
+BACKLOG: Final = 64
+"""Crashes that wait while the agent has its hands full, each with its process. As many as a storm may begin with by the usual
+limits (storm_limits.HOST_BURST, 60): what is beyond them would not be taken anyway. The kernel skips a crash that finds the
+backlog full, and says so in its log."""
+
+_STARTS: Final = 5
+_STARTS_WITHIN_S: Final = 60
+"""An agent that cannot start is given up after so many attempts, and its socket with it: who waits in the backlog is let go, and
+the handler has the crashes."""
+
+_STOP_S: Final = int(limits.SHUTDOWN_DEADLINE_S + 4 * limits.PROGRESS_DEADLINE_S)
+"""For cores that are being taken: as a receiver has it for those that come in."""
+
+CAPABILITIES: Final = ("CAP_SETUID", "CAP_SETGID", "CAP_DAC_READ_SEARCH", "CAP_SYS_PTRACE", "CAP_SYSLOG", "CAP_KILL")
+"""In this order: to become the handler's user; to open settings, key and spool, whoever owns them; to read /proc of a crashed
+process (proc(5), PTRACE_MODE_READ), and the kernel's log; and to end a child that has become that user."""
+
+
+def agent_socket() -> bytes:
+    """Return the socket unit: nobody but root, which the kernel connects as, can get to the socket."""
+    return _SOCKET.format(socket=AGENT_SOCKET, backlog=BACKLOG).encode()
+
+
+def agent_service(interpreter: str, spool: str, identity: str) -> bytes:
+    """Return the unit of the agent: root with the capabilities that a handler needs, which may write to spool and identity only.
+
+    To the identity, because the agent renews it. Raises ConfigError when a path cannot stand in a unit.
+    """
+    for path in (interpreter, spool, identity):
+        if not path.isprintable() or set(path) & set(" \"'\\%$"):
+            raise ConfigError(f"{path!a}: a path in a systemd unit must not have spaces, quotes, backslashes, % or $")
+    return _SERVICE.format(
+        interpreter=interpreter,
+        spool=spool,
+        identity=identity,
+        capabilities=" ".join(CAPABILITIES),
+        starts=_STARTS,
+        within=_STARTS_WITHIN_S,
+        stop_s=_STOP_S,
+    ).encode()
+
+
+_SOCKET: Final = """\
+[Unit]
+Description=securecore: where the kernel hands over the cores of crashed processes
+
+[Socket]
+ListenStream={socket}
+SocketMode=0600
+DirectoryMode=0700
+Backlog={backlog}
+
+[Install]
+WantedBy=sockets.target
+"""
+
+_SERVICE: Final = """\
+[Unit]
+Description=securecore: takes cores from the kernel, and sends them
+Requires=securecore-agent.socket
+After=securecore-agent.socket
+# Without the agent these do what it does beside the crashes.
+Conflicts=securecore-flush.timer securecore-renew.timer
+OnFailure=securecore-flush.timer securecore-renew.timer
+StartLimitIntervalSec={within}s
+StartLimitBurst={starts}
+
+[Service]
+Type=exec
+ExecStart={interpreter} -I -m securecore.cli.main agent
+# The kernel connects to the agent while it runs, and starts the handler for each crash at all other times.
+ExecStartPost=+{interpreter} -I -m securecore.cli.machine.handover agent
+ExecStop=+{interpreter} -I -m securecore.cli.machine.handover pipe
+ExecStopPost=+{interpreter} -I -m securecore.cli.machine.handover pipe
+ExecReload=/bin/kill -HUP $MAINPID
+Restart=always
+RestartSec=1s
+# Children that take a core end it in good order when the agent says so.
+KillMode=mixed
+TimeoutStopSec={stop_s}s
+UMask=0077
+LimitCORE=0
+CapabilityBoundingSet={capabilities}
+NoNewPrivileges=yes
+ProtectSystem=strict
+ReadWritePaths=-{spool} -{identity}
+PrivateTmp=yes
+DevicePolicy=closed
+DeviceAllow=/dev/kmsg r
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+
+[Install]
+WantedBy=multi-user.target
+Also=securecore-agent.socket
+"""

@@ -1,0 +1,87 @@
+"""The agent's units, and those of the renewal: systemd understands them, and what they run can live with what they forbid."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from securecore.errors import ConfigError
+from securecore.sender import agent_units, installation, renewal_units, storm_limits
+
+IDENTITY = "/etc/securecore/identity"
+SPOOL = "/var/lib/securecore/spool"
+
+
+def service() -> str:
+    """Return the agent's service."""
+    return agent_units.agent_service("/bin/true", SPOOL, IDENTITY).decode()
+
+
+def values(unit: str, key: str) -> list[str]:
+    """Return what a unit says for a key, in its order."""
+    return [line.partition("=")[2] for line in unit.splitlines() if line.startswith(f"{key}=")]
+
+
+@pytest.mark.slow
+def test_units_are_what_systemd_understands(tmp_path: Path) -> None:
+    """systemd-analyze finds nothing wrong with any of them, those of the timers that they name included."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd-analyze here")
+    units = {
+        agent_units.SERVICE: service().encode(), agent_units.SOCKET: agent_units.agent_socket(),
+        renewal_units.SERVICE: renewal_units.renew_service("/bin/true", IDENTITY), renewal_units.TIMER: renewal_units.renew_timer(),
+        installation.SERVICE: installation.flush_service("/bin/true"), installation.TIMER: installation.flush_timer(),
+    }  # fmt: skip
+    files = [tmp_path / Path(path).name for path in units]
+    for file, content in zip(files, units.values(), strict=True):
+        file.write_bytes(content)
+    answer = subprocess.run(["systemd-analyze", "verify", "--man=no", *files], capture_output=True, check=False, text=True)
+    assert [line for line in answer.stderr.splitlines() if "securecore" in line] == []
+
+
+def test_only_root_gets_to_the_socket_and_its_backlog_holds_a_storms_beginning() -> None:
+    """The kernel connects as root; and what the usual limits would take is not skipped for want of a place to wait."""
+    unit = agent_units.agent_socket().decode()
+
+    assert values(unit, "ListenStream") == [installation.AGENT_SOCKET]
+    assert (values(unit, "SocketMode"), values(unit, "DirectoryMode")) == (["0600"], ["0700"])
+    assert storm_limits.HOST_BURST <= int(values(unit, "Backlog")[0]) <= 128
+
+
+def test_the_kernel_goes_by_the_agent_only_while_it_runs() -> None:
+    """It is told when the agent has started, and the other thing before it stops and whenever it has ended; with all rights."""
+    start = [f"+/bin/true -I -m securecore.cli.machine.handover {way}" for way in ("agent", "pipe")]
+
+    assert values(service(), "ExecStartPost") == start[:1]
+    assert values(service(), "ExecStop") == values(service(), "ExecStopPost") == start[1:]
+
+
+def test_an_agent_may_write_nowhere_but_to_spool_and_identity() -> None:
+    """A path that would say more in a unit is refused."""
+    assert values(service(), "ProtectSystem") == ["strict"]
+    assert values(service(), "ReadWritePaths") == [f"-{SPOOL} -{IDENTITY}"]
+    for paths in ((f"{SPOOL} /", IDENTITY), (SPOOL, "/a\nUser=x"), (SPOOL, "/a%n")):
+        with pytest.raises(ConfigError, match="systemd unit"):
+            agent_units.agent_service("/bin/true", *paths)
+    with pytest.raises(ConfigError, match="systemd unit"):
+        renewal_units.renew_service("/bin/true", "/a b")
+
+
+def test_a_renewal_is_spread_over_the_day_and_made_up_for() -> None:
+    """A fleet does not come at once, and a machine that was off in the night looks when it is on."""
+    timer = renewal_units.renew_timer().decode()
+
+    assert values(timer, "OnCalendar") == ["daily"]
+    assert values(timer, "RandomizedDelaySec") == ["12h"]
+    assert values(timer, "Persistent") == ["yes"]
+
+
+@pytest.mark.slow
+def test_what_the_renewal_runs_is_a_command_of_ours() -> None:
+    """With the identity that it is given, here one that is missing."""
+    command = values(renewal_units.renew_service(sys.executable, "/nowhere").decode(), "ExecStart")[0].split(" ")
+    answer = subprocess.run(command, capture_output=True, check=False, text=True)
+
+    assert (answer.returncode, answer.stderr.startswith("securecore: /nowhere")) == (4, True)
