@@ -80,3 +80,12 @@ def _listen(address: Address, family: socket.AddressFamily, where: SocketAddress
         raise ConfigError(f"cannot listen on {place}: {reason}", hint=hint) from error
     listener.setblocking(False)
     return listener
+
+
+def drain(wakeup: socket.socket) -> None:
+    """Take all that has come on a non-blocking socket, which only wakes up who polls it."""
+    try:
+        while wakeup.recv(4096):
+            pass
+    except BlockingIOError:
+        pass

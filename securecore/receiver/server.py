@@ -29,8 +29,9 @@ from securecore.receiver.commit import Committer
 from securecore.receiver.control import ControlServer
 from securecore.receiver.doors import Doorkeeper, StrangerLog, Visitor
 from securecore.receiver.handshake import handshake_words
+from securecore.receiver.identity_watch import IdentityWatch
 from securecore.receiver.known_lists import check_at_start, keep_after_reload
-from securecore.receiver.listeners import bound_address, listen, written
+from securecore.receiver.listeners import bound_address, drain, listen, written
 from securecore.receiver.log_keeper import LogKeeper
 from securecore.receiver.log_keys import put_log_keys
 from securecore.receiver.material import Material, load_material
@@ -97,7 +98,7 @@ class Receiver:
         self._wakeup.setblocking(False)
         self._waker.setblocking(False)
         self._is_stopping = self._is_hurried = False
-        self._is_reloading = self._is_signalled = False
+        self._is_reloading = self._is_rereading = self._is_signalled = False
         self._lost: str | None = None
         """The thread that has ended by itself."""
         self.addresses = [bound_address(listener) for listener in listeners]
@@ -153,7 +154,7 @@ class Receiver:
                 if fd in by_fd:
                     self._accept(by_fd[fd])
                 else:
-                    _drain(self._wakeup)
+                    drain(self._wakeup)
             if self._is_reloading:
                 self._is_reloading = False
                 self._reload()
@@ -174,6 +175,11 @@ class Receiver:
 
     def reload(self) -> None:
         """Make ``serve`` load configuration and identity directory again; for signal handlers and other threads."""
+        self._is_rereading = True
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Make ``serve`` load the identity directory again, and not the file, which somebody may be editing."""
         self._is_reloading = True
         self._wake()
 
@@ -207,7 +213,9 @@ class Receiver:
 
     def _reload(self) -> None:
         # Each by itself: a mistake in the configuration must not keep a revocation from counting.
-        self._reload_configuration()
+        if self._is_rereading:
+            self._is_rereading = False
+            self._reload_configuration()
         in_force = self._service.material.identity.path
         if not self._reload_material(self._settings.identity) and self._settings.identity != in_force:
             # Nor must a path that leads nowhere: the lists of the identity in force are still looked after.
@@ -380,18 +388,12 @@ def run(read: Callable[[], ReceiverSettings], announce: Callable[[Receiver], Non
     """
     # A reload that comes while we start asks for nothing: what we are about to load is the newest there is.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    receiver = open_receiver(read(), read)
+    settings = read()
+    watch, receiver = IdentityWatch(settings.identity), open_receiver(settings, read)
     receiver.handle_signals()
     announce(receiver)
-    receiver.serve()
-
-
-def _drain(wakeup: socket.socket) -> None:
-    try:
-        while wakeup.recv(4096):
-            pass
-    except BlockingIOError:
-        pass
+    with watch.telling(receiver.refresh, lambda: receiver.material.identity.path):
+        receiver.serve()
 
 
 _STOPPED: Final = "the receiver is being stopped"
