@@ -52,4 +52,4 @@ def command(enroller: Address, ca_fingerprint: str, token_text: str | None, toke
         click.echo("  it had enrolled with this token before: nothing was left to do")
     if done.is_new_key:
         click.echo("  a new key has taken the old one's place")
-    click.echo(f"next: have `securecore renew --identity {identity}` run each day (pki/runbooks/enrol-online.md)")
+    click.echo("next: securecore setup sender, which also has the certificate renewed by itself (pki/runbooks/enrol-online.md)")

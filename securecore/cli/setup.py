@@ -25,11 +25,12 @@ from securecore.sender.installation import AGENT_SOCKET
 from securecore.sender.settings import SPOOL_MODES
 
 _SYSTEM_UNITS: Final = "/etc/systemd/system"
+_RECEIVER_TIMERS: Final = ("securecore-vacuum.timer", "securecore-fetch.timer")
 _UNITS: Final = {
     "sender": [
         sender_units.AGENT_SERVICE, sender_units.AGENT_SOCKET, sender_units.FLUSH_TIMER, sender_units.RENEW_TIMER,
     ],
-    "receiver": ["securecore-receiver.service", "securecore-vacuum.timer"],
+    "receiver": ["securecore-receiver.service", *_RECEIVER_TIMERS],
 }
 
 EPILOG: Final = """\b
@@ -147,14 +148,15 @@ def _start_sender(configuration: SenderConfiguration, is_changed: bool, root: Ro
         if systemd.is_running(root) and (words := handover.find_fallback(root)) is not None:
             _warn([f"{words}: systemctl status {sender_units.AGENT_SERVICE}"])
     elif is_changed:
-        _stop_agent(root)
+        _stop_absent("sender", root)
         enabled = sender_units.enabled_links(configuration, root).values()
         _systemctl(root, ["daemon-reload"], ["start", *map(os.path.basename, enabled)])
 
 
-def _stop_agent(root: Root) -> None:
-    """Have no agent run; the kernel does not go by it any more."""
-    _systemctl(root, ["stop", sender_units.AGENT_SOCKET, sender_units.AGENT_SERVICE], is_optional=True)
+def _stop_absent(role: str, root: Root) -> None:
+    """Have nothing run of which the unit was taken away."""
+    present = _present(_UNITS[role], root)
+    _systemctl(root, ["stop", *(unit for unit in _UNITS[role] if unit not in present)], is_optional=True)
 
 
 def _look_at_sender(identity: str, root: Root, dry_run: bool) -> tuple[str, list[str]]:
@@ -176,7 +178,7 @@ def _set_up_local(wishes: local_sender.LocalWishes, root: Root, dry_run: bool) -
     _compile(interpreter, root, dry_run)
     is_changed = _carry_out(local_sender.local_steps(configuration, content, owner, interpreter, root), "sender", root, dry_run)
     if is_changed and not dry_run:
-        _stop_agent(root)
+        _stop_absent("sender", root)
         _systemctl(root, ["daemon-reload"])
     _warn(warnings)
     if not dry_run:
@@ -223,7 +225,8 @@ def receiver_(
         steps = receiver.receiver_steps(configuration, content, user, interpreter, root)
         is_changed = _carry_out(steps, "receiver", root, dry_run)
         if is_changed and not dry_run:
-            _systemctl(root, ["daemon-reload"], ["start", "securecore-vacuum.timer"])
+            _stop_absent("receiver", root)
+            _systemctl(root, ["daemon-reload"], ["start", *_present(_RECEIVER_TIMERS, root)])
         _warn(warnings)
         if not dry_run:
             _say_next(_RECEIVER_NEXT if root.is_live else _RECEIVER_IMAGE_NEXT.format(root=root.path))
@@ -304,12 +307,16 @@ def _carry_out(steps: Sequence[Step], role: str, root: Root, dry_run: bool) -> b
 def _undo(role: str, root: Root, dry_run: bool) -> None:
     if dry_run:
         raise click.UsageError("--undo and --dry-run exclude each other")
-    present = [unit for unit in _UNITS[role] if root.status(f"{_SYSTEM_UNITS}/{unit}") is not None]
-    _systemctl(root, ["disable", "--now", *present], is_optional=True)
+    _systemctl(root, ["disable", "--now", *_present(_UNITS[role], root)], is_optional=True)
     for done in plan.undo(role, root):
         _say(done)
     _systemctl(root, ["daemon-reload"])
     click.echo("all else is as it was before, but for a user that was made: its files may outlive it")
+
+
+def _present(units: Iterable[str], root: Root) -> list[str]:
+    """Return those of our units that are there: for a command about one that is not, systemctl may do nothing at all."""
+    return [unit for unit in units if root.status(f"{_SYSTEM_UNITS}/{unit}") is not None]
 
 
 def _systemctl(root: Root, *commands: list[str], is_optional: bool = False) -> None:

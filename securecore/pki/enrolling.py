@@ -35,7 +35,8 @@ from securecore.pki.staging import PUBLIC_MODE, replace
 from securecore.pki.tokens import Secret, make_mac
 
 ENROLLER: Final = "enroller"
-"""The file of an identity directory that says where it was enrolled, or renewed last, and so where it is renewed."""
+"""The file of an identity directory that says where it was enrolled, or renewed last, and so where it is renewed; of a receiver's,
+where its CAs and CRLs were fetched last."""
 
 _MAX_ADDRESS_BYTES: Final = KIB
 
@@ -212,15 +213,15 @@ def _renew(address: Address, identity: Path, now: datetime, *, is_rekey: bool) -
     return done
 
 
-def read_enroller(identity: Path) -> Address:
-    """Return where an identity was enrolled; raises NotFoundError where that is not known, ConfigError."""
+def read_enroller(identity: Path, hint: str = "give --to HOST:PORT") -> Address:
+    """Return where an identity was enrolled, or fetched for; raises NotFoundError where that is not known, ConfigError."""
     path = identity / ENROLLER
     try:
         return Address(read_public(path, _MAX_ADDRESS_BYTES).decode("ascii").strip())
     except NotFoundError as error:
-        raise NotFoundError(f"{path}: not there, so it is not known where to renew", hint="give --to HOST:PORT") from error
+        raise NotFoundError(f"{path}: not there, so it is not known whom to ask", hint=hint) from error
     except (UnicodeDecodeError, NameRefused) as error:
-        raise ConfigError(f"{path}: holds no address", hint="one line, HOST:PORT; or give --to") from error
+        raise ConfigError(f"{path}: holds no address", hint=f"it has one line, HOST:PORT; or {hint}") from error
 
 
 def _known_roots(identity: Path) -> tuple[x509.Certificate, ...]:

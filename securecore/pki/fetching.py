@@ -15,6 +15,7 @@ from securecore.limits import MAX_CRL_BYTES
 from securecore.names import Address
 from securecore.pki.dialling import dial, fetch_anchors
 from securecore.pki.directory import certificate_pem
+from securecore.pki.enrolling import note_enroller
 from securecore.pki.enrolment import Request
 from securecore.pki.install import purpose_of
 from securecore.pki.staging import PUBLIC_MODE, replace
@@ -33,11 +34,14 @@ def fetch(address: Address, identity: Path, now: datetime, *, is_dropping: bool 
 
     No root is taken that it does not believe, no CA that these have not signed, no list that is older. A CA that it has is let go
     of only with *is_dropping*: otherwise somebody could have it forget a CA, and its list, to bring both back with an older list.
+    From then on the identity knows that address as the one to ask.
     Raises PkiError, ConfigError for what is not taken, and for a directory that is not a receiver's, with nothing changed;
     UntrustedError, RefusedError, BusyError, UnreachableError, PeerError; StorageError.
     """
     with IdentityLock(identity):
-        return _fetch(address, identity, now, is_dropping=is_dropping)
+        fetched = _fetch(address, identity, now, is_dropping=is_dropping)
+        note_enroller(identity, address)
+    return fetched
 
 
 def _fetch(address: Address, identity: Path, now: datetime, *, is_dropping: bool) -> Fetched:

@@ -98,9 +98,12 @@ def test_the_life_of_a_host_without_a_file_that_is_carried(pki: Runner, tmp_path
         assert "it had enrolled with this token before: nothing was left to do" in again.out
 
         fetching = ("fetch", str(server.addresses[0]), "--identity", "collector")
+        fails(pki("fetch", "--identity", "collector"), 4, "it is not known whom to ask")
         assert pki(*fetching).out == "nothing new: 3 CAs, 3 CRLs\n"
         assert pki("revoke", "web-1", "--reason", "keyCompromise", "--passphrase-file", "words").code == 0
-        assert pki(*fetching).out == "put 3 CAs, 3 CRLs into collector\nnext: send the receiver SIGHUP\n"
+        # Where it was fetched before is known by now.
+        again = pki("fetch", "--identity", "collector")
+        assert again.out.startswith("put 3 CAs, 3 CRLs into collector\na receiver that runs takes them within a minute"), again.err
         fails(command(pki, "renew", "--identity", "web-1", "--now"), 13, "this host's certificate was revoked on")
         server.popen.send_signal(signal.SIGTERM)
         assert server.popen.wait(TIMEOUT_S) == 0

@@ -51,7 +51,7 @@ def test_a_receiver_whose_keys_stay_at_home(pki: Runner) -> None:
     signed = pki("sign", "receiver", "collector", "r/request.pem", "--address", "127.0.0.1", "--out", "reply.pem")
     assert f"senders may dial it as {RECEIVER_NAME}, 127.0.0.1\n" in signed.out
     installed = pki("install", "reply.pem", "--identity", "r")
-    assert installed.out.endswith("next: send the receiver SIGHUP\n")
+    assert installed.out.endswith("a receiver that runs takes it within a minute, and at once when it gets SIGHUP\n")
     for arguments in (("renew", "collector", "--out", "renewed.pem"), ("rekey", "collector", "--out", "r2")):
         assert f"senders may dial it as {RECEIVER_NAME}, 127.0.0.1\n" in pki(*arguments).out
     assert pki("install", "renewed.pem", "--identity", "r").code == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from securecore.cli.machine import drift
+from securecore.cli.machine import drift, systemd
 from securecore.cli.machine.root import Root
 from securecore.errors import StorageError
 from securecore.sender import agent_units, installation, renewal_units
@@ -203,6 +203,55 @@ def test_an_interrupted_change_is_finished_and_undone(ways: tuple[str, str], awa
             assert setup(awake, "sender", "--undo") == 0
             assert snapshot(awake) == before, (name, failing)
             failing += 1
+
+
+@pytest.fixture
+def told(awake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """A systemctl of our own: what it was told since the last time, each with how the kernel's pattern began at that moment."""
+    log, programs = tmp_path / "told", tmp_path / "programs"
+    programs.mkdir()
+    kernel = awake / "proc/sys/kernel/core_pattern"
+    (programs / "systemctl").write_text(f'#!/bin/sh\necho "$(head -c 2 {kernel}) $*" >> {log}\n')
+    (programs / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setattr(systemd, "is_running", lambda root: True)
+
+    def take() -> list[str]:
+        lines = log.read_text().splitlines() if log.exists() else []
+        log.write_text("")
+        return lines
+
+    return take
+
+
+def test_systemd_is_told_when_the_kernel_is_out_of_the_way(awake: Path, told: Callable[[], list[str]]) -> None:
+    """What starts is there by then, and the agent stops when no crash comes to it any more."""
+    setup(awake, "sender", *SENDER)
+    assert told() == ["|/ daemon-reload", "|/ restart securecore-agent.service"]
+
+    go_by_the_agent(awake)
+    setup(awake, "sender", "--kernel", "pipe")
+    assert told() == [
+        "|/ stop securecore-agent.service securecore-agent.socket securecore-renew.timer",
+        "|/ daemon-reload", "|/ start securecore-flush.timer",
+    ]  # fmt: skip
+
+    setup(awake, "sender", "--kernel", "agent")
+    assert told() == ["|/ daemon-reload", "|/ restart securecore-agent.service"]
+    go_by_the_agent(awake)
+    setup(awake, "sender", "--undo")
+    assert told() == [
+        "@@ disable --now securecore-agent.service securecore-agent.socket securecore-flush.timer", "co daemon-reload",
+    ]  # fmt: skip
+
+
+def test_an_agent_that_does_not_start_is_told(
+    awake: Path, told: Callable[[], list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The set-up is whole and no core is lost: the handler goes on having them, and a warning says where to look."""
+    assert setup(awake, "sender", *SENDER) == 0
+    assert told()
+    assert "because the agent does not run: systemctl status securecore-agent.service" in capsys.readouterr().err
 
 
 def test_cores_that_are_to_stay_here_need_no_agent(awake: Path) -> None:

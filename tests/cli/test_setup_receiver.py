@@ -87,6 +87,28 @@ def test_receiver_is_vacuumed_every_day_by_its_own_file(root: Path) -> None:
     assert {path for path in snapshot(root) if "vacuum" in path} == {path for path in before if "vacuum" in path} == set()
 
 
+def test_a_receiver_that_has_fetched_its_lists_does_so_every_hour(root: Path) -> None:
+    """A timer whose unit is the identity's owner and writes nowhere else; it goes with the enroller's address, and by --undo."""
+    enroller = root / "etc/securecore/receiver/enroller"
+    enroller.write_text("enrol.example:4456\n")
+    before, units = snapshot(root), root / "etc/systemd/system"
+    assert setup(root, "receiver", *RECEIVER, "--user", "crash") == 0
+    service, link = (units / "securecore-fetch.service").read_text(), units / "timers.target.wants/securecore-fetch.timer"
+    assert " pki fetch --identity /etc/securecore/receiver\n" in service
+    for line in ("User=crash", "CapabilityBoundingSet=", "ReadWritePaths=/etc/securecore/receiver"):
+        assert f"\n{line}\n" in service
+    assert os.readlink(link) == "/etc/systemd/system/securecore-fetch.timer"
+    assert f"{enroller.stat().st_uid}:{enroller.stat().st_gid}" == USER
+    assert setup(root, "receiver", "--undo") == 0
+    assert snapshot(root) == before
+
+    setup(root, "receiver", *RECEIVER)
+    enroller.unlink()
+    assert setup(root, "receiver") == 0
+    assert not link.is_symlink()
+    assert not (units / "securecore-fetch.service").exists()
+
+
 def test_what_a_person_wrote_about_a_receiver_is_kept(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without options set-up takes the file as it is, and the unit follows it; what an option changes, it changes alone."""
     setup(root, "receiver", *RECEIVER, "--user", "crash")

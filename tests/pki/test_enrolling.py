@@ -268,7 +268,7 @@ def test_where_it_was_enrolled_is_known(web: Path) -> None:
         with pytest.raises(ConfigError, match="holds no address"):
             read_enroller(web)
     (web / "enroller").unlink()
-    with pytest.raises(NotFoundError, match="it is not known where to renew"):
+    with pytest.raises(NotFoundError, match="it is not known whom to ask"):
         read_enroller(web)
 
 

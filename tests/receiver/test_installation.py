@@ -10,7 +10,7 @@ import pytest
 from securecore import limits
 from securecore.errors import ConfigError
 from securecore.names import Address
-from securecore.receiver import installation, vacuum_timer
+from securecore.receiver import fetch_timer, installation, vacuum_timer
 from tests.support.certificates import Fleet
 
 
@@ -49,6 +49,20 @@ def test_vacuum_units_are_what_systemd_understands(tmp_path: Path) -> None:
     timer.write_bytes(vacuum_timer.vacuum_timer())
     answer = subprocess.run(["systemd-analyze", "verify", "--man=no", service, timer], capture_output=True, check=False, text=True)
     assert [line for line in answer.stderr.splitlines() if "securecore" in line] == []
+
+
+@pytest.mark.slow
+def test_fetch_units_are_what_systemd_understands(tmp_path: Path) -> None:
+    """The same."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd-analyze here")
+    service, timer = tmp_path / "securecore-fetch.service", tmp_path / "securecore-fetch.timer"
+    service.write_bytes(fetch_timer.fetch_service("/bin/true", "/etc/securecore/receiver", "securecore", "990"))
+    timer.write_bytes(fetch_timer.fetch_timer())
+    answer = subprocess.run(["systemd-analyze", "verify", "--man=no", service, timer], capture_output=True, check=False, text=True)
+    assert [line for line in answer.stderr.splitlines() if "securecore" in line] == []
+    with pytest.raises(ConfigError, match="systemd unit"):
+        fetch_timer.fetch_service("/bin/true", "/etc/a b", "securecore")
 
 
 def test_a_vacuum_may_write_nowhere_but_to_the_store() -> None:

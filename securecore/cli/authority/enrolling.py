@@ -39,6 +39,7 @@ Examples:
 FETCH_EPILOG: Final = """\b
 Examples:
   securecore pki fetch enrol.acme.example:4456 --identity receiver-identity
+  securecore pki fetch --identity receiver-identity                                   where it was fetched last, as the timer does
   securecore pki fetch enrol.acme.example:4456 --identity receiver-identity --drop    once, after `pki rotate-ca ... finish`
 """
 
@@ -115,23 +116,26 @@ def serve(listen: tuple[Address, ...], directory: Path, identity: Path, passphra
 
 
 @click.command(epilog=FETCH_EPILOG)
-@click.argument("enroller", metavar="ADDR:PORT", type=address)
+@click.argument("enroller", metavar="[ADDR:PORT]", type=address, required=False)
 @click.option("--identity", type=click.Path(path_type=Path), required=True, help="The receiver's identity directory.")
 @click.option("--drop", is_flag=True, help="Let go of CAs that are there no more: after a rotation that was finished.")
-def fetch(enroller: Address, identity: Path, drop: bool) -> None:
+def fetch(enroller: Address | None, identity: Path, drop: bool) -> None:
     """Fetch the CAs and CRLs for a receiver, whole or not at all, and never older ones than it has.
 
-    Who gives them must be an enroller of the fleet whose root the receiver has already. A new root is not taken this way.
+    Who gives them must be an enroller of the fleet whose root the receiver has already. A new root is not taken this way. Without
+    ADDR:PORT it is the one that gave them last. A receiver that runs notices by itself, within a minute.
     """
+    from securecore.pki.enrolling import read_enroller
     from securecore.pki.fetching import fetch as fetch_lists
 
-    fetched = fetch_lists(enroller, identity, now(), is_dropping=drop)
+    asked = enroller or read_enroller(identity, "give ADDR:PORT")
+    fetched = fetch_lists(asked, identity, now(), is_dropping=drop)
     words = f"{terminal.count(fetched.cas, 'CA')}, {terminal.count(fetched.lists, 'CRL')}"
     if not fetched.is_new:
         click.echo(f"nothing new: {words}")
         return
     click.echo(f"put {words} into {identity}")
-    click.echo("next: send the receiver SIGHUP")
+    click.echo("a receiver that runs takes them within a minute, and at once when it gets SIGHUP")
 
 
 def _list_tokens(state: "State", as_json: bool) -> None:

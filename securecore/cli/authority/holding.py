@@ -67,6 +67,6 @@ def install(reply: Path, identity: Path, ca_fingerprint: str | None) -> None:
         click.echo("  the log key is not there, and no receiver starts without it")
         click.echo(f"next: put it back; where it is lost, securecore audit rekey --lost {identity} --identity {identity}")
     elif judged.purpose.value == "receiver":
-        click.echo("next: send the receiver SIGHUP")
+        click.echo("a receiver that runs takes it within a minute, and at once when it gets SIGHUP")
     elif judged.purpose.value == "enroller":
         click.echo("next: send `securecore pki serve` SIGHUP, or start it")

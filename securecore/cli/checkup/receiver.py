@@ -14,12 +14,14 @@ from securecore.certs.revocation import RevocationLists
 from securecore.cli import evidence, terminal
 from securecore.cli.checkup.findings import Finding, attempt, ok, warning, wrong
 from securecore.cli.checkup.shared import certificate_finding, room_finding
+from securecore.cli.checkup.timers import Timer, check_timer
 from securecore.cli.checkup.vacuum import check_vacuum
 from securecore.cli.machine import plan, receiver, trust, users
+from securecore.cli.machine.enrolment import is_enrolled
 from securecore.cli.machine.interpreter import find_interpreter
 from securecore.cli.machine.root import Root
 from securecore.errors import BrokenError, NotFoundError, SecurecoreError, StorageError
-from securecore.receiver import installation
+from securecore.receiver import fetch_timer, installation
 from securecore.receiver.configuration import ConfigurationRefused, ReceiverConfiguration, parse_receiver_configuration
 from securecore.sender.floor import Floor
 from securecore.store.layout import LOCK, Store, open_store
@@ -67,6 +69,7 @@ def check_receiver(root: Root, now: datetime, store: str | None, identity: str |
     if is_set_up(root):
         yield from attempt("vacuum timer", lambda: check_vacuum(said, places.user, root))
     yield from attempt("identity", lambda: _identity(places, root, now))
+    yield from attempt("fetch timer", lambda: _fetch_timer(places, root))
     floor = Floor(said.policy.floor.share, said.policy.floor.free_bytes)
     yield from attempt("store", lambda: _store(places, floor, root))
 
@@ -106,6 +109,17 @@ def _identity(places: Places, root: Root, now: datetime) -> Iterator[Finding]:
     for words in warnings:
         yield warning("identity", words)
     yield from _revocation(material.revocation, root.outside(f"{places.identity}/crl.pem"), now)
+
+
+def _fetch_timer(places: Places, root: Root) -> Iterator[Finding]:
+    """What fetches the lists of a receiver that knows of an enroller."""
+    if places.user is None or not is_enrolled(places.identity, root):
+        return
+    service, timer = receiver.fetch_units(places.identity, places.user, find_interpreter())
+    units = {fetch_timer.SERVICE: service, fetch_timer.TIMER: timer}
+    cost, by_hand = "revoked hosts go on being taken", f"have `securecore pki fetch --identity {places.identity}` run each hour"
+    found = Timer("fetch timer", units, fetch_timer.TIMER_LINK, fetch_timer.TIMER, cost, by_hand, "securecore setup receiver")
+    yield check_timer(found, root)
 
 
 def _revocation(lists: RevocationLists, place: str, now: datetime) -> Iterator[Finding]:

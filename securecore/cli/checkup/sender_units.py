@@ -2,11 +2,13 @@
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from securecore.cli.checkup.findings import Finding, ok, warning, wrong
+from securecore.cli.checkup.timers import Timer, check_timer, find_drift
 from securecore.cli.machine import handover, sender_units, systemd
+from securecore.cli.machine.enrolment import is_enrolled
 from securecore.cli.machine.interpreter import find_interpreter
 from securecore.cli.machine.kernel_setting import CORE_PATTERN, read_setting
 from securecore.cli.machine.root import Root
@@ -19,56 +21,31 @@ _DIRECTORY: Final = os.path.dirname(installation.AGENT_SOCKET)
 
 
 def check_flush_timer(root: Root) -> Iterator[Finding]:
-    """What delivers the spool: the units as set-up writes them, the timer enabled, and at work."""
+    """What delivers the spool."""
     interpreter = find_interpreter().executable
     units = {installation.SERVICE: installation.flush_service(interpreter), installation.TIMER: installation.flush_timer()}
-    lost, by_hand = "nothing delivers what waits", "have `securecore spool flush --when-due` run every two minutes"
-    yield _timer("flush timer", units, (installation.TIMER_LINK, installation.TIMER), lost, by_hand, root)
+    cost, by_hand = "nothing delivers what waits", "have `securecore spool flush --when-due` run every two minutes"
+    timer = Timer("flush timer", units, installation.TIMER_LINK, installation.TIMER, cost, by_hand, _SETUP)
+    yield check_timer(timer, root)
 
 
 def check_renewal(said: SenderConfiguration, root: Root) -> Iterator[Finding]:
     """What renews a certificate that an enroller has given, the agent or a timer; no other renews itself."""
-    if not sender_units.is_enrolled(said.identity, root):
+    if not is_enrolled(said.identity, root):
         return
     if said.kernel == AGENT:
         yield ok("renewal", "the agent looks every day whether it is due")
         return
     files = sender_units.unit_files(said, find_interpreter(), root)
     units = {path: files[path] for path in (renewal_units.SERVICE, renewal_units.TIMER)}
-    lost, by_hand = "the certificate will expire", f"have `securecore renew --identity {said.identity}` run each day"
-    yield _timer("renewal", units, (renewal_units.TIMER_LINK, renewal_units.TIMER), lost, by_hand, root)
-
-
-def _timer(name: str, units: Mapping[str, bytes], link: tuple[str, str], lost: str, by_hand: str, root: Root) -> Finding:
-    """Return how a timer is; *lost* is what becomes without it, *by_hand* what does without systemd."""
-    if (drift := _find_drift(units, root)) is not None:
-        return wrong(name, drift, _SETUP)
-    place, target = link
-    unit = os.path.basename(target)
-    if root.link_target(place) != target:
-        return wrong(name, f"is not enabled: {lost}", _SETUP)
-    if not root.is_live:
-        return ok(name, "enabled")
-    if not systemd.is_running(root):
-        return warning(name, "no systemd runs here", by_hand)
-    if systemd.is_active(unit):
-        return ok(name, "enabled, and waiting for its next time")
-    return wrong(name, "is enabled and not active", f"systemctl start {unit}")
-
-
-def _find_drift(units: Mapping[str, bytes], root: Root) -> str | None:
-    """Return what is wrong with the first unit file that is not as set-up writes it."""
-    for path, content in units.items():
-        found = root.find(path)
-        if found is None or found.content != content:
-            return f"{root.outside(path)} {'is missing' if found is None else 'is not what this installation writes'}"
-    return None
+    cost, by_hand = "the certificate will expire", f"have `securecore renew --identity {said.identity}` run each day"
+    yield check_timer(Timer("renewal", units, renewal_units.TIMER_LINK, renewal_units.TIMER, cost, by_hand, _SETUP), root)
 
 
 def check_agent(said: SenderConfiguration, root: Root) -> Iterator[Finding]:
     """The agent: its units, the kernel that is to connect to it, its socket, and whether it runs."""
     files = sender_units.unit_files(said, find_interpreter(), root)
-    if (drift := _find_drift(files, root)) is not None:
+    if (drift := find_drift(files, root)) is not None:
         yield wrong("agent", drift, _SETUP)
         return
     links = sender_units.enabled_links(said, root)

@@ -11,14 +11,16 @@ from typing import Final
 
 from securecore.certs import identity_directory
 from securecore.certs.judge import Judgement
-from securecore.cli.machine import trust, users
+from securecore.cli.machine import plan, trust, users
+from securecore.cli.machine.enrolment import is_enrolled
 from securecore.cli.machine.interpreter import Interpreter
 from securecore.cli.machine.root import Root
-from securecore.cli.machine.steps import GiveFiles, MakeDirectory, MakeLink, Step, WriteFile
+from securecore.cli.machine.steps import GiveFiles, MakeDirectory, MakeLink, RemoveFile, RemoveLink, Step, WriteFile
 from securecore.cli.machine.users import User
 from securecore.errors import ConfigError, NotFoundError, SecurecoreError
 from securecore.names import Address, is_plain_path
-from securecore.receiver import installation, vacuum_timer
+from securecore.pki.enrolling import ENROLLER
+from securecore.receiver import fetch_timer, installation, vacuum_timer
 from securecore.receiver.configuration import ReceiverConfiguration, parse_receiver_configuration
 from securecore.receiver.material import Material, load_material
 
@@ -27,7 +29,7 @@ _HIDDEN: Final = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # noq
 
 _IDENTITY_FILES: Final = (
     identity_directory.CA, identity_directory.CERTIFICATE, identity_directory.KEY, identity_directory.CRL,
-    identity_directory.LOG_KEY, identity_directory.LOG_STATEMENT, identity_directory.LOG_KEYS,
+    identity_directory.LOG_KEY, identity_directory.LOG_STATEMENT, identity_directory.LOG_KEYS, ENROLLER,
 )  # fmt: skip
 
 
@@ -156,6 +158,7 @@ def receiver_steps(
         WriteFile(installation.CONFIGURATION, content),
         WriteFile(installation.SERVICE, unit_of(configuration, _service_user(user, root), interpreter)),
         *_vacuum_steps(configuration, _service_user(user, root), interpreter),
+        *_fetch_steps(configuration.identity, _service_user(user, root), interpreter, root),
     ]
     if not (root.is_live or user.is_listed):
         steps.append(WriteFile(installation.SYSUSERS, users.sysusers_file(user)))
@@ -169,6 +172,27 @@ def _vacuum_steps(configuration: ReceiverConfiguration, user: str, interpreter: 
         WriteFile(vacuum_timer.TIMER, timer),
         MakeLink(vacuum_timer.TIMER_LINK, vacuum_timer.TIMER),
     ]
+
+
+def _fetch_steps(identity: str, user: str, interpreter: Interpreter, root: Root) -> list[Step]:
+    """Return the steps for a timer that fetches where the identity has been fetched to, and takes away ours where it has not."""
+    if is_enrolled(identity, root):
+        service, timer = fetch_units(identity, user, interpreter)
+        return [
+            WriteFile(fetch_timer.SERVICE, service),
+            WriteFile(fetch_timer.TIMER, timer),
+            MakeLink(fetch_timer.TIMER_LINK, fetch_timer.TIMER),
+        ]
+    if root.status(fetch_timer.TIMER) is None or not plan.has_written(fetch_timer.TIMER, "receiver", root):
+        return []
+    gone: list[Step] = [RemoveLink(fetch_timer.TIMER_LINK), RemoveFile(fetch_timer.TIMER), RemoveFile(fetch_timer.SERVICE)]
+    return [step for step in gone if not step.is_done(root)]
+
+
+def fetch_units(identity: str, user: str, interpreter: Interpreter) -> tuple[bytes, bytes]:
+    """Return service and timer that fetch CAs and lists, for a user as unit_of has it; raises ConfigError as fetch_service."""
+    name, _, group = user.partition(":")
+    return fetch_timer.fetch_service(interpreter.executable, identity, name, group or None), fetch_timer.fetch_timer()
 
 
 def vacuum_units(configuration: ReceiverConfiguration, user: str, interpreter: Interpreter) -> tuple[bytes, bytes]:

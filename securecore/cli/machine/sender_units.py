@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from typing import Final
 
 from securecore.cli.machine import plan
+from securecore.cli.machine.enrolment import is_enrolled
 from securecore.cli.machine.interpreter import Interpreter
 from securecore.cli.machine.root import Root
 from securecore.cli.machine.steps import MakeLink, RemoveFile, RemoveLink, Step, WriteFile
-from securecore.errors import StorageError
-from securecore.pki.enrolling import ENROLLER
 from securecore.sender import agent_units, installation, renewal_units
 from securecore.sender.configuration import AGENT, SenderConfiguration
 
@@ -24,11 +23,6 @@ _LINKS: Final = {
     agent_units.SOCKET_LINK: agent_units.SOCKET,
     agent_units.SERVICE_LINK: agent_units.SERVICE,
 }
-
-
-def is_enrolled(identity: str, root: Root) -> bool:
-    """Return whether an identity directory knows of an enroller, and so where it is renewed; no where we may not look."""
-    return root.can_look_into(identity) and root.status(f"{identity}/{ENROLLER}") is not None
 
 
 def unit_files(configuration: SenderConfiguration, interpreter: Interpreter, root: Root) -> dict[str, bytes]:
@@ -73,23 +67,13 @@ def farewell_steps(files: Mapping[str, bytes], root: Root) -> list[Step]:
 
     The flush timer outlives a change to local mode: what waits in the spool is to be delivered.
     """
-    gone = [unit for unit in _ENABLING if unit not in files and root.status(unit) is not None and _has_written(unit, root)]
+    present = [unit for unit in _ENABLING if unit not in files and root.status(unit) is not None]
+    gone = [unit for unit in present if plan.has_written(unit, "sender", root)]
     steps: list[Step] = []
     for unit in gone:
         steps += [RemoveLink(link) for link, target in _LINKS.items() if target == unit and root.link_target(link) is not None]
         steps += [RemoveFile(unit), *(RemoveFile(service) for service in _ENABLING[unit])]
     return [step for step in steps if not step.is_done(root)]
-
-
-def _has_written(path: str, root: Root) -> bool:
-    """Return whether a set-up of this root has written the file *path*; yes, to whoever tries without the right to know."""
-    try:
-        records = plan.load_records("sender", root) or []
-    except StorageError:
-        if os.geteuid() == 0:
-            raise
-        return True
-    return any(record.get("path") == path for record in records)
 
 
 _ENABLING: Final[Mapping[str, tuple[str, ...]]] = {

@@ -1,0 +1,82 @@
+"""What the files say that have a receiver's CAs and CRLs fetched every hour: pure text, as in installation.py."""
+
+from typing import Final
+
+from securecore.errors import ConfigError
+
+SERVICE: Final = "/etc/systemd/system/securecore-fetch.service"
+TIMER: Final = "/etc/systemd/system/securecore-fetch.timer"
+TIMER_LINK: Final = "/etc/systemd/system/timers.target.wants/securecore-fetch.timer"
+
+
+def fetch_service(interpreter: str, identity: str, user: str, group: str | None = None) -> bytes:
+    """Return the unit that fetches into *identity*, as its owner, from where that was fetched before.
+
+    The receiver notices by itself (identity_watch.py). Raises ConfigError when a path cannot stand in a unit.
+    """
+    for path in (interpreter, identity):
+        if not path.isprintable() or set(path) & set(" \"'\\%$"):
+            raise ConfigError(f"{path!a}: a path in a systemd unit must not have spaces, quotes, backslashes, % or $")
+    return _SERVICE.format(
+        command=f"{interpreter} -I -m securecore.cli.main pki fetch --identity {identity}",
+        user=user,
+        group=f"Group={group}\n" if group is not None else "",
+        identity=identity,
+    ).encode()
+
+
+def fetch_timer() -> bytes:
+    """Return the timer of that unit; the delay keeps receivers from coming to their enroller in the same minute."""
+    return _TIMER.encode()
+
+
+_SERVICE: Final = """\
+[Unit]
+Description=securecore: fetch the receiver's CAs and revocation lists
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+Type=oneshot
+ExecStart={command}
+User={user}
+{group}TimeoutStartSec=15min
+UMask=0077
+LimitCORE=0
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+ProtectSystem=strict
+ReadWritePaths={identity}
+ProtectHome=yes
+PrivateTmp=yes
+PrivateDevices=yes
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged
+SystemCallErrorNumber=EPERM
+"""
+
+_TIMER: Final = """\
+[Unit]
+Description=securecore: fetch CAs and revocation lists, every hour
+
+[Timer]
+OnCalendar=hourly
+RandomizedDelaySec=30min
+Persistent=yes
+
+[Install]
+WantedBy=timers.target
+"""
