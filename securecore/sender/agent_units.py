@@ -7,6 +7,7 @@ is there from the first moment of a boot on would lose no more, and could hold t
 can run is held until it does, and the agent may wait for the very unit of that process.
 """
 
+import os
 from typing import Final
 
 from securecore import limits
@@ -18,18 +19,17 @@ SOCKET: Final = "/etc/systemd/system/securecore-agent.socket"
 SERVICE_LINK: Final = "/etc/systemd/system/multi-user.target.wants/securecore-agent.service"
 SOCKET_LINK: Final = "/etc/systemd/system/sockets.target.wants/securecore-agent.socket"
 
-BACKLOG: Final = 64
-"""Crashes that wait while the agent has its hands full, each with its process. As many as a storm may begin with by the usual
-limits (storm_limits.HOST_BURST, 60): what is beyond them would not be taken anyway. The kernel skips a crash that finds the
-backlog full, and says so in its log."""
+BACKLOG: Final = limits.CORE_PIPE_LIMIT
+"""Crashes that wait while the agent has its hands full, each with its process: as many again as it has places, which are as many as
+a pipe's kernel starts handlers. The kernel skips a crash that finds the backlog full, and says so in its log."""
 
 _STARTS: Final = 5
 _STARTS_WITHIN_S: Final = 60
 """An agent that cannot start is given up after so many attempts, and its socket with it: who waits in the backlog is let go, and
 the handler has the crashes."""
 
-_STOP_S: Final = int(limits.SHUTDOWN_DEADLINE_S + 4 * limits.PROGRESS_DEADLINE_S)
-"""For cores that are being taken: as a receiver has it for those that come in."""
+_STOP_S: Final = 90
+"""For cores that are being taken when the agent is told to stop, and for the steps behind that; what systemd gives anybody."""
 
 CAPABILITIES: Final = ("CAP_SETUID", "CAP_SETGID", "CAP_DAC_READ_SEARCH", "CAP_SYS_PTRACE", "CAP_SYSLOG", "CAP_KILL")
 """In this order: to become the handler's user; to open settings, key and spool, whoever owns them; to read /proc of a crashed
@@ -42,15 +42,17 @@ def agent_socket() -> bytes:
 
 
 def agent_service(interpreter: str, spool: str, identity: str) -> bytes:
-    """Return the unit of the agent: root with the capabilities that a handler needs, which may write to spool and identity only.
+    """Return the unit of the agent: root with the capabilities that a handler needs, which writes nowhere but where it must.
 
-    To the identity, because the agent renews it. Raises ConfigError when a path cannot stand in a unit.
+    That is the spool, the identity, because the agent renews it, and beside its socket, where it has a lock. Raises ConfigError
+    when a path cannot stand in a unit.
     """
     for path in (interpreter, spool, identity):
         if not path.isprintable() or set(path) & set(" \"'\\%$"):
             raise ConfigError(f"{path!a}: a path in a systemd unit must not have spaces, quotes, backslashes, % or $")
     return _SERVICE.format(
         interpreter=interpreter,
+        directory=os.path.dirname(AGENT_SOCKET),
         spool=spool,
         identity=identity,
         capabilities=" ".join(CAPABILITIES),
@@ -99,11 +101,12 @@ RestartSec=1s
 KillMode=mixed
 TimeoutStopSec={stop_s}s
 UMask=0077
-LimitCORE=0
+# The kernel's own mark of a handler (fs/coredump.c), which the agent gives its children, and 0 could not be raised to it.
+LimitCORE=1
 CapabilityBoundingSet={capabilities}
 NoNewPrivileges=yes
 ProtectSystem=strict
-ReadWritePaths=-{spool} -{identity}
+ReadWritePaths={directory} -{spool} -{identity}
 PrivateTmp=yes
 DevicePolicy=closed
 DeviceAllow=/dev/kmsg r

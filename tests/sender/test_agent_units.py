@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from securecore.errors import ConfigError
-from securecore.sender import agent_units, installation, renewal_units, storm_limits
+from securecore.sender import agent_units, installation, renewal_units
 
 IDENTITY = "/etc/securecore/identity"
 SPOOL = "/var/lib/securecore/spool"
@@ -41,13 +41,13 @@ def test_units_are_what_systemd_understands(tmp_path: Path) -> None:
     assert [line for line in answer.stderr.splitlines() if "securecore" in line] == []
 
 
-def test_only_root_gets_to_the_socket_and_its_backlog_holds_a_storms_beginning() -> None:
-    """The kernel connects as root; and what the usual limits would take is not skipped for want of a place to wait."""
+def test_only_root_gets_to_the_socket_and_its_backlog_is_bounded() -> None:
+    """The kernel connects as root; each crash that waits has its process."""
     unit = agent_units.agent_socket().decode()
 
     assert values(unit, "ListenStream") == [installation.AGENT_SOCKET]
     assert (values(unit, "SocketMode"), values(unit, "DirectoryMode")) == (["0600"], ["0700"])
-    assert storm_limits.HOST_BURST <= int(values(unit, "Backlog")[0]) <= 128
+    assert values(unit, "Backlog") == ["16"]
 
 
 def test_the_kernel_goes_by_the_agent_only_while_it_runs() -> None:
@@ -61,7 +61,7 @@ def test_the_kernel_goes_by_the_agent_only_while_it_runs() -> None:
 def test_an_agent_may_write_nowhere_but_to_spool_and_identity() -> None:
     """A path that would say more in a unit is refused."""
     assert values(service(), "ProtectSystem") == ["strict"]
-    assert values(service(), "ReadWritePaths") == [f"-{SPOOL} -{IDENTITY}"]
+    assert values(service(), "ReadWritePaths") == [f"/run/securecore -{SPOOL} -{IDENTITY}"]
     for paths in ((f"{SPOOL} /", IDENTITY), (SPOOL, "/a\nUser=x"), (SPOOL, "/a%n")):
         with pytest.raises(ConfigError, match="systemd unit"):
             agent_units.agent_service("/bin/true", *paths)
