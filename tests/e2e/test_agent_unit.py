@@ -24,12 +24,12 @@ from tests.support.kernel import NOBODY, Host, needs_kernel, start_crash
 
 MODES = Path("/proc/sys/kernel/core_modes")
 
-pytestmark = [
-    needs_kernel, pytest.mark.root, pytest.mark.slow,
+_CONDITIONS = [
     pytest.mark.skipif("agent" not in COMMANDS, reason="this version has no agent"),
     pytest.mark.skipif(not MODES.exists() or "socket" not in MODES.read_text().split(), reason="no coredump sockets here"),
     pytest.mark.skipif(not all(map(shutil.which, ("setpriv", "unshare", "mount"))), reason="needs setpriv, unshare and mount"),
-]  # fmt: skip
+]
+pytestmark = [needs_kernel, pytest.mark.root, pytest.mark.slow, *_CONDITIONS]
 
 # What systemd does last: the socket is descriptor 3, and the variables name the process itself (sd_listen_fds(3)).
 _ACTIVATE = """\

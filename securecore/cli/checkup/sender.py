@@ -307,7 +307,6 @@ def _spool_quota(usage: Usage, bounds: SpoolLimits) -> Finding:
     return warning("spool's quota", f"{words}: nearly full", _SPOOL_REMEDY) if max(shares) >= 0.9 else ok("spool's quota", words)
 
 
-
 def _receivers(settings: Settings, root: Root) -> Iterator[Finding]:
     """Each receiver with a real handshake, up to READY; one that is away matters little where another takes us."""
     answers = reach(root.outside(settings.identity), (settings.uid, settings.gid), settings.receivers)
