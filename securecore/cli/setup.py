@@ -75,8 +75,8 @@ def _common(function: _Command) -> _Command:
 )
 @click.option(
     "--kernel", type=click.Choice([*KERNEL_WAYS, handover.AUTO]),
-    help="How the kernel hands cores over: pipe, it starts the handler; agent, it connects to a socket; auto (default), the agent "
-    "where kernel and systemd let it.",
+    help="How the kernel hands cores over: pipe, it starts the handler; agent, it connects to a socket; auto, the agent where "
+    "kernel and systemd let it, which is the default of a first set-up.",
 )
 @click.option("--user", metavar="NAME|UID:GID", help="Whom the handler becomes; default securecore, made when it is missing.")
 @click.option("--local", metavar="DIR", help="Keep cores in this directory of this machine instead, and send nothing.")

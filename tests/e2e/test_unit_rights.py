@@ -1,23 +1,31 @@
 """What our units may do is enough for what they do: a crash is reported as fully, and a certificate renewed, with those rights."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
-from securecore.pki.enrolling import enroll
+from securecore.names import HostName
+from securecore.pki.enrolling import enroll, fetch, note_enroller
+from securecore.pki.issue import issue_host, issue_receiver
+from securecore.pki.revocation import revoke_name
+from securecore.receiver import fetch_timer
 from securecore.receiver.server import Receiver
 from securecore.sender import agent_units, renewal_units
-from tests.support.certificates import Fleet
+from tests.support.certificates import HOST_NAME, RECEIVER_NAME, Fleet, no_passphrase
 from tests.support.enrolment import Place
 from tests.support.kernel import NOBODY, Host, crashing_into, needs_kernel, start_crash, write_script
+from tests.support.services import SERVICE_USER, as_service
 
 pytestmark = [
     pytest.mark.root, pytest.mark.slow,
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can give rights up, or take another user"),
     pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv, of util-linux"),
 ]  # fmt: skip
 
@@ -72,3 +80,29 @@ def test_a_certificate_is_renewed_with_no_capability_at_all(tmp_path: Path) -> N
 
     assert renewed.returncode == 0, renewed.stderr
     assert (identity / "cert.pem").read_bytes() != before
+
+
+def test_lists_are_fetched_by_the_identitys_owner_alone(tmp_path: Path) -> None:
+    """The receiver's user, with nothing but its own directory: what was revoked arrives, and every file stays the user's."""
+    place, identity, now = Place(tmp_path), tmp_path / "collector", datetime.now(UTC)
+    issue_receiver(place.pki, HostName(RECEIVER_NAME), [], identity, no_passphrase, now)
+    issue_host(place.pki, HostName(HOST_NAME), tmp_path / "web-1", no_passphrase, now)
+    with place.serving() as address, TemporaryDirectory() as public:
+        fetch(address, identity, now)
+        note_enroller(identity, address)
+        home = Path(public, "receiver")
+        shutil.copytree(identity, home)
+        Path(public).chmod(0o755)
+        for path in (home, *home.iterdir()):
+            os.chown(path, SERVICE_USER, SERVICE_USER)
+        revoke_name(place.pki, HostName(HOST_NAME), "keyCompromise", no_passphrase, now)
+        unit = fetch_timer.fetch_service("/python", str(home), "securecore").decode()
+        command = next(line for line in unit.splitlines() if line.startswith("ExecStart=")).split(" ")
+        words = command[command.index("securecore.cli.main") + 1 :]
+        answer = subprocess.run(as_service(*words), capture_output=True, check=False, text=True, cwd="/", env={})
+        owners = {path.stat().st_uid for path in (home, *home.iterdir())}
+        crl = (home / "crl.pem").read_bytes()
+
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert crl == place.pki.crl_path.read_bytes() != (identity / "crl.pem").read_bytes()
+    assert owners == {SERVICE_USER}

@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -24,31 +23,11 @@ from tests.support.certificates import DOMAIN, ENROLLER_NAME, HOST_NAME
 from tests.support.enrolment import HOUR
 from tests.support.machines import Snapshot, snapshot
 from tests.support.processes import PATIENCE_S, Process
+from tests.support.services import SERVICE_USER, as_service
 
 RUNBOOK = (Path(__file__).parents[2] / "pki/runbooks/enrol-online.md").read_text("utf-8")
 PKI = "var/lib/securecore-pki"
-USER = 991
 PASSPHRASE = b"of the hosts CA"
-
-# Loads what is needed, as the user may not look into a checkout or its Python; then becomes what the unit says: that user, with no
-# other group, no capability, and none to be had.
-_SERVICE = """\
-import _strptime, ctypes, encodings.idna, os, pkgutil, sys
-from importlib import import_module
-import securecore.cli.authority, securecore.pki, securecore.receiver.listeners, securecore.receiver.log_writer
-from securecore.cli.main import main
-for package in (securecore.cli.authority, securecore.pki):
-    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-        import_module(module.name)
-import securecore.cli.pki
-os.setgroups([])
-for capability in range(64):
-    ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
-ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-os.setresgid(*[int(sys.argv[1])] * 3)
-os.setresuid(*[int(sys.argv[1])] * 3)
-main(sys.argv[2:])
-"""
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a service its user"),
@@ -88,7 +67,8 @@ def machine() -> Iterator[Path]:
 def placed(words: list[str], root: Path) -> list[str]:
     """Return the words of a command for a root below a directory, and for a user who has numbers only."""
     moved = [f"{root}{word}" if re.match(r"/(etc|var)/", word) else word for word in words]
-    return [word.replace("securecore-pki:securecore-pki", f"{USER}:{USER}") if word[0] != "/" else word for word in moved]
+    owner = f"{SERVICE_USER}:{SERVICE_USER}"
+    return [owner if word == "securecore-pki:securecore-pki" else word for word in moved]
 
 
 def prepare(root: Path) -> None:
@@ -99,7 +79,7 @@ def prepare(root: Path) -> None:
         if words[0] == "useradd":
             assert words[-1] == unit()["User"]
             continue
-        words = [str(USER) if word == "securecore-pki" else word for word in words]
+        words = [str(SERVICE_USER) if word == "securecore-pki" else word for word in words]
         subprocess.run(placed(words, root), cwd=root, check=True)
 
 
@@ -111,8 +91,7 @@ def started(root: Path) -> Iterator["subprocess.Popen[bytes]"]:
     words = placed(arguments, root)
     words[words.index("--listen") + 1] = "127.0.0.1:0"
     assert (unit()["CapabilityBoundingSet"], unit()["NoNewPrivileges"]) == ("", "yes")
-    command = [sys.executable, "-I", "-c", _SERVICE, str(USER), *words]
-    with subprocess.Popen(command, cwd="/", env={}, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as popen:
+    with subprocess.Popen(as_service(*words), cwd="/", env={}, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as popen:
         try:
             yield popen
         finally:
