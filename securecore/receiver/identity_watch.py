@@ -13,6 +13,9 @@ LOOK_EVERY_S: Final = 30.0
 """A change is taken at the second look that finds it: within a minute, next to the hour in which lists are fetched. A look is seven
 calls of stat(2)."""
 
+_END_S: Final = 1.0
+"""A look at a disk that does not answer must not hold up a receiver that is told to stop."""
+
 _FILES: Final = (
     identity_directory.CA, identity_directory.CERTIFICATE, identity_directory.KEY, identity_directory.CRL,
     identity_directory.LOG_KEY, identity_directory.LOG_STATEMENT, identity_directory.LOG_KEYS,
@@ -60,7 +63,7 @@ class IdentityWatch:
             yield
         finally:
             ended.set()
-            thread.join()
+            thread.join(_END_S)
 
 
 def _stamp(path: Path) -> _Stamp:
