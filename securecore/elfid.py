@@ -7,9 +7,9 @@ Source: the System V gABI (headers, sections, notes); ld(1) --build-id; objcopy(
 
 import struct
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
 
 from securecore import limits
+from securecore.declarations import Final, NamedTuple
 from securecore.errors import BrokenError
 
 ReadAt = Callable[[int, int], bytes]

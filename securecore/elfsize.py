@@ -6,7 +6,8 @@ process was killed or frozen while it dumped, and only this arithmetic tells.
 """
 
 import struct
-from typing import Final
+
+from securecore.declarations import Final
 
 _PN_XNUM: Final = 0xFFFF
 _HEADER_BYTES: Final = 64

@@ -4,7 +4,7 @@ An error carries one line (``what: why``, lower case, no full stop), an optional
 attribute, the exit code of the command that meets it. ``docs/exit-codes.md`` publishes the codes; a test compares the two.
 """
 
-from typing import ClassVar
+from securecore.declarations import ClassVar
 
 
 class SecurecoreError(Exception):

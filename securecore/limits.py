@@ -1,6 +1,6 @@
 """Every bound and default, each with the place that it comes from."""
 
-from typing import Final
+from securecore.declarations import Final
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB

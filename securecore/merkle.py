@@ -6,7 +6,8 @@ roots of the perfect subtrees, one for each bit set in the size, so a tree of an
 
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
-from typing import Final
+
+from securecore.declarations import Final
 
 HASH_BYTES: Final = 32
 EMPTY_ROOT: Final = sha256(b"").digest()

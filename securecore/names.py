@@ -5,8 +5,8 @@ loads this module), hence plain slotted classes.
 """
 
 import re
-from typing import Final
 
+from securecore.declarations import Final
 from securecore.errors import SecurecoreError
 
 _LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")

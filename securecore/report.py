@@ -6,9 +6,9 @@ everything that it hands on.
 """
 
 import json
-from typing import Final, NamedTuple
 
 from securecore import limits
+from securecore.declarations import Final, NamedTuple
 from securecore.errors import PeerError
 
 _INTEGER_MAX: Final = (1 << 64) - 1

@@ -11,8 +11,8 @@ import os
 import socket
 import ssl
 import stat
-from typing import Any, Final
 
+from securecore.declarations import Any, Final
 from securecore.errors import (
     ClockError,
     ConfigError,

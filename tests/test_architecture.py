@@ -12,7 +12,8 @@ import pytest
 ROOT: Final = Path(__file__).parents[1] / "securecore"
 
 EVERYBODYS: Final = {
-    "errors", "limits", "names", "networks", "identity", "report", "elfsize", "elfid", "merkle", "toml_table", "units",
+    "declarations", "errors", "limits", "names", "networks", "identity", "report", "elfsize", "elfid", "merkle", "toml_table",
+    "units",
     "__version__",
 }  # fmt: skip
 """Modules at the top that every room may use; they use each other and the standard library."""
@@ -60,7 +61,7 @@ MAY_USE: Final = {
 """Modules of the standard library that only these rooms may use."""
 
 NOBODY: Final = {"pickle", "marshal", "shelve", "asyncio", "xmlrpc", "urllib", "http", "ftplib", "smtplib", "telnetlib"}
-WIRE_MAY_USE: Final = {"struct", "enum", "typing", "collections"}
+WIRE_MAY_USE: Final = {"struct", "enum", "collections"}
 """wire is a value machine: no socket, ssl, os, time, random, logging, and nothing else that does something."""
 
 

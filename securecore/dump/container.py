@@ -10,9 +10,9 @@ from array import array
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from operator import eq
-from typing import Final, NamedTuple, overload
 
 from securecore import limits
+from securecore.declarations import Final, NamedTuple, overload
 from securecore.errors import BrokenError
 
 _SKIPPABLE_MAGIC: Final = 0x184D2A5E

@@ -10,8 +10,8 @@ import struct
 import zlib
 from collections import deque
 from collections.abc import Callable
-from typing import Final, NamedTuple
 
+from securecore.declarations import Final, NamedTuple
 from securecore.errors import StorageError
 
 _RAW: Final = -15

@@ -9,8 +9,8 @@ import errno
 import fcntl
 import os
 import stat
-from typing import Final
 
+from securecore.declarations import Final
 from securecore.errors import StorageError
 
 _SAFE: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # O_NONBLOCK: opening a planted FIFO must not wait for its other end

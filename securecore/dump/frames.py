@@ -5,9 +5,8 @@ compressed frame with a checksum, or, when the piece is all zeroes, the one cano
 checksum: its bytes are fixed by rule, so there is nothing that a checksum could tell.
 """
 
-from typing import Final
-
 from securecore import limits
+from securecore.declarations import Final
 from securecore.errors import PeerError
 from securecore.merkle import leaf_hash
 

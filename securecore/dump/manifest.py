@@ -6,9 +6,9 @@ than its own.
 """
 
 import json
-from typing import Final, NamedTuple
 
 from securecore import limits
+from securecore.declarations import Final, NamedTuple
 from securecore.errors import BrokenError
 from securecore.names import DumpId, HostName, NameRefused, StoreId
 

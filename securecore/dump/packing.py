@@ -5,9 +5,8 @@
 what the pieces are turned by, and in which threads, is the caller's business.
 """
 
-from typing import Final, NamedTuple, Protocol
-
 from securecore import limits
+from securecore.declarations import Final, NamedTuple, Protocol
 from securecore.errors import ConfigError
 
 

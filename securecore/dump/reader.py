@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Iterator
-from typing import Final, NamedTuple
 
 from securecore import limits
+from securecore.declarations import Final, NamedTuple
 from securecore.dump.compression import Decompressor
 from securecore.dump.container import FOOTER_BYTES, FrameLengths, footer_frames, parse_seek_table, seek_table_bytes
 from securecore.dump.frames import FrameCut, FrameRefused, walk_frame

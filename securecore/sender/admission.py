@@ -5,9 +5,9 @@ Everything is taken by default, but for processes that want no core themselves, 
 
 import os
 from fnmatch import fnmatchcase
-from typing import Any, Final, NamedTuple
 
 from securecore import limits
+from securecore.declarations import Any, Final, NamedTuple
 from securecore.report import CrashReport
 from securecore.sender import storm_limits
 

@@ -6,8 +6,8 @@ By fallocate(2) with FALLOC_FL_KEEP_SIZE: the file's length stays what was writt
 import ctypes
 import errno
 import os
-from typing import Final
 
+from securecore.declarations import Final
 from securecore.dump import directory as files
 
 _KEEP_SIZE: Final = 0x01

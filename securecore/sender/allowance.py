@@ -13,9 +13,9 @@ memory, goes to the spool first, and has room there in any case.
 import math
 import time
 from threading import Event
-from typing import Final
 
 from securecore import limits
+from securecore.declarations import Final
 from securecore.errors import BusyError
 from securecore.names import StoreId
 from securecore.sender.custody import Custody, least_bytes

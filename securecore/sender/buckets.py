@@ -11,8 +11,8 @@ gets rid of a limit by pushing its bucket out.
 """
 
 import json
-from typing import Any, Final, NamedTuple, Self
 
+from securecore.declarations import Any, Final, NamedTuple, Self
 from securecore.sender import storm_limits
 from securecore.sender.admission import StormLimit
 

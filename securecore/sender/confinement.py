@@ -20,9 +20,9 @@ import ctypes
 import os
 import resource
 from collections.abc import Callable
-from typing import Final, NamedTuple
 
 from securecore import limits
+from securecore.declarations import Final, NamedTuple
 
 NORMAL: Final = "normal"
 LOW: Final = "low"

@@ -1,9 +1,9 @@
 """The member "local" of a report: what is stored of its core, where the core stays on this machine."""
 
 import json
-from typing import Any, Final
 
 from securecore import limits
+from securecore.declarations import Any, Final
 
 NOT_KEPT: Final = "not-kept"
 """The outcome of a crash whose report is all that there is: the disk did not take the core."""

@@ -4,8 +4,8 @@ import re
 import time
 from collections.abc import Iterator
 from itertools import count
-from typing import Final, NamedTuple
 
+from securecore.declarations import Final, NamedTuple
 from securecore.dump import directory as files
 from securecore.dump.packing import FORMATS
 

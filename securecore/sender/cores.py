@@ -16,9 +16,9 @@ whose handler was killed; what became of it stands in its report, if that has it
 import fcntl
 import os
 from hashlib import sha256
-from typing import Final
 
 from securecore import limits
+from securecore.declarations import Final
 from securecore.dump import directory as files
 from securecore.dump.manifest import CUT
 from securecore.dump.packing import FORMATS

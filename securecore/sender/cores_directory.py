@@ -1,8 +1,8 @@
 """The directory of local mode as one that may be used: all that who asks the storm limits has to know of it, and pays for."""
 
 import os
-from typing import Final
 
+from securecore.declarations import Final
 from securecore.dump import directory as files
 from securecore.errors import ConfigError, StorageError
 from securecore.sender import privileges

@@ -7,9 +7,9 @@ may the reports and the ends of files, which are small. Where a file system coun
 import errno
 import os
 from collections.abc import Callable
-from typing import Final, TypeVar
 
 from securecore import limits
+from securecore.declarations import Final, TypeVar
 from securecore.dump import directory as files
 from securecore.errors import StorageError
 from securecore.sender.floor import Floor

@@ -3,9 +3,9 @@
 import os
 import time
 from functools import partial
-from typing import TYPE_CHECKING
 
 from securecore import __version__, limits
+from securecore.declarations import TYPE_CHECKING
 from securecore.errors import ConfigError
 from securecore.names import DumpId
 from securecore.report import CrashReport

@@ -1,9 +1,9 @@
 """The identity as bytes in memory: read as root, used after root was given up."""
 
 import os
-from typing import NamedTuple
 
 from securecore import limits
+from securecore.declarations import NamedTuple
 from securecore.errors import ConfigError
 from securecore.tls import check_private
 

@@ -11,9 +11,9 @@ import os
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
 
 from securecore import limits
+from securecore.declarations import Final
 from securecore.dump.frames import ZERO_PIECE_FRAME
 from securecore.dump.manifest import CUT
 from securecore.errors import Bug, SecurecoreError, StorageError

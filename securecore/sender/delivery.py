@@ -14,9 +14,9 @@ from _queue import Empty, SimpleQueue  # as in pump.py: without the modules that
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from threading import Thread
-from typing import Any, Final
 
 from securecore import limits, tls
+from securecore.declarations import Any, Final
 from securecore.dump.frames import ZERO_PIECE_FRAME
 from securecore.errors import BusyError, ClockError, PeerError, RefusedError, SecurecoreError, UnreachableError
 from securecore.names import Address, StoreId

@@ -3,8 +3,8 @@
 from _queue import Empty, SimpleQueue  # as in pump.py: without the modules that queue loads first
 from collections.abc import Callable
 from threading import Thread
-from typing import Final
 
+from securecore.declarations import Final
 from securecore.errors import Bug, SecurecoreError
 from securecore.sender.delivery import Delivery
 from securecore.sender.threads import start

@@ -1,8 +1,7 @@
 """What a sender leaves free of the disk that it keeps cores on: the floor of a spool, and of local mode."""
 
-from typing import Any, NamedTuple
-
 from securecore import limits
+from securecore.declarations import Any, NamedTuple
 
 
 class Floor(NamedTuple):

@@ -1,7 +1,8 @@
 """How much room the rest of a core is likely to take, by how well it has compressed so far: older ones may go for it."""
 
 from collections import deque
-from typing import Final
+
+from securecore.declarations import Final
 
 _RECENT: Final = 16
 """Frames: what is dumped now compresses like what was dumped just before, and by fewer nobody can tell."""

@@ -28,9 +28,9 @@ Nobody waits for a handler's exit code, but it is one of docs/exit-codes.md all 
 import fcntl
 import os
 import sys
-from typing import NoReturn
 
 from securecore import limits
+from securecore.declarations import NoReturn
 from securecore.errors import SecurecoreError
 
 

@@ -1,9 +1,9 @@
 """The beginning of a core, read before anything is done with it: how long the core must be, for who takes none that is too long."""
 
 import os
-from typing import NamedTuple
 
 from securecore import limits
+from securecore.declarations import NamedTuple
 from securecore.elfsize import CoreSize
 
 

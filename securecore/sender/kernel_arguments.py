@@ -6,8 +6,8 @@ chooses (R27).
 """
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
 
+from securecore.declarations import Final, NamedTuple
 from securecore.errors import ConfigError
 
 SPECIFIERS: Final = "%P %I %u %g %s %t %c %d %F"

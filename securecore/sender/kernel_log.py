@@ -10,9 +10,9 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, NamedTuple
 
 from securecore import limits
+from securecore.declarations import Final, NamedTuple
 
 KMSG: Final = "/dev/kmsg"
 _RECORD_BYTES: Final = 8192

@@ -27,9 +27,9 @@ import time
 from _thread import get_ident  # a crash that is declined needs no more of the threading module
 from collections.abc import Callable
 from types import FrameType
-from typing import Final, Self
 
 from securecore import limits
+from securecore.declarations import Final, Self
 
 CLOCK_MONOTONIC: Final = 1
 _NANO: Final = 1_000_000_000

@@ -8,8 +8,8 @@
 """
 
 import os
-from typing import Final
 
+from securecore.declarations import Final
 from securecore.dump.manifest import COMPLETE
 from securecore.dump.packing import make_packing
 from securecore.errors import SecurecoreError, StorageError

@@ -5,8 +5,8 @@ settings; what people write is the table ``[local]`` of sender.toml (configurati
 """
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple, Self
 
+from securecore.declarations import Final, NamedTuple, Self
 from securecore.dump.packing import check_level
 from securecore.errors import ConfigError
 from securecore.names import is_plain_path

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
 from threading import Thread
-from typing import NamedTuple
 
 from securecore import limits
+from securecore.declarations import NamedTuple
 from securecore.dump.packing import Packing
 from securecore.elfsize import CoreSize
 from securecore.errors import Bug, SecurecoreError, StorageError

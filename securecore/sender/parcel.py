@@ -1,8 +1,8 @@
 """What goes into a dump's transfer, and what comes of it."""
 
 import ssl
-from typing import Any, NamedTuple
 
+from securecore.declarations import Any, NamedTuple
 from securecore.errors import SecurecoreError
 from securecore.names import DumpId
 from securecore.sender.credentials import Credentials

@@ -23,9 +23,9 @@ from _socket import (  # settings load this, and a crash that is declined needs 
     TCP_KEEPINTVL,
 )
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple
 
 from securecore import limits
+from securecore.declarations import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     import socket

@@ -4,8 +4,8 @@ import ctypes
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Final
 
+from securecore.declarations import Final
 from securecore.errors import ConfigError
 
 _PR_SET_DUMPABLE: Final = 4

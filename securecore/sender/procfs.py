@@ -10,9 +10,9 @@ it never costs the core.
 import os
 import re
 from collections.abc import Iterable
-from typing import Any, Final, NamedTuple
 
 from securecore import limits
+from securecore.declarations import Any, Final, NamedTuple
 from securecore.sender.kernel_arguments import KernelArguments
 from securecore.sender.program import ProgramReader
 

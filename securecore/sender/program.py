@@ -15,9 +15,9 @@ import signal
 import stat
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, NoReturn
 
 from securecore import limits
+from securecore.declarations import Any, Final, NoReturn
 from securecore.elfid import identify
 from securecore.errors import SecurecoreError
 from securecore.sender import privileges

@@ -12,9 +12,9 @@ import time
 from _queue import SimpleQueue  # what the queue module would give us, without the five modules that it loads first
 from collections.abc import Callable, Iterator
 from threading import Event, Semaphore, Thread
-from typing import Final, NamedTuple
 
 from securecore import limits
+from securecore.declarations import Final, NamedTuple
 from securecore.dump.frames import is_zero
 from securecore.dump.manifest import COMPLETE, CUT, SOURCE_TRUNCATED
 from securecore.dump.packing import PieceEncoder

@@ -4,8 +4,8 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from typing import IO, Any, Final
 
+from securecore.declarations import IO, Any, Final
 from securecore.dump import directory as files
 from securecore.errors import StorageError
 

@@ -11,9 +11,9 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Final, NamedTuple
 
 from securecore import limits
+from securecore.declarations import Final, NamedTuple
 from securecore.dump import directory as files
 from securecore.errors import StorageError
 from securecore.sender.allocation import allocate, release, taken_bytes

@@ -4,8 +4,8 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
-from typing import Final, NamedTuple
 
+from securecore.declarations import Final, NamedTuple
 from securecore.dump import directory as files
 from securecore.sender.allocation import taken_bytes
 from securecore.sender.core_names import find_meaning

@@ -6,8 +6,8 @@ People edit TOML (sender.toml); the crash handler must not pay for a TOML parser
 import json
 import os
 import stat
-from typing import Any, Final, NamedTuple
 
+from securecore.declarations import Any, Final, NamedTuple
 from securecore.errors import ConfigError
 from securecore.names import Address, NameRefused
 from securecore.sender.admission import Admission, parse_admission

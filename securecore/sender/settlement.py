@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
 
 from securecore import limits
+from securecore.declarations import Any, NamedTuple
 from securecore.errors import SecurecoreError
 from securecore.merkle import Frontier
 from securecore.names import DumpId

@@ -15,9 +15,9 @@ The directory of an entry is locked (flock) while a handler writes it or a flush
 import fcntl
 import os
 from collections.abc import Iterator
-from typing import Any, Final
 
 from securecore import limits
+from securecore.declarations import Any, Final
 from securecore.dump import directory as files
 from securecore.errors import BrokenError, SecurecoreError, StorageError
 from securecore.names import DumpId, NameRefused, StoreId

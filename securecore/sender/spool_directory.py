@@ -2,8 +2,8 @@
 
 import os
 import re
-from typing import Final
 
+from securecore.declarations import Final
 from securecore.dump import directory as files
 from securecore.errors import ConfigError
 from securecore.names import DumpId

@@ -2,9 +2,9 @@
 
 import json
 import os
-from typing import Any, Final, NamedTuple
 
 from securecore import limits
+from securecore.declarations import Any, Final, NamedTuple
 from securecore.dump import directory as files
 from securecore.dump.container import FrameLengths
 from securecore.dump.manifest import OUTCOMES

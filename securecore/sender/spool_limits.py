@@ -1,8 +1,7 @@
 """How much the spool may take of its disk: values of sender.toml. room.py holds handlers to them."""
 
-from typing import Any, Final, NamedTuple
-
 from securecore import limits
+from securecore.declarations import Any, Final, NamedTuple
 from securecore.sender.floor import Floor, parse_floor
 
 

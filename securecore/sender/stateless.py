@@ -4,8 +4,8 @@ Without a spool nothing tells how often a line was said before, and whoever cras
 """
 
 import os
-from typing import Final
 
+from securecore.declarations import Final
 from securecore.sender import storm_limits
 
 STAMP: Final = "/run/securecore-uncounted"

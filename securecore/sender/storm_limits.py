@@ -1,6 +1,6 @@
 """Bounds and defaults of the limits on crash storms, each with its source."""
 
-from typing import Final
+from securecore.declarations import Final
 
 PROGRAM_BURST: Final = 10
 """Dumps of one program of one user that are taken at once: so many show whether they are all the same crash."""

@@ -14,9 +14,9 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, NamedTuple
 
 from securecore import limits
+from securecore.declarations import Final, NamedTuple
 from securecore.dump import directory as files
 from securecore.errors import BrokenError, StorageError
 from securecore.report import CrashReport

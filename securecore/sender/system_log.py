@@ -3,7 +3,8 @@
 import json
 import os
 from _socket import AF_UNIX, SOCK_DGRAM, socket  # what the socket module would give us, without the nine that it loads first
-from typing import Final
+
+from securecore.declarations import Final
 
 _DAEMON: Final = 3 << 3
 _ERROR, _WARNING, _NOTICE = 3, 4, 5

@@ -7,8 +7,8 @@ and cores no more than their directory.
 import os
 import time
 from collections.abc import Callable
-from typing import Final, NamedTuple
 
+from securecore.declarations import Final, NamedTuple
 from securecore.errors import BrokenError, SecurecoreError
 from securecore.names import DumpId
 from securecore.report import CrashReport

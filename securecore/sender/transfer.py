@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from threading import Thread
-from typing import Any, Final
 
 from securecore import limits
+from securecore.declarations import Any, Final
 from securecore.dump.compression import Compressor
 from securecore.errors import Bug, BusyError, ConfigError, PeerError, SecurecoreError, StorageError, UnreachableError
 from securecore.merkle import EMPTY_ROOT

@@ -2,7 +2,8 @@
 
 import fcntl
 import time
-from typing import Final
+
+from securecore.declarations import Final
 
 _PAUSE_S: Final = 0.002
 """Between two tries: a few turns, of less than a millisecond each (STORM_LOCK_S). A flock that waits by itself has no bound."""

@@ -10,9 +10,9 @@ UTF-8. docs/wire.md is normative.
 import struct
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Any, Final, NamedTuple
 
 from securecore import limits
+from securecore.declarations import Any, Final, NamedTuple
 from securecore.errors import PeerError
 from securecore.names import DumpId, NameRefused, StoreId
 

@@ -5,8 +5,8 @@ laxer with ourselves than with the peer. A pair that the table does not list is 
 """
 
 from enum import Enum
-from typing import Final
 
+from securecore.declarations import Final
 from securecore.wire.messages import Kind
 
 
