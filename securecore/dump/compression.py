@@ -1,10 +1,9 @@
-"""From pieces to frames and back: the only place that calls zstd."""
-
-import zstandard
+"""From pieces to frames and back, by zstd."""
 
 from securecore import limits
 from securecore.dump.container import FrameLengths, seek_table
 from securecore.dump.frames import ZERO_PIECE_FRAME, check_frame, is_zero, zero_frame
+from securecore.dump.zstd import ZstdCompressor, ZstdDecompressor, ZstdError
 from securecore.errors import BrokenError, StorageError
 
 
@@ -14,7 +13,7 @@ class Compressor:
     __slots__ = ("_zstd",)
 
     def __init__(self, level: int = limits.ZSTD_LEVEL) -> None:
-        self._zstd = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
+        self._zstd = ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
 
     def frame(self, piece: bytes | bytearray | memoryview) -> bytes:
         """Return the frame of *piece*, 1 to PIECE_BYTES of plaintext; raises StorageError when zstd has no memory for it."""
@@ -22,7 +21,7 @@ class Compressor:
             return ZERO_PIECE_FRAME if len(piece) == limits.PIECE_BYTES else zero_frame(len(piece))
         try:
             frame = self._zstd.compress(piece)
-        except zstandard.ZstdError as error:
+        except ZstdError as error:
             raise StorageError(f"a piece could not be compressed: {error}") from error
         # The library leaves a frame in the memory that an incompressible piece would need: a sender's ring of small ones would hold
         # sixty times the bytes that it counts. One that is larger than half of it is not worth the copy.
@@ -60,7 +59,7 @@ class Decompressor:
     __slots__ = ("_zstd",)
 
     def __init__(self) -> None:
-        self._zstd = zstandard.ZstdDecompressor()
+        self._zstd = ZstdDecompressor()
 
     def piece(self, frame: bytes | memoryview) -> bytes:
         """Return the plaintext of *frame*, its checksum verified.
@@ -71,7 +70,7 @@ class Decompressor:
         length = check_frame(frame)
         try:
             piece = self._zstd.decompress(frame, max_output_size=length)
-        except zstandard.ZstdError as error:
+        except ZstdError as error:
             raise BrokenError(f"stored bytes are damaged: {error}") from error
         if len(piece) != length:
             raise BrokenError(f"frame holds {len(piece)} bytes of plaintext, it declares {length}")

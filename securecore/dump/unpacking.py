@@ -15,11 +15,10 @@ from collections.abc import Callable, Iterator
 from hashlib import sha256
 from typing import Final, NamedTuple
 
-import zstandard
-
 from securecore import limits
 from securecore.dump.container import FOOTER_BYTES, footer_frames, is_footer, table_entry
 from securecore.dump.frames import ZERO_PIECE_FRAME
+from securecore.dump.zstd import ZstdDecompressor, ZstdError
 from securecore.elfsize import CoreSize
 from securecore.errors import BrokenError
 
@@ -132,7 +131,7 @@ def _inflate(source: Source, window: int, *, is_last: bool = True) -> Iterator[b
 
 
 def _zstd(source: Source) -> Iterator[bytes]:
-    decoder = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX)
+    decoder = ZstdDecompressor(max_window_size=_WINDOW_MAX)
     pieces = _Pieces()
     while start := source.peek(4):
         magic = int.from_bytes(start, "little")
@@ -146,7 +145,7 @@ def _zstd(source: Source) -> Iterator[bytes]:
     pieces.check_end()
 
 
-def _frame(source: Source, decoder: zstandard.ZstdDecompressor, pieces: "_Pieces") -> Iterator[bytes]:
+def _frame(source: Source, decoder: ZstdDecompressor, pieces: "_Pieces") -> Iterator[bytes]:
     """Yield the plaintext of one frame, a block at a time: none is larger than 128 KiB (RFC 8878 section 3.1.1.2)."""
     begin, plain = source.taken, 0
     decode = decoder.decompressobj()
@@ -175,7 +174,7 @@ def _frame(source: Source, decoder: zstandard.ZstdDecompressor, pieces: "_Pieces
             if part:
                 pieces.see(part)
                 yield part
-    except zstandard.ZstdError as error:
+    except ZstdError as error:
         raise BrokenError(f"the file is damaged: {error}") from error
     pieces.add(source.taken - begin, plain, head == ZERO_PIECE_FRAME)
 

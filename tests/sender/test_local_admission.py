@@ -224,7 +224,8 @@ import sys
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name in {"ssl", "socket", "hashlib", "zlib", "zstandard", "securecore.sender.cores", "securecore.sender.local"}:
+        own = {f"securecore.{name}" for name in ("dump.zstd", "sender.cores", "sender.local")}
+        if name in {"ssl", "socket", "hashlib", "zlib"} | own:
             raise ImportError(f"{name} is loaded")
 
 sys.meta_path.insert(0, Refuse())

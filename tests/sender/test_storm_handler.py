@@ -140,7 +140,7 @@ import sys
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name in {{"ssl", "_ssl", "socket", "zstandard", "securecore.tls", "securecore.sender.credentials"}}:
+        if name in {{"ssl", "_ssl", "socket", "securecore.dump.zstd", "securecore.tls", "securecore.sender.credentials"}}:
             raise ImportError(f"{{name}} is loaded")
 
 sys.meta_path.insert(0, Refuse())
