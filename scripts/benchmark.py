@@ -27,12 +27,12 @@ import many_dumps
 
 from securecore import limits, tls
 from securecore.cli import core_pattern
+from securecore.cli.machine.interpreter import find_interpreter
 from securecore.merkle import EMPTY_ROOT
 from securecore.names import Address, HostName, StoreId
 from securecore.pki import creation, issue
 from securecore.sender import privileges
 from securecore.sender.admission import Admission, StormLimit
-from securecore.sender.installation import handler_script
 from securecore.sender.kernel_arguments import SPECIFIERS
 from securecore.sender.settings import Settings
 from securecore.sender.spool import create_spool
@@ -78,7 +78,7 @@ class Machine:
         create_spool(str(spool), os.urandom(16), (NOBODY, NOBODY))
         told = Settings((receiver,), str(self.directory / "host"), str(spool), NOBODY, NOBODY, admission=UNLIMITED)
         settings.write_bytes(told.encode())
-        script.write_bytes(handler_script(sys.executable, str(settings)))
+        script.write_bytes(find_interpreter().handler_script(str(settings)))
         script.chmod(0o755)
         return script, spool
 

@@ -161,6 +161,7 @@ class _Demo:
 
     def _install_handler(self) -> str:
         """Write what `securecore setup sender` would, into our directory; return the core_pattern."""
+        from securecore.cli.machine.interpreter import find_interpreter
         from securecore.sender import installation
         from securecore.sender.settings import Settings
         from securecore.sender.spool import create_spool
@@ -169,7 +170,7 @@ class _Demo:
         create_spool(str(spool), os.urandom(16), (_NOBODY, _NOBODY))
         settings.write_bytes(Settings((self._address,), str(self._directory / "host"), str(spool), _NOBODY, _NOBODY).encode())
         settings.chmod(0o644)
-        script.write_bytes(installation.handler_script(sys.executable, str(settings)))
+        script.write_bytes(find_interpreter().handler_script(str(settings)))
         script.chmod(0o755)
         return installation.core_pattern(str(script))
 

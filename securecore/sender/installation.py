@@ -1,5 +1,6 @@
 """What a sender's files say: pure text, made from a few facts. ``securecore setup sender`` writes it (cli/setup.py)."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from securecore import limits
@@ -48,17 +49,21 @@ def agent_pattern(socket: str = AGENT_SOCKET) -> str:
     return f"@@{socket}"
 
 
-def handler_script(interpreter: str, settings: str = SETTINGS) -> bytes:
+def handler_script(interpreter: str, settings: str = SETTINGS, packages: Sequence[str] = ()) -> bytes:
     """Return the program that the kernel starts; raises ConfigError when its first line would not lead to *interpreter*.
 
-    -I: no PYTHON variables, no working directory and no user's packages on the path of what runs as root (R13).
+    -I: no PYTHON variables, no working directory and no user's packages on the path of what runs as root (R13). *packages* are the
+    directories behind the standard library where everything else is found. With them -S: no site module, which would look for them
+    at each start, and run what stands in their ``.pth`` files; it takes a quarter of a bare interpreter's start. Without any, the
+    interpreter finds them.
     """
-    first = f"#!{interpreter} -I"
+    first = f"#!{interpreter} -I{'S' if packages else ''}"
     if not interpreter.isprintable() or " " in interpreter:
         raise ConfigError(f"{interpreter!a}: a script cannot name an interpreter whose path has spaces", hint=_INSTALL_HINT)
     if len(first.encode()) > _SHEBANG_MAX:
         raise ConfigError(f"{interpreter}: the path is too long for the first line of a script", hint=_INSTALL_HINT)
-    return f"{first}\nfrom securecore.sender.handler import main\n\nmain({settings!a})\n".encode()
+    path = f"import sys\n\nsys.path += [{', '.join(map(ascii, packages))}]\n" if packages else ""
+    return f"{first}\n{path}from securecore.sender.handler import main\n\nmain({settings!a})\n".encode()
 
 
 _INSTALL_HINT: Final = "install securecore elsewhere, as in `python3 -m venv /opt/securecore`"

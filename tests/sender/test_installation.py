@@ -34,8 +34,16 @@ def test_pattern_refuses_paths_that_the_kernel_takes_apart(path: str) -> None:
         installation.core_pattern(path)
 
 
-def test_script_names_the_interpreter_isolated() -> None:
-    """The script is a first line with -I, an import and a call."""
+def test_script_names_the_interpreter_isolated_and_where_packages_are() -> None:
+    """The script is a first line with -I and -S, the path behind the standard library's, an import and a call."""
+    assert installation.handler_script("/opt/sc/bin/python", "/etc/x.json", ("/opt/sc/lib", "/opt/it's")) == (
+        b"#!/opt/sc/bin/python -IS\nimport sys\n\nsys.path += ['/opt/sc/lib', \"/opt/it's\"]\n"
+        b"from securecore.sender.handler import main\n\nmain('/etc/x.json')\n"
+    )
+
+
+def test_script_leaves_the_path_to_an_interpreter_that_knows_of_no_packages() -> None:
+    """Then it is a first line with -I, an import and a call."""
     assert installation.handler_script("/opt/sc/bin/python", "/etc/x.json") == (
         b"#!/opt/sc/bin/python -I\nfrom securecore.sender.handler import main\n\nmain('/etc/x.json')\n"
     )

@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 import pytest
 
 from securecore.cli import core_pattern
+from securecore.cli.machine.interpreter import find_interpreter
 from securecore.names import Address
 from securecore.sender.admission import Admission, StormLimit
 from securecore.sender.buckets import State
-from securecore.sender.installation import handler_script
 from securecore.sender.kernel_arguments import SPECIFIERS
 from securecore.sender.settings import Settings, load_settings
 from securecore.sender.spool import create_spool
@@ -79,7 +79,7 @@ class Installed:
         create_spool(str(self.spool), os.urandom(16), owner)
         self.settings.write_bytes(Settings(tuple(receivers), str(identity), str(self.spool), *owner).encode())
         self.settings.chmod(0o644)
-        write_script(self.handler, handler_script(sys.executable, str(self.settings)).decode())
+        write_script(self.handler, find_interpreter().handler_script(str(self.settings)).decode())
 
     def change(self, **fields: Any) -> None:
         """Change the handler's settings."""

@@ -4,13 +4,12 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Final
 
+from securecore.cli.machine.interpreter import find_interpreter
 from securecore.sender.admission import Admission, StormLimit
 from securecore.sender.floor import Floor
-from securecore.sender.installation import handler_script
 from securecore.sender.settings import LocalSettings
 from tests.support.kernel import OWNER, kernel_arguments, wait_until, write_script
 from tests.support.launchers import Limits, as_by_the_kernel, limited
@@ -36,7 +35,7 @@ class LocalHost:
         self.admission = directory / "admission.json"
         free = StormLimit(0, 60)
         self.admit(Admission(program=free, user=free, host=free))
-        write_script(self.handler, handler_script(sys.executable, str(directory / "no-settings")).decode())
+        write_script(self.handler, find_interpreter().handler_script(str(directory / "no-settings")).decode())
 
     def admit(self, admission: Admission) -> None:
         """Change what the handler takes."""

@@ -138,7 +138,7 @@ def _handler(root: Root) -> Iterator[Finding]:
         yield wrong("handler", f"{place} is missing: a crash starts nothing", SETUP)
         return
     warnings = trust.check_trusted(installation.HANDLER, root, "handler")
-    if found.content != installation.handler_script(find_interpreter().executable):
+    if found.content != find_interpreter().handler_script():
         starts = found.content.split(b"\n")[0].decode("utf-8", "backslashreplace")[:200]
         yield wrong("handler", f"{place} is not what this installation writes; it begins with {starts!a}", SETUP)
     elif not found.mode & 0o111:

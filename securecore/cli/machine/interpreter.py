@@ -13,25 +13,40 @@ from typing import Final
 from securecore.cli.machine import trust
 from securecore.cli.machine.root import Root
 from securecore.errors import ConfigError
+from securecore.sender import installation
 
 _DEADLINE_S: Final = 30.0
 """Longer than any start of an interpreter; the package is looked for on slow disks too."""
 
-# Run as the kernel runs the handler: isolated, with an empty environment, in /.
+# Run as the kernel runs the handler: isolated, with an empty environment, in /. The handler does without the site module, so the
+# directories that it adds must be enough by themselves: an import hook, as some editable installations have it, is taken away.
 _QUESTION: Final = """\
 import json, sys
+bare, finders, hooks = [*sys.path], [*sys.meta_path], [*sys.path_hooks]
+import site
+site.main()
+sys.meta_path[:], sys.path_hooks[:] = finders, hooks
+packages = [path for path in sys.path if path and path not in bare]
 import securecore.sender.handler, securecore.sender.evidence
-print(json.dumps([securecore.__path__[0], [path for path in sys.path if path]]))
+print(json.dumps([securecore.__path__[0], [path for path in sys.path if path], packages]))
 """
 
 
 @dataclass(frozen=True)
 class Interpreter:
-    """An interpreter and what it loads. *package* is our package's directory, *search_path* its directories and archives."""
+    """An interpreter and what it loads. *package* is our package's directory, *search_path* its directories and archives.
+
+    *packages* are those of them that the site module adds, behind the standard library.
+    """
 
     executable: str
     package: str
     search_path: tuple[str, ...]
+    packages: tuple[str, ...] = ()
+
+    def handler_script(self, settings: str = installation.SETTINGS) -> bytes:
+        """Return the program that the kernel starts; raises ConfigError as installation.handler_script does."""
+        return installation.handler_script(self.executable, settings, self.packages)
 
     @property
     def is_editable(self) -> bool:
@@ -83,18 +98,18 @@ def find_interpreter() -> Interpreter:
         raise ConfigError("python does not know its own path", hint="run securecore by its absolute path")
     try:
         answer = subprocess.run(
-            [sys.executable, "-I", "-c", _QUESTION], env={}, cwd="/", capture_output=True, check=False, timeout=_DEADLINE_S
+            [sys.executable, "-IS", "-c", _QUESTION], env={}, cwd="/", capture_output=True, check=False, timeout=_DEADLINE_S
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigError(f"{sys.executable} cannot be run: {error}") from error
     if answer.returncode != 0:
         reason = (answer.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"])[-1]
         raise ConfigError(
-            f"{sys.executable} -I cannot load the handler: {reason}",
+            f"{sys.executable} -IS cannot load the handler: {reason}",
             hint="install securecore with its dependencies into a virtual environment, and run setup from there",
         )
-    package, search_path = json.loads(answer.stdout)
-    return Interpreter(sys.executable, package, tuple(search_path))
+    package, search_path, packages = json.loads(answer.stdout)
+    return Interpreter(sys.executable, package, tuple(search_path), tuple(packages))
 
 
 def _modified(path: str) -> float:

@@ -112,7 +112,7 @@ def local_steps(
         WriteFile(installation.CONFIGURATION, content),
         MakeCores(directory, 0o700, (user.uid, user.gid), is_ours=True),
         WriteFile(installation.ADMISSION, settings),
-        WriteFile(installation.HANDLER, installation.handler_script(interpreter.executable), 0o755),
+        WriteFile(installation.HANDLER, interpreter.handler_script(), 0o755),
     ]
     if not (root.is_live or user.is_listed):
         steps.append(WriteFile(installation.SYSUSERS, users.sysusers_file(user)))

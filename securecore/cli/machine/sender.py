@@ -154,7 +154,7 @@ def sender_steps(
         WriteFile(installation.CONFIGURATION, content),
         MakeSpool(configuration.spool, owner),
         WriteFile(installation.SETTINGS, settings.encode()),
-        WriteFile(installation.HANDLER, installation.handler_script(interpreter.executable), 0o755),
+        WriteFile(installation.HANDLER, interpreter.handler_script(), 0o755),
         *sender_units.unit_steps(files, sender_units.enabled_links(configuration, root), root),
     ]
     if not (root.is_live or user.is_listed):
