@@ -1,5 +1,6 @@
 """One crash: steps 3 to 5 of handler.py, which are the same wherever the core goes; then the network's way or the local one."""
 
+import gc
 import os
 import time
 from functools import partial
@@ -52,6 +53,7 @@ def send(core: int, arguments: KernelArguments, dump: DumpId, settings_path: str
             # Only now: in a storm most crashes have ended before.
             from securecore.sender import network
 
+            collect_garbage()
             return network.send(core, settings, dump, report, taken, lifetime)
         finally:
             # An error may have come before anybody knew what becomes of the dump. Root's files in the spool would be no use to
@@ -81,11 +83,18 @@ def keep(core: int, arguments: KernelArguments, mode: LocalMode, dump: DumpId, s
             # Only now, as on the other way.
             from securecore.sender import cores, local
 
+            collect_garbage()
             return local.keep(core, mode, cores.CoreDirectory(fd, owner, settings.floor), dump, report, taken, lifetime)
         finally:
             # Of what fails once a core was begun, local.py knows what is there.
             privileges.drop(*owner)
             taken.conclude(is_kept=False)
+
+
+def collect_garbage() -> None:
+    """Have garbage collected from here on, but for what is loaded; handler.py has stopped it."""
+    gc.freeze()
+    gc.enable()
 
 
 def find_local_settings(settings_path: str) -> "tuple[LocalSettings, str | None]":

@@ -121,6 +121,33 @@ def test_nothing_is_loaded_after_the_drop_where_only_root_can_read(installed: Ha
     assert published(tmp_path / "store") == [CORE]
 
 
+_GARBAGE = """
+import fcntl, gc, os
+from securecore.sender import crash, handler, network
+
+# Above what the handler binds to /dev/null.
+seen = os.fdopen(fcntl.fcntl(os.open({seen!r}, os.O_WRONLY | os.O_CREAT), fcntl.F_DUPFD, 20), "w")
+
+def note(name, call):
+    def noted(*arguments, **named):
+        print(name, gc.isenabled(), gc.get_freeze_count() > 1000, file=seen, flush=True)
+        return call(*arguments, **named)
+    return noted
+
+crash.handle, network.carry = note("begins", crash.handle), note("carries", network.carry)
+handler.main({settings!r})
+"""
+
+
+def test_garbage_is_collected_again_once_all_is_loaded(installed: Handler, tmp_path: Path) -> None:
+    """Not while modules are loaded, which stay; what the handler makes of a core is, and of these modules nothing is looked at."""
+    text = _GARBAGE.format(settings=str(installed.settings), seen=str(tmp_path / "seen"))
+    write_script(installed.handler, f"#!{sys.executable} -I\n{text}")
+
+    assert installed.run() == 0
+    assert (tmp_path / "seen").read_text().splitlines() == ["begins False False", "carries True True"]
+
+
 def fill(sender: socket.socket) -> None:
     """Send until the other end's queue is full."""
     for _ in range(100_000):
