@@ -1,18 +1,21 @@
 """Value types for everything that names a place: a constructor that refuses is the only way to one.
 
 Nothing that a peer says becomes part of a path unless it has passed one of these. Import cost matters here (the crash handler
-loads this module), hence plain slotted classes.
+loads this module), hence plain slotted classes, and sets of characters in place of patterns, which would have to be compiled.
 """
-
-import re
 
 from securecore.declarations import Final
 from securecore.errors import SecurecoreError
 
-_LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
-_ADDRESS: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})\Z")
-_ADDRESS6: Final = re.compile(r"[0-9a-fA-F:.]{2,45}(?:%[A-Za-z0-9._-]{1,15})?\Z")
-_UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
+_DIGITS: Final = "0123456789"
+_LOWER: Final = "abcdefghijklmnopqrstuvwxyz"
+_LABEL: Final = frozenset(f"{_DIGITS}{_LOWER}-")
+_ADDRESS: Final = frozenset(f"{_DIGITS}{_LOWER}{_LOWER.upper()}._-")
+_ADDRESS6: Final = frozenset(f"{_DIGITS}abcdefABCDEF:.")
+_HEXADECIMAL: Final = frozenset(f"{_DIGITS}abcdef")
+_UUID_PARTS: Final = (8, 4, 4, 4, 12)
+_MAX_LABEL, _MAX_NAME, _MAX_ADDRESS6, _MAX_ZONE = 63, 253, 45, 15
+"""Characters of a label and of a name (RFC 1123 section 2.1), an IPv6 address (INET6_ADDRSTRLEN) and a link's name (IFNAMSIZ)."""
 
 
 class NameRefused(SecurecoreError, ValueError):
@@ -33,7 +36,7 @@ class HostName:
 
     def __init__(self, text: str) -> None:
         labels = text.split(".")
-        if len(text) > 253 or len(labels) < 2 or not all(_LABEL.match(label) for label in labels) or labels[-1].isdigit():
+        if len(text) > _MAX_NAME or len(labels) < 2 or not all(map(_is_label, labels)) or labels[-1].isdigit():
             raise NameRefused(
                 f"not a host name: {text[:300]!a}",
                 hint="lower-case letters, digits and hyphens, with a domain, as in web-1.example.org",
@@ -70,7 +73,7 @@ class Address:
         bracketed = host.startswith("[") and host.endswith("]")
         host = host[1:-1] if bracketed else host
         good_port = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535
-        good_host = bool(":" in host and _ADDRESS6.match(host) if bracketed else _ADDRESS.match(host))
+        good_host = _is_address6(host) if bracketed else _is_address(host)
         if not (separator and good_port and good_host):
             raise NameRefused(f"not an address: {text[:300]!a}", hint="HOST:PORT, as in collector.example.org:4455 or [::1]:4455")
         self.host = host
@@ -92,6 +95,28 @@ class Address:
 
     def __hash__(self) -> int:
         return hash(str(self))
+
+
+def _is_label(text: str) -> bool:
+    return 0 < len(text) <= _MAX_LABEL and _LABEL.issuperset(text) and text[0] != "-" != text[-1]
+
+
+def _is_address(text: str) -> bool:
+    """Return whether a text may be a name or an IPv4 address, by its characters alone."""
+    return 0 < len(text) <= _MAX_NAME and _ADDRESS.issuperset(text) and text[0] not in "._-"
+
+
+def _is_address6(text: str) -> bool:
+    """Return whether a text may be an IPv6 address, with the link it is on or without, by its characters alone."""
+    address, separator, zone = text.partition("%")
+    is_zone = 0 < len(zone) <= _MAX_ZONE and _ADDRESS.issuperset(zone) if separator else True
+    return ":" in address and 2 <= len(address) <= _MAX_ADDRESS6 and _ADDRESS6.issuperset(address) and is_zone
+
+
+def is_uuid(text: str) -> bool:
+    """Return whether a text is RFC 9562's form of sixteen bytes, in lower case; raises TypeError for what is no text."""
+    parts = str.split(text, "-", len(_UUID_PARTS))
+    return tuple(map(len, parts)) == _UUID_PARTS and all(map(_HEXADECIMAL.issuperset, parts))
 
 
 class _Uuid:
@@ -139,7 +164,7 @@ class DumpId(_Uuid):
     @classmethod
     def parse(cls, text: str) -> "DumpId":
         """Return the id that the 36 characters of *text* spell, lower case only; raises NameRefused."""
-        if not _UUID.match(text):
+        if not is_uuid(text):
             raise NameRefused(f"not a dump id: {text[:100]!a}")
         return cls(bytes.fromhex(text.replace("-", "")))
 
@@ -172,7 +197,7 @@ class StoreId(_Uuid):
     @classmethod
     def parse(cls, text: str) -> "StoreId":
         """Return the id that the 36 characters of *text* spell, lower case only; raises NameRefused."""
-        if not _UUID.match(text):
+        if not is_uuid(text):
             raise NameRefused(f"not a store id: {text[:100]!a}")
         return cls(bytes.fromhex(text.replace("-", "")))
 

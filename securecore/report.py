@@ -5,9 +5,7 @@ the sender's own bytes, whose digest the manifest signs; this module reads them 
 everything that it hands on.
 """
 
-import json
-
-from securecore import limits
+from securecore import limits, plain_json
 from securecore.declarations import Final, NamedTuple
 from securecore.errors import PeerError
 
@@ -110,7 +108,7 @@ class CrashReport(NamedTuple):
                 fields[key] = value[:characters]
             elif value is not None:
                 fields[key] = value
-        return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")
+        return plain_json.encode(dict(sorted(fields.items()))).encode("ascii")
 
 
 _TEXT_FIELDS = frozenset(name for name, hint in CrashReport.__annotations__.items() if hint == str | None)
@@ -126,7 +124,7 @@ def parse_report(data: bytes) -> CrashReport:
     if len(data) > limits.MAX_REPORT_BYTES:
         raise PeerError(f"report is {len(data)} bytes long, at most {limits.MAX_REPORT_BYTES} are allowed")
     try:
-        fields = json.loads(data.decode("utf-8"))
+        fields = plain_json.parse(data)
     except (ValueError, RecursionError) as error:
         raise PeerError("report is not JSON") from error
     if not isinstance(fields, dict):

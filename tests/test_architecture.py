@@ -12,9 +12,8 @@ import pytest
 ROOT: Final = Path(__file__).parents[1] / "securecore"
 
 EVERYBODYS: Final = {
-    "declarations", "errors", "limits", "names", "networks", "identity", "report", "elfsize", "elfid", "merkle", "toml_table",
-    "units",
-    "__version__",
+    "declarations", "plain_json", "errors", "limits", "names", "networks", "identity", "report", "elfsize", "elfid", "merkle",
+    "toml_table", "units", "__version__",
 }  # fmt: skip
 """Modules at the top that every room may use; they use each other and the standard library."""
 

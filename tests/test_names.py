@@ -1,7 +1,9 @@
 """Names: the constructor that refuses is the only way to one."""
 
 import os.path
+import re
 import uuid
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -165,3 +167,42 @@ def test_ids_of_different_kinds_are_never_equal() -> None:
     assert dump != bytes(dump)
     assert HostName("a.b") != "a.b"
     assert Address("a:1") != "a:1"
+
+
+PATTERNS = {
+    "host": (HostName, r"(?!.{254})([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+(?![0-9]+\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"),
+    "address": (lambda text: Address(f"{text}:1"), r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}"),
+    "address in brackets": (
+        lambda text: Address(f"[{text}]:1"), r"(?=[^%]*:)[0-9a-fA-F:.]{2,45}(%[A-Za-z0-9._-]{1,15})?",
+    ),
+    "dump id": (DumpId.parse, r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"),
+    "store id": (StoreId.parse, r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"),
+}  # fmt: skip
+"""What each kind of name is, said a second time."""
+PIECES = st.sampled_from([
+    "a", "Z", "0", "f", "g", "-", ".", "_", ":", "%", "\n", "é", "\u0661", "", "a" * 15, "0" * 45, "b" * 63, "c.d" * 84, "::1",
+])  # fmt: skip
+
+
+@given(st.sampled_from(sorted(PATTERNS)), st.data())
+def test_a_name_is_what_its_pattern_says(kind: str, data: st.DataObject) -> None:
+    """Good ones, good ones with a piece put in or taken out, and pieces at random."""
+    make, pattern = PATTERNS[kind]
+    good = data.draw(st.from_regex(pattern, fullmatch=True))
+    at, much = data.draw(st.integers(0, len(good))), data.draw(st.integers(0, 3))
+    changed, other = good[:at] + data.draw(PIECES) + good[at + much :], "".join(data.draw(st.lists(PIECES)))
+    text = data.draw(st.sampled_from([good, changed, other]))
+    try:
+        make(text)
+    except NameRefused:
+        assert not re.fullmatch(pattern, text)
+    else:
+        assert re.fullmatch(pattern, text)
+
+
+@pytest.mark.parametrize("parse", [DumpId.parse, StoreId.parse])
+@pytest.mark.parametrize("value", [None, 7, b"bytes", [], {}], ids=str)
+def test_an_id_that_is_no_text_is_an_error_of_type(parse: Any, value: object) -> None:
+    """As a member of a document may be; whoever reads one expects it."""
+    with pytest.raises(TypeError):
+        parse(value)

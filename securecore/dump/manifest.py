@@ -5,9 +5,8 @@ business of ``certs.jws``; this module turns values into payload bytes and back,
 than its own.
 """
 
-import json
 
-from securecore import limits
+from securecore import limits, plain_json
 from securecore.declarations import Final, NamedTuple
 from securecore.errors import BrokenError
 from securecore.names import DumpId, HostName, NameRefused, StoreId
@@ -51,27 +50,24 @@ class Manifest(NamedTuple):
         """Return the payload: canonical JSON, hashes in lower-case hex."""
         # One encoding: nothing lost is not said.
         lost = {"lost_frames": self.lost_frames} if self.lost_frames else {}
-        return json.dumps(
-            {
-                "type": _TYPE,
-                "version": _VERSION,
-                "dump": str(self.dump),
-                "host": str(self.host),
-                "store": str(self.store),
-                "outcome": self.outcome,
-                "predicted_size": self.predicted_size,
-                "size": self.size,
-                "frames": self.frames,
-                "root": self.root.hex(),
-                "report_sha256": self.report_sha256.hex(),
-                "started_at": self.started_at,
-                "ended_at": self.ended_at,
-                "sender": self.sender[: limits.MAX_WORDS],
-                **lost,
-            },
-            sort_keys=True,
-            separators=(",", ":"),
-        ).encode("ascii")
+        fields = {
+            "type": _TYPE,
+            "version": _VERSION,
+            "dump": str(self.dump),
+            "host": str(self.host),
+            "store": str(self.store),
+            "outcome": self.outcome,
+            "predicted_size": self.predicted_size,
+            "size": self.size,
+            "frames": self.frames,
+            "root": self.root.hex(),
+            "report_sha256": self.report_sha256.hex(),
+            "started_at": self.started_at,
+            "ended_at": self.ended_at,
+            "sender": self.sender[: limits.MAX_WORDS],
+            **lost,
+        }
+        return plain_json.encode(dict(sorted(fields.items()))).encode("ascii")
 
 
 def parse_manifest(payload: bytes) -> Manifest:
@@ -82,7 +78,7 @@ def parse_manifest(payload: bytes) -> Manifest:
     if len(payload) > limits.MAX_MANIFEST_BYTES:
         raise BrokenError("manifest is too long")
     try:
-        fields = json.loads(payload)
+        fields = plain_json.parse(payload)
         manifest = Manifest(
             dump=DumpId.parse(fields["dump"]),
             host=HostName(fields["host"]),

@@ -10,8 +10,8 @@ nothing is owed by it, and what was counted with it goes on counting. Where none
 gets rid of a limit by pushing its bucket out.
 """
 
-import json
 
+from securecore import plain_json
 from securecore.declarations import Any, Final, NamedTuple, Self
 from securecore.sender import storm_limits
 from securecore.sender.admission import StormLimit
@@ -229,14 +229,14 @@ class State:
             "declined": self.declined, "lost": self.lost, "skipped": self.skipped, "since": self.since, "boot": self.boot,
             "record": self.record, "read_at": self.read_at,
         }  # fmt: skip
-        return json.dumps(fields, separators=(",", ":")).encode("ascii")
+        return plain_json.encode(fields).encode("ascii")
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
         """Return what the file says; raises ValueError unless it is what encode could have written."""
         state = cls()
         try:
-            fields = json.loads(data)
+            fields = plain_json.parse(data)
             if fields["version"] == _BEFORE_HOST:
                 fields |= {"version": _BEFORE_LOST, "host": Bucket(), "read_at": 0}
             if fields["version"] == _BEFORE_LOST:

@@ -7,7 +7,6 @@ nothing where the log has been overwritten or may not be read. Each record has a
 """
 
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 
@@ -17,7 +16,7 @@ from securecore.declarations import Final, NamedTuple
 KMSG: Final = "/dev/kmsg"
 _RECORD_BYTES: Final = 8192
 """PRINTK_MESSAGE_MAX and its prefix: CONSOLE_EXT_LOG_MAX of kernel/printk/printk.c; read(2) gives one record or fails."""
-# Compiled when the log is read: a crashed process waits for what is done while this is loaded (1.5 ms), but not for the reading.
+# Compiled when the log is read: a crashed process waits for what is done while this is loaded (1.5 ms).
 _RECORD: Final = rb"([0-9]{1,9}),([0-9]{1,18}),[^;\n]*;([^\n]*)"
 _SKIPPED: Final = rb"(?:coredump: [0-9]+\(.*\): |Pid [0-9]+\(.*\) )over core_pipe_limit\b.*"
 """fs/coredump.c: the first form since Linux 6.12, the second one before. The name between the brackets is the process's choice."""
@@ -57,6 +56,8 @@ def count_skips(records: Iterable[bytes], last: int = -1) -> Skips | None:
 
     Records up to number *last* are looked at only where they may be about a core: what the kernel held back then may count now.
     """
+    import re  # not at every crash: the log is read every five seconds at most
+
     found = []
     newest, silent = -1, 0
     for record in records:

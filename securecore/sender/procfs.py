@@ -8,7 +8,6 @@ it never costs the core.
 """
 
 import os
-import re
 from collections.abc import Iterable
 
 from securecore import limits
@@ -20,10 +19,11 @@ VERIFIED: Final = "verified"
 UNVERIFIED: Final = "unverified"
 ARGUMENTS: Final = "arguments"
 
-_CONTAINER_ID: Final = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
-_NUMBER: Final = re.compile(r"[0-9]{1,19}")
-"""So few digits stay within the report's 64 bits; the kernel's own numbers here are shorter by far."""
-_UNIT: Final = re.compile(r"[^/]+\.(?:service|scope|slice|socket|mount|swap)")
+_CONTAINER_ID: Final = r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])"
+_NUMBER_DIGITS: Final = 19
+"""So few stay within the report's 64 bits; the kernel's own numbers here are shorter by far."""
+_UNITS: Final = ("service", "scope", "socket", "mount", "swap")
+"""Kinds of systemd's units that hold processes, but for slices, which hold units."""
 
 
 class _Process(NamedTuple):
@@ -140,7 +140,7 @@ def _status(text: str) -> dict[str, str]:
 def _number(text: str | None) -> int | None:
     """Return the first word of a line as a number; None when it is none, or has more than 19 digits."""
     word = (text or "").split("\t")[0]
-    return int(word) if _NUMBER.fullmatch(word) else None
+    return int(word) if word.isascii() and word.isdigit() and len(word) <= _NUMBER_DIGITS else None
 
 
 def _start_ticks(stat: str) -> int | None:
@@ -160,8 +160,11 @@ def _cgroup(text: str) -> str | None:
 
 
 def _unit(cgroup: str | None) -> str | None:
-    names = [part for part in (cgroup or "").split("/") if _UNIT.fullmatch(part) and not part.endswith(".slice")]
-    return names[-1] if names else None
+    for part in reversed((cgroup or "").split("/")):
+        name, _, kind = part.rpartition(".")
+        if name and kind in _UNITS:
+            return part
+    return None
 
 
 def _container(thread: int, cgroup: str | None, proc: str) -> str | None:
@@ -170,7 +173,9 @@ def _container(thread: int, cgroup: str | None, proc: str) -> str | None:
     its = _link(thread, "ns/mnt"), _link(thread, "ns/pid")
     if its == own and all(own):
         return None
-    identifier = _CONTAINER_ID.search(cgroup or "")
+    import re  # only few crashed processes live in a container; loaded, where there is TLS, in any case
+
+    identifier = re.search(_CONTAINER_ID, cgroup or "")
     return identifier.group() if identifier else "unknown"
 
 

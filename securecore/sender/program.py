@@ -8,7 +8,6 @@ these lines for so long and no longer. A thread would not do: one that hangs in 
 user.
 """
 
-import json
 import os
 import select
 import signal
@@ -16,7 +15,7 @@ import stat
 import time
 from collections.abc import Iterable, Mapping
 
-from securecore import limits
+from securecore import limits, plain_json
 from securecore.declarations import Any, Final, NoReturn
 from securecore.elfid import identify
 from securecore.errors import SecurecoreError
@@ -96,7 +95,7 @@ def _tell_file(process: int, writing: int) -> None:
 
 
 def _tell(writing: int, fields: Mapping[str, str | int | None]) -> None:
-    os.write(writing, json.dumps(fields).encode("ascii") + b"\n")
+    os.write(writing, plain_json.encode(fields).encode("ascii") + b"\n")
 
 
 def _names(program: int, size: int) -> dict[str, str | None]:
@@ -113,7 +112,7 @@ def _fields(answer: bytes) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for line in answer.split(b"\n")[:-1]:
         try:
-            found = json.loads(line)
+            found = plain_json.parse(line)
         except (ValueError, RecursionError):
             continue
         if isinstance(found, dict):

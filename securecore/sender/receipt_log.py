@@ -1,10 +1,10 @@
 """A spool's receipts.jsonl: one line for each receipt that was returned and checked, only ever appended to."""
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator, Mapping
 
+from securecore import plain_json
 from securecore.declarations import IO, Any, Final
 from securecore.dump import directory as files
 from securecore.errors import StorageError
@@ -67,7 +67,7 @@ def holds(spool: int, receipt: Mapping[str, Any]) -> bool:
 
 def _entry_of(line: bytes) -> list[Any] | None:
     try:
-        fields = json.loads(line)
+        fields = plain_json.parse(line)
     except (ValueError, RecursionError):
         return None
     return [fields.get(name) for name in _ENTRY] if isinstance(fields, dict) else None

@@ -3,10 +3,10 @@
 People edit TOML (sender.toml); the crash handler must not pay for a TOML parser at every crash.
 """
 
-import json
 import os
 import stat
 
+from securecore import plain_json
 from securecore.declarations import Any, Final, NamedTuple
 from securecore.errors import ConfigError
 from securecore.names import Address, NameRefused
@@ -69,13 +69,13 @@ class Settings(NamedTuple):
             fields["spool_limits"] = spool_limits._asdict()
         if (confinement := fields.pop("confinement")) != Confinement():
             fields["confinement"] = confinement._asdict()
-        return json.dumps(fields, sort_keys=True, indent=1).encode("ascii") + b"\n"
+        return _document(fields)
 
 
 def load_settings(path: str) -> Settings:
     """Return the settings in *path*; raises ConfigError when they are missing, writable by others, or not exactly as expected."""
     try:
-        return _settings(json.loads(_read(path)))
+        return _settings(plain_json.parse(_read(path)))
     except (*_NOT_OURS, NameRefused) as error:
         raise ConfigError(f"{path}: not settings of this version of securecore", hint=_HINT) from error
 
@@ -95,13 +95,13 @@ class LocalSettings(NamedTuple):
             fields["admission"] = self.admission.encode()
         if self.floor != Floor():
             fields["floor"] = self.floor._asdict()
-        return json.dumps(fields, sort_keys=True, indent=1).encode("ascii") + b"\n"
+        return _document(fields)
 
 
 def load_local_settings(path: str) -> LocalSettings:
     """Return what a machine takes that keeps its cores, and what it leaves free; raises ConfigError as load_settings does."""
     try:
-        fields = json.loads(_read(path))
+        fields = plain_json.parse(_read(path))
         if fields.pop("version") != _VERSION or not fields.keys() <= {"admission", "floor"}:
             raise ValueError
         return LocalSettings(
@@ -110,6 +110,13 @@ def load_local_settings(path: str) -> LocalSettings:
         )
     except _NOT_OURS as error:
         raise ConfigError(f"{path}: not an admission of this version of securecore", hint=_HINT) from error
+
+
+def _document(fields: dict[str, Any]) -> bytes:
+    """Return a file's content, for eyes too."""
+    import json  # only set-up writes settings; to load it would cost each crash
+
+    return json.dumps(fields, sort_keys=True, indent=1).encode("ascii") + b"\n"
 
 
 def _read(path: str) -> bytes:

@@ -1,14 +1,13 @@
 """The spool as a directory that may be used: all that who asks the storm limits has to know of it, and pays for."""
 
 import os
-import re
 
 from securecore.declarations import Final
 from securecore.dump import directory as files
 from securecore.errors import ConfigError
-from securecore.names import DumpId
+from securecore.names import DumpId, is_uuid
 
-_FORMAT: Final = re.compile(rb"securecore-spool 1\n[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\n")
+_FORMAT: Final = b"securecore-spool 1\n"
 DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 _HINTS: Final[dict[type[OSError], str]] = {
     FileNotFoundError: "`securecore setup sender` makes it",
@@ -39,8 +38,9 @@ def open_spool_directory(path: str) -> int:
 
 def check_format(spool: int, path: str) -> None:
     """Raise ConfigError when a directory is no spool of this version, StorageError when its FORMAT cannot be read."""
-    text = files.read_file("FORMAT", spool, 200)
-    if text is None or not _FORMAT.fullmatch(text):
+    text = files.read_file("FORMAT", spool, 200) or b""
+    is_ours = text.startswith(_FORMAT) and text.endswith(b"\n")
+    if not is_ours or not is_uuid(text[len(_FORMAT) : -1].decode("latin-1")):
         raise ConfigError(f"{path} is not a spool of this version")
 
 

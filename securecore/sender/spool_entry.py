@@ -1,9 +1,8 @@
 """One dump's entry in a spool: the frames that no receiver has, what they are a part of, and how their source ended."""
 
-import json
 import os
 
-from securecore import limits
+from securecore import limits, plain_json
 from securecore.declarations import Any, Final, NamedTuple
 from securecore.dump import directory as files
 from securecore.dump.container import FrameLengths
@@ -240,13 +239,13 @@ def _is_count(value: Any, maximum: int = _COUNT_MAX) -> bool:
 
 def encode(fields: dict[str, Any]) -> bytes:
     """Return the JSON of a spool's file, always the same for the same fields."""
-    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")
+    return plain_json.encode(dict(sorted(fields.items()))).encode("ascii")
 
 
 def decode(data: bytes) -> dict[str, Any]:
     """Return the fields of a spool's file; raises BrokenError unless it is a JSON object."""
     try:
-        fields = json.loads(data)
+        fields = plain_json.parse(data)
     except (ValueError, RecursionError) as error:
         raise BrokenError("spool: a file is not JSON") from error
     if not isinstance(fields, dict):

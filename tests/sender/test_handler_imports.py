@@ -44,7 +44,7 @@ def test_the_handler_loads_nothing_that_is_slow() -> None:
 def test_the_handler_loads_only_its_rooms() -> None:
     """No receiver, store, audit, certs, pki or command line; evidence comes when the source is closed."""
     names = {name.split(".")[1] for name in loaded(HANDLER) if name.startswith("securecore.")}
-    everybodys = {"errors", "limits", "names", "declarations", "identity", "report", "elfsize", "elfid", "merkle"}
+    everybodys = {"plain_json", "errors", "limits", "names", "declarations", "identity", "report", "elfsize", "elfid", "merkle"}
     assert names <= everybodys | {"wire", "dump", "tls", "sender"}
     late = {f"securecore.sender.{name}" for name in ("evidence", "backlog", "flush", "attempt", "schedule")}
     assert late & loaded(HANDLER) == set()
