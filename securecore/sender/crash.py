@@ -3,6 +3,7 @@
 import gc
 import os
 import time
+from collections.abc import Callable
 from functools import partial
 
 from securecore import __version__, limits
@@ -41,7 +42,7 @@ def send(core: int, arguments: KernelArguments, dump: DumpId, settings_path: str
     settings = load_settings(settings_path)
     confine(settings.confinement)
     with Lifetime(core, settings.confinement.deadline_s, settings.confinement.source_deadline_s) as lifetime:
-        report = report_crash(arguments, core)
+        report = report_crash(arguments, core, load_tally)
         from securecore.sender import spool_directory, tally
 
         open_spool = partial(spool_directory.open_spool_directory, settings.spool)
@@ -67,7 +68,7 @@ def keep(core: int, arguments: KernelArguments, mode: LocalMode, dump: DumpId, s
     settings, problem = find_local_settings(settings_path)
     confine(Confinement())
     with Lifetime(core, limits.HANDLER_DEADLINE_S, limits.SOURCE_DEADLINE_S) as lifetime:
-        report = report_crash(arguments, core)
+        report = report_crash(arguments, core, load_tally)
         from securecore.sender import cores_directory, tally
 
         fd, owner = cores_directory.open_cores_directory(mode.directory)
@@ -107,8 +108,16 @@ def find_local_settings(settings_path: str) -> "tuple[LocalSettings, str | None]
         return LocalSettings(), error.message
 
 
-def report_crash(arguments: KernelArguments, core: int) -> CrashReport:
-    """Return the report: the kernel's arguments, and what /proc tells. Nobody else is left with the descriptor *core*."""
+def load_tally() -> None:
+    """Load what decides next, in either way."""
+    from securecore.sender import tally  # noqa: F401
+
+
+def report_crash(arguments: KernelArguments, core: int, meanwhile: Callable[[], object] = lambda: None) -> CrashReport:
+    """Return the report: the kernel's arguments, and what /proc tells. Nobody else is left with the descriptor *core*.
+
+    *meanwhile* is called while a child reads of the program.
+    """
     return CrashReport(
         sender=f"securecore {__version__}",
         source="kernel",
@@ -120,5 +129,5 @@ def report_crash(arguments: KernelArguments, core: int) -> CrashReport:
         dump_mode=arguments.dump_mode,
         core_limit=arguments.core_limit,
         crashed_at=arguments.time,
-        **procfs.snapshot(arguments, held=(core,)),
+        **procfs.snapshot(arguments, held=(core,), meanwhile=meanwhile),
     )

@@ -8,7 +8,7 @@ it never costs the core.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from securecore import limits
 from securecore.declarations import Any, Final, NamedTuple
@@ -37,10 +37,16 @@ class _Process(NamedTuple):
     """Clock ticks since the machine booted."""
 
 
-def snapshot(arguments: KernelArguments, proc: str = "/proc", held: Iterable[int] = ()) -> dict[str, Any]:
+def snapshot(
+    arguments: KernelArguments,
+    proc: str = "/proc",
+    held: Iterable[int] = (),
+    meanwhile: Callable[[], object] = lambda: None,
+) -> dict[str, Any]:
     """Return report fields about the crashed process, ``metadata`` always among them.
 
-    *held* are the descriptors that nobody but this process may hold, the core's among them.
+    *held* are the descriptors that nobody but this process may hold, the core's among them. *meanwhile* is called while a child
+    reads the program, for what would have to be done next.
 
     ``verified``: a pidfd proved that the fields are the crashed process's. ``unverified``: no pidfd to prove it, but nothing speaks
     against it. ``arguments``: /proc was gone or another process's; only machine facts are there beside.
@@ -55,6 +61,7 @@ def snapshot(arguments: KernelArguments, proc: str = "/proc", held: Iterable[int
     try:
         program = ProgramReader(thread, held)
         process = _process(directory, thread, proc)
+        meanwhile()
         process.fields.update(program.finish())
     finally:
         os.close(thread)

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from securecore.report import CrashReport, parse_report
+from securecore.sender import procfs
 from securecore.sender.kernel_arguments import KernelArguments
 from securecore.sender.procfs import ARGUMENTS, UNVERIFIED, VERIFIED, snapshot
+from securecore.sender.program import ProgramReader
 from tests.support.kernel import build_crasher, wait_until
 
 STATUS = "Name:\t{name}\nPPid:\t1\nUid:\t33\t33\t33\t33\nGid:\t34\t34\t34\t34\nThreads:\t7\n"
@@ -281,3 +283,24 @@ def test_a_process_whose_main_thread_has_ended_is_read_through_the_one_that_cras
     assert (found["executable_device"], found["executable_inode"]) == (status.st_dev, status.st_ino)
     assert found.get("container") is None
     assert "executable" not in without
+
+
+def test_what_comes_next_is_begun_while_the_program_is_read(proc: Proc, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reader is at work by then, and nobody has waited for it yet."""
+    order = []
+
+    class Watched(ProgramReader):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            order.append("begun")
+
+        def finish(self) -> dict[str, Any]:
+            order.append("waited for")
+            return super().finish()
+
+    monkeypatch.setattr(procfs, "ProgramReader", Watched)
+    arguments = KernelArguments(4711, 4711, 33, 34, 11, 1, 0, 1, 3)
+    found = snapshot(arguments, str(proc.path), meanwhile=lambda: order.append("meanwhile"))
+
+    assert found["metadata"] == VERIFIED
+    assert order == ["begun", "meanwhile", "waited for"]
