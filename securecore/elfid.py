@@ -6,10 +6,9 @@ Source: the System V gABI (headers, sections, notes); ld(1) --build-id; objcopy(
 """
 
 import struct
-from collections.abc import Callable, Iterator
 
 from securecore import limits
-from securecore.declarations import Final, NamedTuple
+from securecore.declarations import Callable, Final, Iterator, NamedTuple
 from securecore.errors import BrokenError
 
 ReadAt = Callable[[int, int], bytes]

@@ -4,10 +4,7 @@ That package compiles six patterns when it is loaded, and a crashed process wait
 are read whole and written in one line. Where an interpreter has no such C functions, the package does the same work.
 """
 
-from securecore.declarations import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from securecore.declarations import Any, Callable
 
 _BLANKS = " \t\n\r"
 """What may stand between the words of a document (RFC 8259 section 2)."""
@@ -45,6 +42,9 @@ def parse(data: bytes) -> Any:
         value, end = _scan(text, 0)
     except StopIteration as error:
         raise ValueError("no JSON value") from error
+    except ImportError as error:
+        # The scanner's own error is in the package, which may be where only root can read, and who reads this not be root any more.
+        raise ValueError("no JSON") from error
     if text[end:].strip(_BLANKS):
         raise ValueError("something stands behind the JSON value")
     return value

@@ -94,3 +94,13 @@ def test_an_interpreter_without_the_c_functions_has_the_same() -> None:
     )
     answer = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True)
     assert answer.stdout.splitlines() == ['{"a":["\\u00e4",1,null]} [1, {\'b\': 2.5}]', "refused"]
+
+
+def test_a_broken_document_is_refused_where_the_package_cannot_be_loaded() -> None:
+    """As by a handler that is not root any more, of a Python that only root can read."""
+    program = (
+        "import sys\nfrom securecore import plain_json\nsys.modules['json'] = sys.modules['json.decoder'] = None\n"
+        "try:\n    plain_json.parse(b'[1,')\nexcept ValueError:\n    print('refused')"
+    )
+    answer = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True)
+    assert answer.stdout == "refused\n"

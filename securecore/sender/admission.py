@@ -4,7 +4,6 @@ Everything is taken by default, but for processes that want no core themselves, 
 """
 
 import os
-from fnmatch import fnmatchcase
 
 from securecore import limits
 from securecore.declarations import Any, Final, NamedTuple
@@ -54,8 +53,14 @@ class Rule(NamedTuple):
         return (
             self.signal in (None, report.signal)
             and (self.user is None or self.user == str(report.uid))
-            and all(pattern is None or (text is not None and fnmatchcase(text, pattern)) for pattern, text in patterns)
+            and all(pattern is None or (text is not None and _matches(text, pattern)) for pattern, text in patterns)
         )
+
+
+def _matches(text: str, pattern: str) -> bool:
+    from fnmatch import fnmatchcase  # most machines have no rules, and no use for compiled patterns
+
+    return fnmatchcase(text, pattern)
 
 
 class StormLimit(NamedTuple):

@@ -19,10 +19,9 @@ So it sets its own, as root, before it reads anything but its settings:
 import ctypes
 import os
 import resource
-from collections.abc import Callable
 
 from securecore import limits
-from securecore.declarations import Final, NamedTuple
+from securecore.declarations import Callable, Final, NamedTuple
 
 NORMAL: Final = "normal"
 LOW: Final = "low"

@@ -43,7 +43,7 @@ def check_owner(owner: Owner, path: str) -> None:
 
 def open_state(cores: int, owner: Owner) -> int:
     """Return a descriptor of STATE, made by the owner where it is missing; raises StorageError where the disk refuses it."""
-    with privileges.acting_as(*owner):
+    with privileges.Acting(*owner):
         _make_state(cores)
         fd = files.open_directory(STATE, cores)
     if fd is None:

@@ -3,11 +3,9 @@
 import gc
 import os
 import time
-from collections.abc import Callable
-from functools import partial
 
 from securecore import __version__, limits
-from securecore.declarations import TYPE_CHECKING
+from securecore.declarations import TYPE_CHECKING, Callable
 from securecore.errors import ConfigError
 from securecore.names import DumpId
 from securecore.report import CrashReport
@@ -45,8 +43,8 @@ def send(core: int, arguments: KernelArguments, dump: DumpId, settings_path: str
         report = report_crash(arguments, core, load_tally)
         from securecore.sender import spool_directory, tally
 
-        open_spool = partial(spool_directory.open_spool_directory, settings.spool)
-        place = tally.Place(open_spool, settings.uid, settings.gid, "spool-missing")
+        owner = settings.uid, settings.gid
+        place = tally.Place(lambda: spool_directory.open_spool_directory(settings.spool), *owner, "spool-missing")
         taken = tally.judge(core, place, settings.admission, dump, report)
         if taken is None:
             return 0

@@ -31,8 +31,13 @@ import os
 import sys
 
 from securecore import limits
-from securecore.declarations import NoReturn
+from securecore.declarations import TYPE_CHECKING, NoReturn
 from securecore.errors import SecurecoreError
+
+if TYPE_CHECKING:
+    import signal
+else:
+    import _signal as signal  # the signal module would load enum first
 
 
 def main(settings_path: str) -> NoReturn:
@@ -82,6 +87,4 @@ def widen(core: int) -> None:
 
 def hold_termination() -> None:
     """Have a SIGTERM wait until there is a Lifetime, which makes the best of it; nothing is kept yet that could be made durable."""
-    import signal  # only now, when the pipe is wider: it takes a millisecond
-
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -5,9 +5,8 @@ not know, so the last ones may be missing (%F came with Linux 6.16). No %e, %E o
 chooses (R27).
 """
 
-from collections.abc import Sequence
 
-from securecore.declarations import Final, NamedTuple
+from securecore.declarations import Final, NamedTuple, Sequence
 from securecore.errors import ConfigError
 
 SPECIFIERS: Final = "%P %I %u %g %s %t %c %d %F"

@@ -8,10 +8,10 @@ nothing where the log has been overwritten or may not be read. Each record has a
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
 
 from securecore import limits
-from securecore.declarations import Final, NamedTuple
+from securecore.declarations import Callable, Final, Iterable, Iterator, NamedTuple
+from securecore.sender.privileges import can_others_import
 
 KMSG: Final = "/dev/kmsg"
 _RECORD_BYTES: Final = 8192
@@ -36,9 +36,12 @@ class Skips(NamedTuple):
 def open_kernel_log() -> int | None:
     """Return a descriptor of the kernel's log; None where it may not be read. Who may is decided here: the reading asks no more."""
     try:
-        return os.open(KMSG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+        log = os.open(KMSG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return None
+    if not can_others_import([os.path.dirname(os.__file__)]):
+        import re  # noqa: F401  # who reads the log may not be root any more, and could not load this then
+    return log
 
 
 def read_skips(log: int, last: int = -1, clock: Callable[[], float] = time.monotonic) -> Skips | None:

@@ -22,14 +22,17 @@ the others without holding a lock.
 import ctypes
 import math
 import os
-import signal
 import time
 from _thread import get_ident  # a crash that is declined needs no more of the threading module
-from collections.abc import Callable
 from types import FrameType
 
 from securecore import limits
-from securecore.declarations import Final, Self
+from securecore.declarations import TYPE_CHECKING, Callable, Final, Self
+
+if TYPE_CHECKING:
+    import signal
+else:
+    import _signal as signal  # without the names of enum, which take longer to load than all of this
 
 CLOCK_MONOTONIC: Final = 1
 _NANO: Final = 1_000_000_000

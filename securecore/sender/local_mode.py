@@ -4,9 +4,8 @@
 settings; what people write is the table ``[local]`` of sender.toml (configuration.py).
 """
 
-from collections.abc import Sequence
 
-from securecore.declarations import Final, NamedTuple, Self
+from securecore.declarations import Final, NamedTuple, Self, Sequence
 from securecore.dump.packing import check_level
 from securecore.errors import ConfigError
 from securecore.names import is_plain_path

@@ -22,10 +22,9 @@ from _socket import (  # settings load this, and a crash that is declined needs 
     TCP_KEEPIDLE,
     TCP_KEEPINTVL,
 )
-from collections.abc import Callable
 
 from securecore import limits
-from securecore.declarations import TYPE_CHECKING, Final, NamedTuple
+from securecore.declarations import TYPE_CHECKING, Callable, Final, NamedTuple
 
 if TYPE_CHECKING:
     import socket

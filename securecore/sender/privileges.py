@@ -2,10 +2,8 @@
 
 import ctypes
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 
-from securecore.declarations import Final
+from securecore.declarations import Final, Iterable
 from securecore.errors import ConfigError
 
 _PR_SET_DUMPABLE: Final = 4
@@ -41,28 +39,34 @@ def drop(uid: int, gid: int) -> None:
     raise ConfigError("privileges came back after they were dropped")
 
 
-@contextmanager
-def acting_as(uid: int, gid: int) -> Iterator[None]:
-    """Act as *uid* and *gid* with no other group and no effective capability while the block runs, and be root again behind it.
+class Acting:
+    """Act as *uid* and *gid* with no other group and no effective capability while a block runs, and be root again behind it.
 
     For what is decided before it is known whether root is needed once more. No byte of the network may be met in it: who takes over
     the process could become root again too. Raises ConfigError as drop does. Nothing changes when we are not root to begin with.
     """
-    if os.geteuid() != 0:
-        yield
-        return
-    _check_not_root(uid, gid)
-    os.setgroups([])
-    os.setegid(gid)
-    os.seteuid(uid)
-    # A change of the effective user has made the process dumpable as fs.suid_dumpable says; say again what we want.
-    forbid_own_core()
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
+
+    __slots__ = ("_gid", "_uid", "_was_root")
+
+    def __init__(self, uid: int, gid: int) -> None:
+        self._uid, self._gid, self._was_root = uid, gid, False
+
+    def __enter__(self) -> None:
+        if os.geteuid() != 0:
+            return
+        _check_not_root(self._uid, self._gid)
+        os.setgroups([])
+        os.setegid(self._gid)
+        os.seteuid(self._uid)
+        self._was_root = True
+        # A change of the effective user has made the process dumpable as fs.suid_dumpable says; say again what we want.
         forbid_own_core()
+
+    def __exit__(self, *_: object) -> None:
+        if self._was_root:
+            os.seteuid(0)
+            os.setegid(0)
+            forbid_own_core()
 
 
 def _check_not_root(uid: int, gid: int) -> None:

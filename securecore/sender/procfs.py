@@ -8,10 +8,9 @@ it never costs the core.
 """
 
 import os
-from collections.abc import Callable, Iterable
 
 from securecore import limits
-from securecore.declarations import Any, Final, NamedTuple
+from securecore.declarations import Any, Callable, Final, Iterable, NamedTuple
 from securecore.sender.kernel_arguments import KernelArguments
 from securecore.sender.program import ProgramReader
 

@@ -10,16 +10,19 @@ user.
 
 import os
 import select
-import signal
 import stat
 import time
-from collections.abc import Iterable, Mapping
 
 from securecore import limits, plain_json
-from securecore.declarations import Any, Final, NoReturn
+from securecore.declarations import TYPE_CHECKING, Any, Final, Iterable, Mapping, NoReturn
 from securecore.elfid import identify
 from securecore.errors import SecurecoreError
 from securecore.sender import privileges
+
+if TYPE_CHECKING:
+    import signal
+else:
+    import _signal as signal  # without the names of enum, which take longer to load than all of this
 
 DEADLINE_S: Final = 0.5
 """From the child's start to its last line: it takes a millisecond (measured), and some tens where a slow flash has to be read. A

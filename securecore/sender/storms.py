@@ -12,11 +12,9 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 from securecore import limits
-from securecore.declarations import Final, NamedTuple
+from securecore.declarations import Callable, Final, NamedTuple
 from securecore.dump import directory as files
 from securecore.errors import BrokenError, StorageError
 from securecore.report import CrashReport
@@ -51,26 +49,26 @@ def admit(spool: int, admission: Admission, report: CrashReport, clock: Clock = 
     not counted, and nothing that it would have counted is lost. Raises BrokenError when what was there is damaged and was moved
     aside: whoever asks again finds nothing counted.
     """
-    with _changing(spool) as state:
+    with _Turn(spool) as state:
         return state.admit(find_program(report), _user(report), _bounds(admission), _milliseconds(clock()))
 
 
 def count_declined(spool: int, clock: Clock = time.time) -> int:
     """Count a crash that is declined, and return how many there are that no dump has told; raises as admit does."""
-    with _changing(spool) as state:
+    with _Turn(spool) as state:
         state.count(0, 1, 0, _milliseconds(clock()) // 1000)
         return state.declined
 
 
 def lose(spool: int, admission: Admission, report: CrashReport, untaken: Untaken, clock: Clock = time.time) -> None:
     """Count a crash that was taken and of which nothing was kept, and again what its dump would have told; raises as admit does."""
-    with _changing(spool) as state:
+    with _Turn(spool) as state:
         state.lose(find_program(report), _user(report), _bounds(admission), untaken, _milliseconds(clock()) // 1000)
 
 
 def give_back(spool: int, admission: Admission, report: CrashReport) -> None:
     """Give the place back of a crash of which a report tells, but of whose core nothing was kept; raises as admit does."""
-    with _changing(spool) as state:
+    with _Turn(spool) as state:
         state.give_back(find_program(report), _user(report), _bounds(admission))
 
 
@@ -80,7 +78,7 @@ def count_skips(spool: int, boot: str | None, skips: Skips, clock: Clock = time.
     A log of another boot counts from its beginning, and one that is met for the first time from its end: what happened before
     belongs to nobody's dumps.
     """
-    with _changing(spool) as state:
+    with _Turn(spool) as state:
         last = skips.newest if state.boot is None else state.record if state.boot == boot else -1
         state.count(0, 0, sum(crashes for number, crashes in skips.found if number > last), _milliseconds(clock()) // 1000)
         state.boot, state.record, state.read_at = boot, max(last, skips.newest), _milliseconds(clock()) // 1000
@@ -91,7 +89,7 @@ def find_last_record(spool: int, boot: str | None, clock: Clock = time.time) -> 
 
     And whether that was less than KERNEL_LOG_EVERY_S ago.
     """
-    with _reading(spool) as state:
+    with _Turn(spool, is_kept=False) as state:
         if state.boot is None or state.boot != boot:
             return -1, False
         # A clock that was set back must not put the next look off.
@@ -189,24 +187,39 @@ def _milliseconds(now: float) -> int:
     return max(1000, int(now * 1000))
 
 
-@contextmanager
-def _changing(spool: int) -> Iterator[State]:
-    """Yield the state, locked, and keep it as the block leaves it."""
-    with _reading(spool) as state:
-        yield state
-        _write(spool, state)
+class _Turn:
+    """The state, locked while a block runs, and kept as the block leaves it unless *is_kept* is false.
 
+    An OSError of the block is one of the disk that the state is on, as one of the reading or the writing.
+    """
 
-@contextmanager
-def _reading(spool: int) -> Iterator[State]:
-    """Yield the state, locked while the block runs."""
-    _lock(spool)
-    try:
-        yield _read(spool)
-    except OSError as error:
-        raise files.disk_refused(error, f"cannot keep {NAME}") from error
-    finally:
-        fcntl.flock(spool, fcntl.LOCK_UN)
+    __slots__ = ("_is_kept", "_spool", "_state")
+
+    def __init__(self, spool: int, *, is_kept: bool = True) -> None:
+        self._spool, self._is_kept = spool, is_kept
+        self._state = State()
+
+    def __enter__(self) -> State:
+        _lock(self._spool)
+        try:
+            self._state = _read(self._spool)
+        except BaseException as error:
+            fcntl.flock(self._spool, fcntl.LOCK_UN)
+            if isinstance(error, OSError):
+                raise files.disk_refused(error, f"cannot keep {NAME}") from error
+            raise
+        return self._state
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if self._is_kept and error is None:
+                _write(self._spool, self._state)
+        except OSError as problem:
+            raise files.disk_refused(problem, f"cannot keep {NAME}") from problem
+        finally:
+            fcntl.flock(self._spool, fcntl.LOCK_UN)
+        if isinstance(error, OSError):
+            raise files.disk_refused(error, f"cannot keep {NAME}") from error
 
 
 def _lock(spool: int) -> None:

@@ -6,9 +6,8 @@ and cores no more than their directory.
 
 import os
 import time
-from collections.abc import Callable
 
-from securecore.declarations import Final, NamedTuple
+from securecore.declarations import Callable, Final, NamedTuple
 from securecore.errors import BrokenError, SecurecoreError
 from securecore.names import DumpId
 from securecore.report import CrashReport
@@ -186,7 +185,7 @@ def judge(core: int, place: Place, admission: Admission, dump: DumpId, report: C
         tally.decline(dump, refusal)
         return None
     tally, head, verdict = open_tally(place, report), Head(), Verdict(None, Untaken())
-    with privileges.acting_as(place.uid, place.gid):
+    with privileges.Acting(place.uid, place.gid):
         if admission.max_size is not None:
             head = read_head(core)
         oversize = admission.find_oversize(head.predicted_size)

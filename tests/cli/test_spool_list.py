@@ -210,7 +210,7 @@ def test_who_may_not_look_is_not_told_to_make_a_spool(spool: Spool, tmp_path: Pa
     """It is there: a set-up mends nothing. Nor does it for a link in its place, which is not followed."""
     (tmp_path / "link").symlink_to(tmp_path / "spool")
     codes = [run(["spool", "list", "--spool", str(tmp_path / "link")])]
-    with privileges.acting_as(65533, 65533):
+    with privileges.Acting(65533, 65533):
         codes.append(run(["spool", "list", "--spool", str(tmp_path / "spool")]))
     codes.append(run(["spool", "list", "--spool", str(tmp_path / "none")]))
     _, of_link, _, of_stranger, _, of_none = capsys.readouterr().err.splitlines()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from securecore.errors import ConfigError
-from securecore.sender.privileges import acting_as, can_others_import
+from securecore.sender.privileges import Acting, can_others_import
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges to drop")
 
@@ -69,7 +69,7 @@ def tell():
 os.setgroups([0, 7])
 privileges.forbid_own_core()
 try:
-    with privileges.acting_as({uid}, {gid}):
+    with privileges.Acting({uid}, {gid}):
         tell()
         target = os.getpid()
         if os.fork() == 0:
@@ -105,7 +105,7 @@ def test_who_acts_as_another_user_is_root_again_behind_it_and_can_still_drop() -
 @pytest.mark.parametrize(("uid", "gid"), [(0, 65534), (65534, 0)])
 def test_root_is_no_user_to_act_as(uid: int, gid: int) -> None:
     """As it is none to drop to."""
-    with pytest.raises(ConfigError, match="the user to become is root"), acting_as(uid, gid):
+    with pytest.raises(ConfigError, match="the user to become is root"), Acting(uid, gid):
         pass
 
 

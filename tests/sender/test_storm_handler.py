@@ -338,7 +338,7 @@ def test_the_kernels_log_is_closed_before_a_taken_crash_meets_the_network(
     log = os.open("/dev/null", os.O_RDONLY)
     monkeypatch.setattr(tally.kernel_log, "open_kernel_log", lambda: log)
     monkeypatch.setattr(tally.kernel_log, "read_skips", lambda fd, last: Skips(7, ((7, 3),)) if fd == log else None)
-    monkeypatch.setattr(tally.privileges, "acting_as", lambda uid, gid: nullcontext())
+    monkeypatch.setattr(tally.privileges, "Acting", lambda uid, gid: nullcontext())
     storms.count_skips(spool.fd, "earlier", Skips(1, ()), lambda: 1.0)
     place, report = tally.Place(lambda: spool.fd, 1, 1), CrashReport(uid=1, boot_id="boot")
     taken = tally.judge(os.open("/dev/null", os.O_RDONLY), place, Admission(), new_dump_id(), report)
@@ -365,7 +365,7 @@ def test_the_count_of_a_dump_that_went_nowhere_is_counted_again(
 
     monkeypatch.setattr(network, "carry", carry)
     monkeypatch.setattr(network.privileges, "drop", lambda uid, gid: None)
-    monkeypatch.setattr(network.privileges, "acting_as", lambda uid, gid: nullcontext())
+    monkeypatch.setattr(network.privileges, "Acting", lambda uid, gid: nullcontext())
     settings = Settings((NOWHERE,), str(fleet.host), str(tmp_path / "spool"), 1, 1)
     place = tally.Place(lambda: spool.fd, 1, 1)
     settings = settings._replace(admission=Admission(program=StormLimit(3, 3600), user=FREE, host=FREE))
@@ -394,7 +394,7 @@ def test_what_a_receiver_has_a_part_of_is_neither_lost_nor_counted_again(
 
     monkeypatch.setattr(network, "carry", carry)
     monkeypatch.setattr(network.privileges, "drop", lambda uid, gid: None)
-    monkeypatch.setattr(network.privileges, "acting_as", lambda uid, gid: nullcontext())
+    monkeypatch.setattr(network.privileges, "Acting", lambda uid, gid: nullcontext())
     settings = Settings((NOWHERE,), str(fleet.host), str(tmp_path / "spool"), 1, 1)
     settings = settings._replace(admission=Admission(program=StormLimit(1, 3600)))
     reading, writing = os.pipe()
