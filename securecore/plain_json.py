@@ -42,8 +42,9 @@ def parse(data: bytes) -> Any:
         value, end = _scan(text, 0)
     except StopIteration as error:
         raise ValueError("no JSON value") from error
-    except ImportError as error:
-        # The scanner's own error is in the package, which may be where only root can read, and who reads this not be root any more.
+    except (SystemError, ImportError) as error:
+        # The scanner's own error is in the package. Until Python 3.12 it has none where that is not loaded; later ones load it, and
+        # it may be where only root can read, and who reads this not be root any more.
         raise ValueError("no JSON") from error
     if text[end:].strip(_BLANKS):
         raise ValueError("something stands behind the JSON value")

@@ -16,7 +16,7 @@ from securecore.sender.admission import EXCLUDE, Admission, Rule, StormLimit
 from securecore.sender.buckets import State
 from securecore.sender.settings import LocalSettings
 from tests.support.elf import Segment, write_core
-from tests.support.kernel import OWNER, kernel_arguments, write_script
+from tests.support.kernel import OWNER, before_handler, kernel_arguments, write_script
 from tests.support.launchers import seeing
 from tests.support.local_files import KINDS, noise, small_disk
 from tests.support.local_handlers import LocalHost
@@ -208,8 +208,7 @@ def test_what_an_unforeseen_error_leaves_is_not_lost_and_tells_its_counts_once(h
     host.admit(SEGFAULTS)
     host.run(CORE)
     script = host.handler.read_text()
-    first, _, rest = script.partition("\n")
-    write_script(host.handler, f"{first}\n{_FAILS_LATE}{rest}")
+    write_script(host.handler, before_handler(script, _FAILS_LATE))
     assert host.run(CORE, changes=ABORT | {5: "1"}) == 1
     write_script(host.handler, script)
     assert host.run(CORE, changes=ABORT | {5: "2"}) == 0
@@ -245,8 +244,7 @@ def test_what_is_not_taken_asks_for_nothing_that_writes_a_core(admission: Admiss
     host.run(CORE, changes={5: "2"})
     host.admit(admission)
     before = untaken(state_of(host))
-    shebang, _, script = host.handler.read_text().partition("\n")
-    write_script(host.handler, f"{shebang}\n{_LIGHT}\n{script}")
+    write_script(host.handler, before_handler(host.handler.read_text(), _LIGHT))
 
     assert host.run(CORE) == 0
     assert untaken(state_of(host)) == before + 1
@@ -282,8 +280,7 @@ watch(storms, "_read")
 def test_what_is_hostile_is_read_without_roots_rights(host: LocalHost, tmp_path: Path) -> None:
     """The head of a core, and a state that the directory's owner can write: no capability works then."""
     host.admit(Admission(max_size=1 << 40))
-    shebang, _, script = host.handler.read_text().partition("\n")
-    write_script(host.handler, f"{shebang}\n{_WATCHED.format(facts=str(tmp_path / 'facts'))}\n{script}")
+    write_script(host.handler, before_handler(host.handler.read_text(), _WATCHED.format(facts=str(tmp_path / "facts"))))
     assert host.run(CORE) == 0
 
     uid, gid = OWNER

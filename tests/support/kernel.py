@@ -144,6 +144,13 @@ def wait_until(find: Callable[[], Found | None], deadline_s: float = 60) -> Foun
     return found
 
 
+def before_handler(script: str, program: str) -> str:
+    """Return a handler's script that runs *program* before it loads the handler, with the path that it finds it by."""
+    first, found, rest = script.partition("from securecore.sender.handler import main\n")
+    assert found
+    return f"{first}{program}\n{found}{rest}"
+
+
 def write_script(path: Path, text: str) -> None:
     """Write an executable script."""
     path.write_text(text)
