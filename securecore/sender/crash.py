@@ -1,6 +1,5 @@
 """One crash: steps 3 to 5 of handler.py, which are the same wherever the core goes; then the network's way or the local one."""
 
-import gc
 import os
 import time
 
@@ -11,6 +10,7 @@ from securecore.names import DumpId
 from securecore.report import CrashReport
 from securecore.sender import privileges, procfs
 from securecore.sender.confinement import Confinement, confine
+from securecore.sender.handler import collect_garbage
 from securecore.sender.kernel_arguments import KernelArguments, parse_arguments
 from securecore.sender.lifetime import Lifetime
 from securecore.sender.local_mode import LocalMode, parse_local_mode
@@ -52,7 +52,6 @@ def send(core: int, arguments: KernelArguments, dump: DumpId, settings_path: str
             # Only now: in a storm most crashes have ended before.
             from securecore.sender import network
 
-            collect_garbage()
             return network.send(core, settings, dump, report, taken, lifetime)
         finally:
             # An error may have come before anybody knew what becomes of the dump. Root's files in the spool would be no use to
@@ -88,12 +87,6 @@ def keep(core: int, arguments: KernelArguments, mode: LocalMode, dump: DumpId, s
             # Of what fails once a core was begun, local.py knows what is there.
             privileges.drop(*owner)
             taken.conclude(is_kept=False)
-
-
-def collect_garbage() -> None:
-    """Have garbage collected from here on, but for what is loaded; handler.py has stopped it."""
-    gc.freeze()
-    gc.enable()
 
 
 def find_local_settings(settings_path: str) -> "tuple[LocalSettings, str | None]":

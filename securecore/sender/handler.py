@@ -45,7 +45,7 @@ def main(settings_path: str) -> NoReturn:
     core = claim_core()
     widen(core)
     hold_termination()
-    # What is loaded now stays. To look for garbage in it again and again takes a twentieth of the start; crash.py goes on with it.
+    # What is loaded now stays. To look for garbage in it again and again takes a twentieth of the start.
     gc.disable()
     # All else is loaded now: with the descriptors in order, and while the kernel fills the wider pipe.
     from securecore.sender.crash import handle
@@ -83,6 +83,12 @@ def widen(core: int) -> None:
         fcntl.fcntl(core, fcntl.F_SETPIPE_SZ, limits.PIPE_BYTES)
     except OSError:
         pass
+
+
+def collect_garbage() -> None:
+    """Have garbage collected from here on, but for what is loaded."""
+    gc.freeze()
+    gc.enable()
 
 
 def hold_termination() -> None:

@@ -4,33 +4,37 @@ import os
 import sys
 import time
 
-from securecore import tls
+from securecore.declarations import TYPE_CHECKING
 from securecore.errors import BusyError, ConfigError, StorageError
 from securecore.names import DumpId
 from securecore.report import CrashReport
 from securecore.sender import privileges
-from securecore.sender.credentials import read_credentials
+from securecore.sender.handler import collect_garbage
 from securecore.sender.lifetime import Lifetime
+from securecore.sender.papers import PapersReader
 from securecore.sender.parcel import Outcome, Papers, Parcel
 from securecore.sender.patience import usual_patience
 from securecore.sender.settings import WHOLE, Settings
-from securecore.sender.spool import Spool
 from securecore.sender.system_log import log
 from securecore.sender.tally import Taken
-from securecore.sender.transfer import carry
+
+if TYPE_CHECKING:
+    from securecore.sender.spool import Spool
 
 
 def send(
     core: int, settings: Settings, dump: DumpId, report: CrashReport, taken: Taken, lifetime: Lifetime | None = None
 ) -> int:
     """Send the core to a receiver, else spool it, and return the exit code; closes *core* as soon as it is drained."""
+    reader = PapersReader(settings.identity)
+    # Only now: the identity is read meanwhile.
+    from securecore.sender.spool import Spool
+    from securecore.sender.transfer import carry
+
+    collect_garbage()
     directory = taken.tally.directory
     spool = Spool(directory, settings.spool_limits) if directory is not None else None
-    try:
-        papers: Papers | ConfigError = Papers(tls.sender_context(settings.identity), read_credentials(settings.identity))
-    except ConfigError as error:
-        # Without an identity nothing can be sent, but the core can be kept until there is one.
-        papers = error
+    papers = reader.finish()
     if not privileges.can_others_import([os.path.dirname(__file__), *sys.path]):
         # Installed where only root can read, as in a checkout under /root: what is loaded last must be loaded while we still may.
         from securecore.sender import backlog, evidence, schedule  # noqa: F401
@@ -56,7 +60,7 @@ def send(
     return code
 
 
-def _keep_request(spool: Spool, retry_after_s: int) -> None:
+def _keep_request(spool: "Spool", retry_after_s: int) -> None:
     """Have a timer's flush come no sooner than a receiver has asked for, 0 for nothing asked; the process that crashed is gone."""
     if not retry_after_s:
         return

@@ -10,7 +10,7 @@ import pytest
 from securecore.cli.main import run
 from securecore.names import Address
 from securecore.report import CrashReport
-from securecore.sender import attempt, delivery, network
+from securecore.sender import attempt, delivery, network, transfer
 from securecore.sender.buckets import Untaken
 from securecore.sender.head import Head
 from securecore.sender.parcel import Outcome
@@ -51,7 +51,7 @@ def test_a_handler_waits_by_its_settings(
         asked.update(options)
         return Outcome({}, None, False, None, 0, 0, 0, None)
 
-    monkeypatch.setattr(network, "carry", carry)
+    monkeypatch.setattr(transfer, "carry", carry)
     monkeypatch.setattr(network.privileges, "drop", lambda uid, gid: None)
     settings = load_settings(write_settings(tmp_path / "handler.json", fleet, tmp_path / "spool", deadlines))
 

@@ -123,7 +123,7 @@ def test_nothing_is_loaded_after_the_drop_where_only_root_can_read(installed: Ha
 
 _GARBAGE = """
 import fcntl, gc, os
-from securecore.sender import crash, handler, network
+from securecore.sender import crash, handler, transfer
 
 # Above what the handler binds to /dev/null.
 seen = os.fdopen(fcntl.fcntl(os.open({seen!r}, os.O_WRONLY | os.O_CREAT), fcntl.F_DUPFD, 20), "w")
@@ -134,7 +134,7 @@ def note(name, call):
         return call(*arguments, **named)
     return noted
 
-crash.handle, network.carry = note("begins", crash.handle), note("carries", network.carry)
+crash.handle, transfer.carry = note("begins", crash.handle), note("carries", transfer.carry)
 handler.main({settings!r})
 """
 

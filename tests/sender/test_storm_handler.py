@@ -18,7 +18,7 @@ from securecore.dump.reader import scan_frames
 from securecore.errors import StorageError, UnreachableError
 from securecore.names import Address
 from securecore.report import CrashReport
-from securecore.sender import network, storm_limits, storms, tally
+from securecore.sender import network, storm_limits, storms, tally, transfer
 from securecore.sender.admission import EXCLUDE, INCLUDE, Admission, Rule, StormLimit
 from securecore.sender.buckets import State, Untaken, Verdict
 from securecore.sender.kernel_log import Skips
@@ -28,7 +28,7 @@ from securecore.sender.spool import Spool, open_spool
 from securecore.sender.tally import Tally
 from tests.support.certificates import Fleet
 from tests.support.elf import Segment, write_core
-from tests.support.kernel import OWNER, Installed, kernel_arguments, write_script
+from tests.support.kernel import OWNER, Installed, before_handler, kernel_arguments, write_script
 from tests.support.launchers import Limits, limited
 from tests.support.receivers import new_dump_id
 
@@ -168,7 +168,7 @@ def test_what_is_not_taken_asks_for_no_network_and_no_key(admission: Admission, 
 
 _WATCHED = """
 import os, sys
-from securecore.sender import handler, storms, tally
+from securecore.sender import handler, storms, tally, transfer
 
 file = open({facts!r}, "a")
 
@@ -363,7 +363,7 @@ def test_the_count_of_a_dump_that_went_nowhere_is_counted_again(
         is_kept = len(asked) > 2
         return Outcome(None, StorageError("refused"), is_kept, None, 0, 0, 0, None)
 
-    monkeypatch.setattr(network, "carry", carry)
+    monkeypatch.setattr(transfer, "carry", carry)
     monkeypatch.setattr(network.privileges, "drop", lambda uid, gid: None)
     monkeypatch.setattr(network.privileges, "Acting", lambda uid, gid: nullcontext())
     settings = Settings((NOWHERE,), str(fleet.host), str(tmp_path / "spool"), 1, 1)
@@ -392,7 +392,7 @@ def test_what_a_receiver_has_a_part_of_is_neither_lost_nor_counted_again(
         os.close(core)
         return Outcome(None, UnreachableError("gone"), False, StorageError("refused"), 0, 0, 0, None, None, True)
 
-    monkeypatch.setattr(network, "carry", carry)
+    monkeypatch.setattr(transfer, "carry", carry)
     monkeypatch.setattr(network.privileges, "drop", lambda uid, gid: None)
     monkeypatch.setattr(network.privileges, "Acting", lambda uid, gid: nullcontext())
     settings = Settings((NOWHERE,), str(fleet.host), str(tmp_path / "spool"), 1, 1)
@@ -477,8 +477,7 @@ def test_what_an_unforeseen_error_leaves_in_the_spool_is_not_lost(handler: Handl
     """Its report tells what was not taken before it, and nobody else does."""
     handler.change(admission=Admission(rules=(Rule(EXCLUDE, signal=5),)))
     handler.crash(argument_4="5")
-    first, _, rest = handler.handler.read_text().partition("\n")
-    write_script(handler.handler, f"{first}\n{_FAILS_LATE}{rest}")
+    write_script(handler.handler, before_handler(handler.handler.read_text(), _FAILS_LATE))
     code = handler.crash()
     (report,) = handler.spooled_reports()
 
