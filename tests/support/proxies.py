@@ -33,7 +33,7 @@ class _Proxy(Protocol):
 
 
 @contextmanager
-def _serving(proxy: _Proxy) -> Iterator[None]:
+def serving(proxy: _Proxy) -> Iterator[None]:
     """Serve in a thread while the block runs."""
     thread = threading.Thread(target=proxy.serve)
     thread.start()
@@ -124,7 +124,7 @@ class CuttingProxy:
 def cutting(target: Address, cut: Cut, chunk: int = 65536) -> Iterator[CuttingProxy]:
     """Run a proxy while the block runs."""
     proxy = CuttingProxy(target, cut, chunk)
-    with _serving(proxy):
+    with serving(proxy):
         yield proxy
 
 
@@ -223,7 +223,7 @@ class BadLink:
 def bad_link(target: Address, link: Link) -> Iterator[BadLink]:
     """Run a bad link while the block runs."""
     proxy = BadLink(target, link)
-    with _serving(proxy):
+    with serving(proxy):
         yield proxy
 
 
@@ -392,5 +392,5 @@ class FaultyProxy:
 def faulty(target: Address, fault: Fault | None) -> Iterator[FaultyProxy]:
     """Run a proxy for one connection while the block runs."""
     proxy = FaultyProxy(target, fault)
-    with _serving(proxy):
+    with serving(proxy):
         yield proxy
