@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import json
 import os
+import struct
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from securecore.sender import installation
 
 _DEADLINE_S: Final = 30.0
 """Longer than any start of an interpreter; the package is looked for on slow disks too."""
+
+_MARKS_BYTES: Final = 16
+_IS_HASHED, _IS_CHECKED, _WORD = 1, 2, 0xFFFFFFFF
 
 # Run as the kernel runs the handler: isolated, with an empty environment, in /. The handler does without the site module, so the
 # directories that it adds must be enough by themselves: an import hook, as some editable installations have it, is taken away.
@@ -80,15 +84,16 @@ class Interpreter:
                 )
 
     def stale_sources(self) -> list[str]:
-        """Return our modules that have no bytecode yet, or an older one: each would be compiled again at every crash."""
+        """Return our modules whose bytecode Python would not take as it is: each would be compiled again at every crash."""
         sources = [
             os.path.join(directory, name) for directory, _, names in os.walk(self.package) for name in names if name.endswith(".py")
         ]
-        return [source for source in sources if _modified(importlib.util.cache_from_source(source)) < _modified(source)]
+        return [source for source in sources if not _has_bytecode(source)]
 
     def compile(self) -> bool:
-        """Write the bytecode of our package; return whether all of it could be written."""
-        return bool(compileall.compile_dir(self.package, quiet=2))
+        """Write the bytecode that is stale; return whether all of it could be written."""
+        # By force: compileall looks at the time alone, and not at the size.
+        return all([compileall.compile_file(source, quiet=2, force=True) for source in self.stale_sources()])
 
 
 @functools.cache
@@ -112,8 +117,20 @@ def find_interpreter() -> Interpreter:
     return Interpreter(sys.executable, package, tuple(search_path), tuple(packages))
 
 
-def _modified(path: str) -> float:
+def _has_bytecode(source: str) -> bool:
+    """Return whether there is bytecode of this very source, by the marks that Python goes by (PEP 552).
+
+    Sixteen bytes: the version's number, flags, and the source's time and size, or its hash, which may be one that nobody checks.
+    """
     try:
-        return os.stat(path).st_mtime
-    except OSError:
-        return -1.0
+        status = os.stat(source)
+        with open(importlib.util.cache_from_source(source), "rb") as cache:
+            magic, flags, mark = struct.unpack("<4sI8s", cache.read(_MARKS_BYTES))
+        if magic != importlib.util.MAGIC_NUMBER:
+            return False
+        if not flags & _IS_HASHED:
+            return bool(mark == struct.pack("<II", int(status.st_mtime) & _WORD, status.st_size & _WORD))
+        with open(source, "rb") as file:
+            return not flags & _IS_CHECKED or mark == importlib.util.source_hash(file.read())
+    except (OSError, struct.error):
+        return False

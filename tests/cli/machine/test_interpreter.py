@@ -1,14 +1,18 @@
 """The interpreter that the kernel starts for each crash: which packages it finds, and what of their directories it does not run."""
 
+import os
+import py_compile
 import subprocess
 import sys
 import venv
+from collections.abc import Callable
 from pathlib import Path
+from py_compile import PycInvalidationMode
 
 import pytest
 
 import securecore
-from securecore.cli.machine.interpreter import find_interpreter
+from securecore.cli.machine.interpreter import Interpreter, find_interpreter
 from securecore.errors import ConfigError
 from tests.support.kernel import write_script
 from tests.support.launchers import as_by_the_kernel
@@ -89,3 +93,61 @@ def test_packages_are_behind_the_standard_library() -> None:
     assert found.search_path[-len(found.packages) :] == found.packages
     assert str(HERE) in found.packages
     assert sys.base_prefix not in found.packages
+
+
+OLD, NEW = "size = 1\n", "size = 1000\n"
+
+
+def package_with_bytecode(directory: Path, mode: PycInvalidationMode) -> tuple[Interpreter, Path, Path]:
+    """Return an interpreter of a package with one module, that module, and its bytecode."""
+    source = directory / "securecore/module.py"
+    source.parent.mkdir()
+    source.write_text(OLD)
+    os.utime(source, (1_000_000_000, 1_000_000_000))
+    cache = Path(py_compile.compile(str(source), doraise=True, invalidation_mode=mode) or "")
+    return Interpreter(sys.executable, str(source.parent), ()), source, cache
+
+
+def replace_keeping_time(source: Path) -> None:
+    """Change a module as an installer does that sets every file's time to that of the release."""
+    source.write_text(NEW)
+    os.utime(source, (1_000_000_000, 1_000_000_000))
+
+
+HARM: dict[str, Callable[[Path, Path], object]] = {
+    "none there": lambda source, cache: cache.unlink(),
+    "of a newer source": lambda source, cache: source.write_text(OLD),
+    "of another source of that time": lambda source, cache: replace_keeping_time(source),
+    "of another Python": lambda source, cache: cache.write_bytes(b"\0\0\r\n" + cache.read_bytes()[4:]),
+    "cut off": lambda source, cache: cache.write_bytes(cache.read_bytes()[:10]),
+}
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_bytecode_that_python_would_not_take_is_found_and_made_again(harm: str, tmp_path: Path) -> None:
+    """By the same marks: a handler that may not write it would compile the module at each crash (PEP 552)."""
+    interpreter, source, cache = package_with_bytecode(tmp_path, PycInvalidationMode.TIMESTAMP)
+    assert interpreter.stale_sources() == []
+    HARM[harm](source, cache)
+    assert interpreter.stale_sources() == [str(source)]
+
+    assert interpreter.compile()
+
+    assert interpreter.stale_sources() == []
+
+
+def test_bytecode_that_is_told_by_a_hash_is_held_against_it(tmp_path: Path) -> None:
+    """As distributions make it whose builds have no times."""
+    interpreter, source, _ = package_with_bytecode(tmp_path, PycInvalidationMode.CHECKED_HASH)
+    os.utime(source)
+    assert interpreter.stale_sources() == []
+    replace_keeping_time(source)
+    assert interpreter.stale_sources() == [str(source)]
+
+
+def test_bytecode_that_nobody_is_to_check_is_never_stale(tmp_path: Path) -> None:
+    """Python takes it whatever the source is."""
+    interpreter, source, _ = package_with_bytecode(tmp_path, PycInvalidationMode.UNCHECKED_HASH)
+    replace_keeping_time(source)
+
+    assert interpreter.stale_sources() == []
