@@ -55,6 +55,19 @@ def test_what_is_no_document_is_refused(data: bytes) -> None:
             read(data)
 
 
+def test_a_document_cut_at_every_offset_is_refused() -> None:
+    """And one with a byte behind it that is no blank."""
+    whole = b'{"a": [1, -2.5e3, true, null], "b\\u00e9": {"c": "d\\n"}}'
+    assert plain_json.parse(whole) == json.loads(whole)
+    for length in range(len(whole)):
+        with pytest.raises(ValueError):
+            plain_json.parse(whole[:length])
+    for byte in range(256):
+        if chr(byte) not in " \t\n\r":
+            with pytest.raises(ValueError):
+                plain_json.parse(whole + bytes([byte]))
+
+
 def changed(good: bytes) -> st.SearchStrategy[bytes]:
     """Return documents of which one byte is another, or gone."""
     others = st.sampled_from([b"", b"[", b"]", b'"', b",", b"0"])

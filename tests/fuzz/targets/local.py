@@ -4,13 +4,13 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Final
 
-from securecore import limits
+from securecore import limits, plain_json
 from securecore.dump.manifest import OUTCOMES
 from securecore.errors import BrokenError, ConfigError, PeerError, StorageError
 from securecore.identity import host_from_operator
@@ -40,6 +40,7 @@ _RECEIVERS: Final = (Address("collector.example.org:4455"), Address("[fe80::1%et
 
 def check_settings(data: bytes) -> None:
     """The handler's settings are refused, or every field is of its type and they come back as they were compiled."""
+    _check_json(data)
     _check_local_settings(data)
     try:
         settings = load_settings(f"/proc/self/fd/{file_of(data)}")
@@ -54,6 +55,19 @@ def check_settings(data: bytes) -> None:
     for path in (settings.identity, settings.spool):
         assert b"\0" not in os.fsencode(path)
     assert load_settings(f"/proc/self/fd/{file_of(settings.encode())}") == settings
+
+
+def _check_json(data: bytes) -> None:
+    """It is JSON by ours where it is by the standard library's in UTF-8, and then the same."""
+    found = [_read_json(plain_json.parse, data), _read_json(lambda data: json.loads(data.decode("utf-8")), data)]
+    assert found[0] == found[1]
+
+
+def _read_json(read: Callable[[bytes], object], data: bytes) -> str | None:
+    try:
+        return repr(read(data))
+    except (ValueError, RecursionError):
+        return None
 
 
 def _check_local_settings(data: bytes) -> None:
@@ -391,7 +405,8 @@ def name_seeds() -> Iterator[bytes]:
 
 
 SETTINGS = Target(
-    check_settings, settings_seeds, ("sender.settings.load_settings", "sender.settings.load_local_settings"), is_json=True
+    check_settings, settings_seeds,
+    ("sender.settings.load_settings", "sender.settings.load_local_settings", "plain_json.parse"), is_json=True,
 )  # fmt: skip
 CONFIGURATION = Target(
     check_configuration, configuration_seeds, ("sender.configuration.parse_configuration", "toml_table.parse_toml"), 8192
