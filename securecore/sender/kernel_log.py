@@ -1,9 +1,10 @@
-"""Crashes that the kernel skipped before it started a handler, as its log tells: /dev/kmsg, read without ever waiting.
+"""Crashes that the kernel skipped before it handed them to anybody, as its log tells: /dev/kmsg, read without ever waiting.
 
-Over core_pipe_limit the kernel skips a dump and says so, but at most ten times in five seconds; how often it kept silent it says
-before the next such line (``N callbacks suppressed``, lib/ratelimit.c). So what is found here is a lower bound until then, and
-nothing where the log has been overwritten or may not be read. Each record has a number that grows while the machine runs
-(Documentation/ABI/testing/dev-kmsg), which is how nothing is counted twice.
+Over core_pipe_limit, and where nobody takes its connection to a coredump socket, the kernel skips a dump and says so, but each at
+most ten times in five seconds; how often it kept silent it says before the next such line (``N callbacks suppressed``,
+lib/ratelimit.c). So what is found here is a lower bound until then, and nothing where the log has been overwritten or may not be
+read. Each record has a number that grows while the machine runs (Documentation/ABI/testing/dev-kmsg), which is how nothing is
+counted twice.
 """
 
 import os
@@ -18,9 +19,13 @@ _RECORD_BYTES: Final = 8192
 """PRINTK_MESSAGE_MAX and its prefix: CONSOLE_EXT_LOG_MAX of kernel/printk/printk.c; read(2) gives one record or fails."""
 # Compiled when the log is read: a crashed process waits for what is done while this is loaded (1.5 ms).
 _RECORD: Final = rb"([0-9]{1,9}),([0-9]{1,18}),[^;\n]*;([^\n]*)"
-_SKIPPED: Final = rb"(?:coredump: [0-9]+\(.*\): |Pid [0-9]+\(.*\) )over core_pipe_limit\b.*"
-"""fs/coredump.c: the first form since Linux 6.12, the second one before. The name between the brackets is the process's choice."""
-_SILENT: Final = rb"(?:coredump_pipe|vfs_coredump|do_coredump): ([0-9]{1,9}) callbacks suppressed"
+_SKIPPED: Final = (
+    rb"(?:coredump: [0-9]+\(.*\): |Pid [0-9]+\(.*\) )over core_pipe_limit\b.*"
+    rb"|coredump: [0-9]+\(.*\): Coredump socket (?:[^ ]+ receive queue full|connection [^ ]+ failed -[0-9]+)"
+)
+"""fs/coredump.c: the first form since Linux 6.12, the second one before. The name between the brackets is the process's choice. The
+socket's are there since 6.16: its backlog is full, or nobody listens."""
+_SILENT: Final = rb"(?:coredump_pipe|coredump_sock_connect|vfs_coredump|do_coredump): ([0-9]{1,9}) callbacks suppressed"
 """The function that has the line, by version."""
 
 

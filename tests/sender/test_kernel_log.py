@@ -44,6 +44,18 @@ def test_lines_that_the_kernel_held_back_count_with_the_next_one() -> None:
     assert count_skips(records) == Skips(5, ((1, 1), (4, 15), (5, 1)))
 
 
+def test_a_socket_that_takes_no_crash_has_words_of_its_own() -> None:
+    """As Linux 6.18 writes them: the backlog is full, nobody listens, no socket is there; each was a crash."""
+    records = [
+        record(1, b"coredump: 5(sh): Coredump socket /run/securecore/coredump.sock receive queue full"),
+        record(2, b"coredump_sock_connect: 4 callbacks suppressed"),
+        record(3, b"coredump: 6(sh): Coredump socket /run/securecore/coredump.sock receive queue full"),
+        record(4, b"coredump: 7(sh): Coredump socket connection /run/securecore/coredump.sock failed -111"),
+        record(5, b"coredump: 8(sh): Coredump socket connection /run/securecore/coredump.sock failed -2"),
+    ]
+    assert count_skips(records) == Skips(5, ((1, 1), (3, 5), (4, 1), (5, 1)))
+
+
 def test_silence_about_something_else_is_not_counted() -> None:
     """The same function has other complaints, with a limit of their own."""
     records = [
@@ -61,6 +73,8 @@ def test_silence_about_something_else_is_not_counted() -> None:
         b"traps: over core_pipe_limit[5] trap divide error",
         b"coredump: 6(over core_pipe_limit): |/bin/x pipe failed",
         b"over core_pipe_limit",
+        b"coredump: 6(Coredump socket /x receive queue full): no file",
+        b"Coredump socket /x receive queue full",
     ],
 )
 def test_a_name_that_looks_like_the_line_is_none(text: bytes) -> None:
