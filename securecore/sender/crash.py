@@ -17,6 +17,7 @@ from securecore.sender.local_mode import LocalMode, parse_local_mode
 from securecore.sender.system_log import log
 
 if TYPE_CHECKING:
+    from securecore.sender.coredump_socket import Gate
     from securecore.sender.settings import LocalSettings
 
 
@@ -33,8 +34,8 @@ def handle(core: int, argv: list[str], settings_path: str) -> int:
     return send(core, arguments, dump, settings_path)
 
 
-def send(core: int, arguments: KernelArguments, dump: DumpId, settings_path: str) -> int:
-    """Do what is left on a machine that sends its cores, and return the exit code."""
+def send(core: int, arguments: KernelArguments, dump: DumpId, settings_path: str, gate: "Gate | None" = None) -> int:
+    """Do what is left on a machine that sends its cores, and return the exit code; *gate* is the one of a coredump socket."""
     from securecore.sender.settings import load_settings
 
     settings = load_settings(settings_path)
@@ -45,7 +46,7 @@ def send(core: int, arguments: KernelArguments, dump: DumpId, settings_path: str
 
         owner = settings.uid, settings.gid
         place = tally.Place(lambda: spool_directory.open_spool_directory(settings.spool), *owner, "spool-missing")
-        taken = tally.judge(core, place, settings.admission, dump, report)
+        taken = tally.judge(core, place, settings.admission, dump, report, gate)
         if taken is None:
             return 0
         try:
@@ -112,7 +113,7 @@ def report_crash(arguments: KernelArguments, core: int, meanwhile: Callable[[], 
     return CrashReport(
         sender=f"securecore {__version__}",
         source="kernel",
-        signal=arguments.signal,
+        signal=arguments.signal or None,
         pid=arguments.pid,
         tid=arguments.tid,
         uid=arguments.uid,

@@ -7,7 +7,7 @@ and cores no more than their directory.
 import os
 import time
 
-from securecore.declarations import Callable, Final, NamedTuple
+from securecore.declarations import TYPE_CHECKING, Callable, Final, NamedTuple
 from securecore.errors import BrokenError, SecurecoreError
 from securecore.names import DumpId
 from securecore.report import CrashReport
@@ -16,6 +16,9 @@ from securecore.sender.admission import Admission, StormLimit
 from securecore.sender.buckets import Untaken, Verdict
 from securecore.sender.head import Head, read_head
 from securecore.sender.system_log import log
+
+if TYPE_CHECKING:
+    from securecore.sender.coredump_socket import Gate
 
 _UNCOUNTED: Final = Admission(program=StormLimit(0, 0), user=StormLimit(0, 0), host=StormLimit(0, 0))
 """Of a crash that the state could not count: it has no place to give back."""
@@ -170,15 +173,21 @@ class Taken:
             self.tally.give_back()
 
 
-def judge(core: int, place: Place, admission: Admission, dump: DumpId, report: CrashReport) -> Taken | None:
+def judge(
+    core: int, place: Place, admission: Admission, dump: DumpId, report: CrashReport, gate: "Gate | None" = None
+) -> Taken | None:
     """Return what is known of a crash that is taken; None when it is declined, or a storm limit suppresses it.
 
     Then the process has been let go, by closing *core*, the crash was counted, and root has been given up. For one that is taken
     the handler is root still, to open with it what else it needs. The head of a core and the state of the limits are written by
     others than root, and are read without its rights.
+
+    *gate* is opened once the core is needed: for its head, where its size counts, else when it is taken. A pipe has none.
     """
     refusal = admission.find_refusal(report)
     if refusal is not None:
+        if gate is not None:
+            gate.refuse()
         os.close(core)
         tally = open_tally(place, report)
         privileges.drop(place.uid, place.gid)
@@ -187,16 +196,22 @@ def judge(core: int, place: Place, admission: Admission, dump: DumpId, report: C
     tally, head, verdict = open_tally(place, report), Head(), Verdict(None, Untaken())
     with privileges.Acting(place.uid, place.gid):
         if admission.max_size is not None:
+            if gate is not None:
+                gate.open()
             head = read_head(core)
         oversize = admission.find_oversize(head.predicted_size)
         if oversize is None:
             verdict = tally.admit(admission)
             if verdict.limit is None:
+                if gate is not None:
+                    gate.open()
                 # Now, while the process waits: nothing of root's is left open once the first byte of the network comes.
                 log("started", dump=str(dump), pid=report.pid, signal=report.signal, uid=report.uid)
                 tally.count_skips()
     if oversize is None and verdict.limit is None:
         return Taken(tally, head, verdict.untaken)
+    if gate is not None:
+        gate.refuse()
     os.close(core)
     privileges.drop(place.uid, place.gid)
     if oversize is not None:

@@ -3,7 +3,7 @@
 from typing import Final
 
 from tests.fuzz.target import Target
-from tests.fuzz.targets import audit, certs, crash, dump, enrolment, kept, local, programs, receiving, shown, store, wire
+from tests.fuzz.targets import agent, audit, certs, crash, dump, enrolment, kept, local, programs, receiving, shown, store, wire
 
 TARGETS: Final[dict[str, Target]] = {
     "frame": dump.FRAME,
@@ -31,6 +31,8 @@ TARGETS: Final[dict[str, Target]] = {
     "core": crash.CORE,
     "program": programs.PROGRAM,
     "arguments": crash.ARGUMENTS,
+    "coredump-request": agent.REQUEST,
+    "pidfd-info": agent.INFO,
     "local-options": programs.LOCAL_OPTIONS,
     "procfs": crash.PROCFS,
     "settings": local.SETTINGS,
