@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "setup": ("setup", "Make this machine a sender or a receiver."),
     "doctor": ("doctor", "What is wrong with this machine's set-up, and what mends it."),
     "handler": ("handler", "What the kernel starts for each crash; by hand, to try it."),
+    "agent": ("agent", "Take crashes from the kernel's coredump socket, as a daemon."),
     "spool": ("spool", "What this host could not deliver yet: list it, deliver it."),
     "receipts": ("receipts", "The receipts that this host was given: list them, verify them offline."),
     "list": ("listing", "List the dumps in a store."),

@@ -90,9 +90,10 @@ class Installed:
         return [json.loads((self.spool / "dumps" / name / "report.json").read_bytes()) for name in self.spooled()]
 
     def receipts(self) -> list[dict[str, object]]:
-        """Return the receipts that the handler has kept."""
+        """Return the receipts that the handler has kept; one that is being written is not there yet."""
         log = self.spool / "receipts.jsonl"
-        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     @property
     def state(self) -> State:

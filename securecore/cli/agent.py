@@ -1,0 +1,42 @@
+"""``securecore agent``: the daemon behind the kernel's coredump socket."""
+
+import os
+import sys
+from typing import Final
+
+import click
+
+from securecore.sender.installation import AGENT_SOCKET, SETTINGS
+
+EPILOG: Final = f"""\b
+Examples:
+  securecore agent
+  securecore agent --settings /etc/securecore/handler.json --socket {AGENT_SOCKET}
+  sysctl kernel.core_pattern=@@{AGENT_SOCKET}            as `securecore setup sender` does it for good
+"""
+
+
+@click.command("agent", epilog=EPILOG)
+@click.option("--settings", "settings_path", default=SETTINGS, show_default=True, help="As setup wrote them, read for each crash.")
+@click.option("--socket", "socket_path", default=AGENT_SOCKET, show_default=True, help="Where core_pattern leads, behind `@@`.")
+@click.option("--no-chores", is_flag=True, help="Leave the spool and the certificate to timers.")
+def command(settings_path: str, socket_path: str, no_chores: bool) -> int:
+    """Take crashes from the kernel's coredump socket (Linux 6.17), with all that they need in memory already.
+
+    It does what the crash handler does, by the same settings, and sooner. It also flushes the spool when that is due, and looks
+    once a day whether the certificate is to be renewed. It takes the socket from systemd, or makes it. SIGTERM ends it, with 0,
+    once the crashes that it has are settled; SIGHUP has it look after spool and certificate now. What becomes of each crash stands
+    in the system's log.
+    """
+    from securecore.errors import ConfigError
+    from securecore.sender import agent, agent_chores, privileges
+    from securecore.sender.agent_socket import open_listener
+
+    if os.geteuid() != 0:
+        raise ConfigError("the agent needs root, to see who has crashed and to become its own user", hint="`sudo securecore agent`")
+    privileges.forbid_own_core()
+    os.umask(0o077)
+    listener = open_listener(socket_path, os.environ, os.getpid())
+    chores = [] if no_chores else agent_chores.plan([sys.executable, "-I", "-m", __package__ + ".main"], settings_path)
+    agent.Agent(listener, settings_path, chores).serve()
+    return 0

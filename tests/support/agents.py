@@ -1,0 +1,91 @@
+"""The agent as a process of its own, and real crashes that the kernel hands to its socket; or a root who only pretends to."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from securecore.cli import core_pattern
+from securecore.sender import agent_limits
+from tests.support.kernel import Installed, wait_until
+
+NO_CHORES = ("--no-chores",)
+CORE_MODES = Path("/proc/sys/kernel/core_modes")
+
+
+def has_coredump_sockets() -> bool:
+    """Return whether this kernel can write cores to a socket."""
+    return CORE_MODES.exists() and "socket" in CORE_MODES.read_text().split()
+
+
+needs_coredump_socket = pytest.mark.skipif(
+    not has_coredump_sockets(), reason="this kernel has no coredump sockets: kernel.core_modes lacks `socket`"
+)
+
+
+class RunningAgent:
+    """An agent that listens at a socket of its own, with the settings of an installed handler."""
+
+    def __init__(self, installed: Installed, directory: Path, beginning: str = "", options: Sequence[str] = NO_CHORES) -> None:
+        """*beginning* is run in its process before it starts, to change what it goes by."""
+        self.installed = installed
+        self.socket = directory / "agent" / "coredump.sock"
+        command = ["agent", "--settings", str(installed.settings), "--socket", str(self.socket), *options]
+        code = f"import sys\nfrom securecore.cli.main import main\n{beginning}\nmain({command!r})\n"
+        self.output = directory / "agent.output"
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", "-c", code], stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
+        wait_until(lambda: True if self.listens() or self.process.poll() is not None else None)
+
+    def listens(self) -> bool:
+        """Return whether its socket is there, and in use by now."""
+        try:
+            return f" {self.socket}\n" in Path("/proc/net/unix").read_text() and self.socket.exists()
+        except OSError:
+            return False
+
+    def children(self) -> list[int]:
+        """Return the processes that it has started and not reaped."""
+        return [int(word) for word in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()]
+
+    def wait_until_idle(self) -> None:
+        """Wait until it has no child any more."""
+        wait_until(lambda: None if self.children() else True)
+
+    def stop(self) -> int:
+        """End it in good order, and return its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(agent_limits.STOP_S + agent_limits.STOP_GRACE_S + 30)
+
+    def kill(self) -> None:
+        """End it, and its children, at once."""
+        if self.process.poll() is None:
+            for pid in [*self.children(), self.process.pid]:
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@contextmanager
+def running_agent(
+    installed: Installed, directory: Path, beginning: str = "", options: Sequence[str] = NO_CHORES
+) -> Iterator[RunningAgent]:
+    """Run an agent while the block runs; whatever happens, nothing is left of it."""
+    agent = RunningAgent(installed, directory, beginning, options)
+    try:
+        yield agent
+    finally:
+        agent.kill()
+
+
+@contextmanager
+def crashing_into_socket(socket: Path, prefix: str = "@@") -> Iterator[None]:
+    """Have the kernel hand each crash to the socket while the block runs; waits for its turn where others borrow the pattern."""
+    with core_pattern.borrowed(f"{prefix}{socket}", patience_s=120):
+        yield
