@@ -295,6 +295,20 @@ def test_a_dump_whose_handler_is_killed_is_labelled(fleet: Fleet, lonely: Host, 
     assert (report["state"], report["pid"]) == ("incomplete", crashed.pid)
 
 
+def test_the_agents_death_costs_no_dump_that_is_under_way(host: Host, programs: Path, tmp_path: Path) -> None:
+    """It alone is killed: its child goes on, as a handler does that nobody waits for."""
+    with running_agent(host, tmp_path) as agent, crashing_into_socket(agent.socket):
+        crashed = start_crash(noisy(programs, 64), programs)
+        wait_until(lambda: agent.children() or None)
+        agent.process.kill()
+        agent.process.wait()
+        host.wait_for_receipts(1)
+        assert crashed.wait() == -signal.SIGABRT
+    (report,) = stored_reports(tmp_path / "store")
+
+    assert (report["state"], report["pid"]) == ("complete", crashed.pid)
+
+
 def test_a_handler_that_crashes_starts_no_other_and_leaves_the_agent_alive(
     lonely: Host, programs: Path, small: list[str], tmp_path: Path
 ) -> None:
@@ -335,6 +349,25 @@ def test_a_child_that_could_be_dumped_is_not_handled_either(lonely: Host, progra
 
     assert (os.WTERMSIG(status), os.WCOREDUMP(status), stopped) == (signal.SIGABRT, False, 0)
     assert lonely.spooled() == []
+
+
+def test_a_dump_that_outlives_the_agents_patience_is_cut_and_durable(lonely: Host, programs: Path, tmp_path: Path) -> None:
+    """Its child hears SIGTERM, as a handler does at a shutdown: what it has read is in the spool, with an end that says cut."""
+    hurried = (
+        "from securecore import limits\nfrom securecore.sender import agent_limits, pump\nimport time\n"
+        "agent_limits.STOP_S, limits.TERMINATION_GRACE_S = 0.1, 0.2\n"
+        "fill = pump.fill\n"
+        "pump.fill = lambda *words: time.sleep(0.2) or fill(*words)\n"
+    )
+    with running_agent(lonely, tmp_path, hurried) as agent, crashing_into_socket(agent.socket):
+        crashed = start_crash(noisy(programs, 256), programs)
+        wait_for_part(lonely)
+        stopped = agent.stop()
+        assert crashed.wait() == -signal.SIGABRT
+        (end,) = (lonely.spool / "dumps").glob("*/end.json")
+
+    assert stopped == 0
+    assert json.loads(end.read_bytes())["outcome"] == "cut"
 
 
 def test_sigterm_lets_a_dump_finish(host: Host, programs: Path, tmp_path: Path) -> None:

@@ -31,7 +31,9 @@ needs_coredump_socket = pytest.mark.skipif(
 class RunningAgent:
     """An agent that listens at a socket of its own, with the settings of an installed handler."""
 
-    def __init__(self, installed: Installed, directory: Path, beginning: str = "", options: Sequence[str] = NO_CHORES) -> None:
+    def __init__(
+        self, installed: Installed, directory: Path, beginning: str, options: Sequence[str], group: int | None
+    ) -> None:
         """*beginning* is run in its process before it starts, to change what it goes by."""
         self.installed = installed
         self.socket = directory / "agent" / "coredump.sock"
@@ -40,8 +42,9 @@ class RunningAgent:
         self.output = directory / "agent.output"
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-I", "-c", code], stdin=subprocess.DEVNULL, stdout=output, stderr=output
-            )
+                [sys.executable, "-I", "-c", code], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                group=group, extra_groups=None if group is None else [],
+            )  # fmt: skip
         wait_until(lambda: True if self.listens() or self.process.poll() is not None else None)
 
     def listens(self) -> bool:
@@ -74,10 +77,14 @@ class RunningAgent:
 
 @contextmanager
 def running_agent(
-    installed: Installed, directory: Path, beginning: str = "", options: Sequence[str] = NO_CHORES
+    installed: Installed,
+    directory: Path,
+    beginning: str = "",
+    options: Sequence[str] = NO_CHORES,
+    group: int | None = None,
 ) -> Iterator[RunningAgent]:
     """Run an agent while the block runs; whatever happens, nothing is left of it."""
-    agent = RunningAgent(installed, directory, beginning, options)
+    agent = RunningAgent(installed, directory, beginning, options, group)
     try:
         yield agent
     finally:
