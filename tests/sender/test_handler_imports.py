@@ -61,6 +61,7 @@ def test_the_handler_loads_only_its_rooms() -> None:
     everybodys = {"plain_json", "errors", "limits", "names", "declarations", "identity", "report", "elfsize", "elfid", "merkle"}
     assert names <= everybodys | {"wire", "dump", "tls", "sender"}
     late = {f"securecore.sender.{name}" for name in ("evidence", "backlog", "flush", "attempt", "schedule")}
+    late |= {f"securecore.sender.{name}" for name in ("agent", "agent_limits", "coredump_socket", "kernel_facts", "pidfd")}
     assert late & loaded(HANDLER) == set()
 
 
