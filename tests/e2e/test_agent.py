@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -26,6 +27,7 @@ from securecore.store.layout import open_store
 from tests.support.agents import crashing_into_socket, needs_coredump_socket, running_agent
 from tests.support.certificates import Fleet
 from tests.support.kernel import NOBODY, Host, build_crasher, needs_kernel, start_crash, wait_until
+from tests.support.launchers import limited
 from tests.support.receivers import running_receiver
 
 pytestmark = [needs_kernel, needs_coredump_socket, pytest.mark.root, pytest.mark.slow]
@@ -176,6 +178,19 @@ def test_what_a_rule_declines_is_not_dumped(host: Host, programs: Path, small: l
     assert (report["signal"], report["declined"]) == (signal.SIGSEGV, 1)
 
 
+def test_a_process_that_wants_no_core_is_not_dumped(host: Host, programs: Path, small: list[str], tmp_path: Path) -> None:
+    """RLIMIT_CORE, which the kernel honours at no socket: the agent reads it while the kernel waits for its answer."""
+    with running_agent(host, tmp_path) as agent, crashing_into_socket(agent.socket):
+        process = subprocess.Popen([*limited([(resource.RLIMIT_CORE, 0)]), *small], cwd=programs, stdout=subprocess.DEVNULL)
+        _, status = os.waitpid(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        agent.wait_until_idle()
+
+    assert (os.WTERMSIG(status), os.WCOREDUMP(status)) == (signal.SIGABRT, False)
+    assert host.receipts() == []
+    assert host.spooled() == []
+
+
 def test_a_storm_limit_declines_before_the_kernel_dumps(host: Host, programs: Path, small: list[str], tmp_path: Path) -> None:
     """What it suppresses costs no byte, and the process is let go at once."""
     host.change(admission=Admission(program=StormLimit(1, 3600), user=FREE, host=FREE))
@@ -237,7 +252,7 @@ def test_what_fits_neither_the_places_nor_the_backlog_is_counted(
         host.wait_for_receipts(1)
         agent.wait_until_idle()
         go.unlink()
-        start_crash(small, programs)
+        first = start_crash(small, programs)
         wait_until(lambda: agent.children() or None)
         # The one has the place, and one of these waits; the others the kernel lets go at once.
         crashes = [start_crash(small, programs) for _ in range(4)]
@@ -245,6 +260,7 @@ def test_what_fits_neither_the_places_nor_the_backlog_is_counted(
         go.touch()
         host.wait_for_receipts(3)
         agent.wait_until_idle()
+        assert {crashed.wait() for crashed in (first, *crashes)} == {-signal.SIGABRT}
         crash(small, programs)
         host.wait_for_receipts(4)
     reports = stored_reports(tmp_path / "store")
