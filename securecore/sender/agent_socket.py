@@ -101,6 +101,8 @@ def _check_handed(handed: socket, directory: int, path: str) -> socket:
     mode = os.stat(os.path.basename(path), dir_fd=directory, follow_symlinks=False).st_mode
     if stat.S_IMODE(mode) & 0o077:
         raise ConfigError(f"{path}: mode is {stat.S_IMODE(mode):04o}, others may connect", hint="SocketMode=0600")
+    # A socket that listens takes another bound: systemd's own is 4096 (Backlog= of systemd.socket(5)), a storm of held processes.
+    handed.listen(agent_limits.BACKLOG)
     handed.setblocking(False)
     return handed
 

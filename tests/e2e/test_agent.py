@@ -311,6 +311,22 @@ def test_a_dump_whose_handler_is_killed_is_labelled(fleet: Fleet, lonely: Host, 
     assert (report["state"], report["pid"]) == ("incomplete", crashed.pid)
 
 
+def test_a_machine_that_is_short_of_processes_costs_no_crash(host: Host, programs: Path, small: list[str], tmp_path: Path) -> None:
+    """The process is held until there is one for its core."""
+    short = (
+        "from securecore.sender import agent\nstart, refusals = agent.start_child, [1, 2, 3]\n"
+        "def refuse(*words):\n    if refusals:\n        raise BlockingIOError(refusals.pop(), 'no process')\n"
+        "    return start(*words)\n"
+        "agent.start_child, agent._RETRY_S = refuse, 0.01\n"
+    )
+    with running_agent(host, tmp_path, short) as agent, crashing_into_socket(agent.socket):
+        status = crash(small, programs)
+        host.wait_for_receipts(1)
+
+    assert os.WCOREDUMP(status)
+    assert len(stored_reports(tmp_path / "store")) == 1
+
+
 def test_the_agents_death_costs_no_dump_that_is_under_way(host: Host, programs: Path, tmp_path: Path) -> None:
     """It alone is killed: its child goes on, as a handler does that nobody waits for."""
     with running_agent(host, tmp_path) as agent, crashing_into_socket(agent.socket):

@@ -6,11 +6,13 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from securecore.errors import BusyError, ConfigError, SecurecoreError, StorageError
+from securecore.sender import agent_limits
 from securecore.sender.agent_socket import Listener, check_path, open_listener
 
 
@@ -161,7 +163,7 @@ def systemds(place: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(str(place))
         place.chmod(0o600)
-        made.listen(16)
+        made.listen(4096)
         yield made
 
 
@@ -171,6 +173,30 @@ def test_a_socket_of_systemds_is_taken_and_left_where_it_is(place: Path, systemd
 
     assert said == "3 False {} False"
     assert place.exists()
+
+
+def count_waiting(place: Path) -> int:
+    """Return how many connections fit into a backlog where nobody accepts, made as the kernel makes them: without waiting."""
+    with ExitStack() as stack:
+        for number in range(4096):
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            try:
+                client.connect(str(place))
+            except BlockingIOError:
+                return number
+    raise AssertionError("there is no bound")
+
+
+def test_as_many_crashes_wait_as_the_backlog_takes_and_no_more(place: Path, listening: Listener) -> None:
+    """The kernel skips what comes beyond, as it says in its log; listen(2) counts one more."""
+    assert count_waiting(place) == agent_limits.BACKLOG + 1
+
+
+def test_the_bound_holds_for_a_socket_of_systemds_too(place: Path, systemds: socket.socket) -> None:
+    """Whatever its unit says, or does not say."""
+    activate(place, systemds.fileno())
+    assert count_waiting(place) == agent_limits.BACKLOG + 1
 
 
 def test_a_socket_of_systemds_at_another_place_is_refused(place: Path, systemds: socket.socket, tmp_path: Path) -> None:
