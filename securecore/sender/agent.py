@@ -65,8 +65,8 @@ class Agent:
     def __init__(self, listener: Listener, settings_path: str, chores: Sequence[Chore]) -> None:
         self._listener, self._settings_path = listener, settings_path
         self._chores = [Planned(chore, time.monotonic()) for chore in chores]
-        self._crashes: dict[int, float] = {}
-        """Children that have a crash, and since when."""
+        self._crashes: set[int] = set()
+        """Children that have a crash."""
         self._waiting: list[socket] = []
         """Crashes that were accepted, and have no child yet."""
         self._retry_at = 0.0
@@ -136,16 +136,18 @@ class Agent:
         self._stop_at = time.monotonic() + agent_limits.STOP_S
         send_signal([planned.pid for planned in self._chores if planned.pid], signal.SIGTERM)
         if self._listener.is_own:
-            while (connection := self._find_connection()) is not None:
-                self._waiting.append(connection)
+            # As many as there can be at this moment: in a storm they would never end.
+            found = [self._find_connection() for _ in range(agent_limits.BACKLOG + 1)]
+            self._waiting += [connection for connection in found if connection is not None]
         self._is_listening = False
         self._listener.close()
 
     def _reap(self) -> None:
         now = time.monotonic()
         for ended in reap():
-            if self._crashes.pop(ended.pid, None) is not None and ended.code < 0:
+            if ended.pid in self._crashes and ended.code < 0:
                 log("failed", error=f"the handler of a crash was ended by signal {-ended.code}", handler=ended.pid, code=1)
+            self._crashes.discard(ended.pid)
             for planned in self._chores:
                 if planned.pid == ended.pid:
                     self._conclude_chore(planned, ended.code, now)
@@ -192,12 +194,12 @@ class Agent:
             connection = self._waiting[0]
             if not self._is_of_ours(connection):
                 connection.setblocking(True)
-                pid = self._fork(partial(handle, connection, self._settings_path))
+                pid = self._fork(partial(handle, connection, self._settings_path), connection)
                 if pid is None:
                     # It is held for as long as it takes; the machine is short of processes, and others end.
                     self._retry_at = time.monotonic() + _RETRY_S
                     return
-                self._crashes[pid] = time.monotonic()
+                self._crashes.add(pid)
             self._waiting.pop(0).close()
 
     def _is_of_ours(self, connection: socket) -> bool:
@@ -209,11 +211,12 @@ class Agent:
         log("untidy", error="a process of the agent's own has crashed, which is not dumped", pid=found[0])
         return True
 
-    def _fork(self, work: Callable[[], int]) -> int | None:
+    def _fork(self, work: Callable[[], int], kept: socket | None = None) -> int | None:
+        """Return the pid of a child that does *work*, None when there can be none; of what is open here it keeps *kept* alone."""
         unwanted = [self._reading, self._writing]
         if self._is_listening:
             unwanted += [self._listener.socket.fileno(), self._listener.lock]
-        unwanted += [connection.fileno() for connection in self._waiting[1:]]
+        unwanted += [connection.fileno() for connection in self._waiting if connection is not kept]
         try:
             return start_child(work, unwanted)
         except OSError as error:
