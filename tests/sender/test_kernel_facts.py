@@ -11,6 +11,20 @@ from securecore.sender import agent_limits, kernel_facts
 from securecore.sender.kernel_arguments import KernelArguments
 from securecore.sender.pidfd import PidfdInfo
 
+
+def has_peer_pidfds() -> bool:
+    """Return whether this kernel tells who has connected by a pidfd, by the option's number in asm-generic/socket.h."""
+    ours, peers = socket.socketpair()
+    with ours, peers:
+        try:
+            os.close(ours.getsockopt(socket.SOL_SOCKET, 77))
+        except OSError:
+            return False
+    return True
+
+
+pytestmark = pytest.mark.skipif(not has_peer_pidfds(), reason="SO_PEERPIDFD came with Linux 6.5")
+
 PID = 4711
 UNLIMITED = (1 << 64) - 1
 DUMPING, OTHER = 0x400600, 0x400408
