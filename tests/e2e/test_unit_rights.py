@@ -12,7 +12,8 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from securecore.names import HostName
-from securecore.pki.enrolling import enroll, fetch, note_enroller
+from securecore.pki.enrolling import enroll
+from securecore.pki.fetching import fetch
 from securecore.pki.issue import issue_host, issue_receiver
 from securecore.pki.revocation import revoke_name
 from securecore.receiver import fetch_timer
@@ -89,7 +90,6 @@ def test_lists_are_fetched_by_the_identitys_owner_alone(tmp_path: Path) -> None:
     issue_host(place.pki, HostName(HOST_NAME), tmp_path / "web-1", no_passphrase, now)
     with place.serving() as address, TemporaryDirectory() as public:
         fetch(address, identity, now)
-        note_enroller(identity, address)
         home = Path(public, "receiver")
         shutil.copytree(identity, home)
         Path(public).chmod(0o755)
