@@ -8,14 +8,16 @@ from typing import Final
 from benchmarks.corpora import CORPORA, HEAP, MIB
 from benchmarks.crashes import Crash, Held, hold
 from benchmarks.figures import spread, text_of
+from benchmarks.kinds import KINDS, find_lack
 from benchmarks.machine import Machine
 from benchmarks.plan import Run
 from benchmarks.table import Bar, Findings, Grid, Row
-from benchmarks.takers import DISCARDING, GZIP, KINDS, OURS, RIVALS, SOCAT, ZSTD, Discarding, Taker, find_missing, rival
+from benchmarks.takers import DISCARDING, GZIP, OURS, RIVALS, SOCAT, ZSTD, Discarding, Taker, find_missing, rival
 
 _BUDGETS: Final[dict[tuple[str, str], float]] = {(HEAP, ZSTD): 0.70, (HEAP, DISCARDING): 2.0}
 """Of our hold to another's, by corpus: what is promised is that of the managed heap."""
 _ORDER: Final = (DISCARDING, OURS, ZSTD, GZIP, SOCAT)
+_SMALL_MIB: Final = 10
 _HEADS: Final = ("corpus", "taken by", "hold", "MB/s", "CPU, s per GB", "memory", "other end's CPU", "its memory", "stored")
 
 
@@ -36,21 +38,28 @@ def measure(run: Run) -> Findings:
 
 def measure_kinds(run: Run) -> Findings:
     """Hold a core of 10 MiB with each kind of our handler, in turns: what counts here is how it is reached."""
-    crash = Crash(run.machine.corpus(HEAP, 10), 10)
     first, *others = KINDS
-    if not others:
-        return Findings((Row.skipped("hold, 10 MiB managed heap, by the agent", "this version has the pipe only"),))
+    lacks = {name: lack for name in others if (lack := find_lack(name)) is not None}
+    what, rows = (
+        f"{_SMALL_MIB} MiB managed heap, by the",
+        [Row.skipped(f"hold, {_SMALL_MIB} MiB, by the {name}", lacks[name]) for name in lacks],
+    )
+    if len(lacks) == len(others):
+        return Findings(tuple(rows))
+    crash = Crash(run.machine.corpus(HEAP, _SMALL_MIB), _SMALL_MIB)
     with ExitStack() as stack:
-        ready = {name: _open(stack, KINDS[name], run.machine) for name in KINDS}
-        helds: dict[str, list[float]] = {name: [] for name in ready}
+        ready = {name: _open(stack, make, run.machine) for name, make in KINDS.items() if name not in lacks}
+        helds: dict[str, list[Held]] = {name: [] for name in ready}
         for turn in range(run.plan.starts):
             run.tell(f"kinds of handler: {turn + 1} of {run.plan.starts}")
             for name, taker in ready.items():
-                helds[name].append(hold(run.machine, taker, crash).hold_s)
-    what = "hold, 10 MiB managed heap, by the"
-    return Findings(
-        tuple(Row(f"{what} {name}", tuple(helds[name]), "s", f"by the {first}", tuple(helds[first]), 1.0) for name in others)
-    )
+                helds[name].append(hold(run.machine, taker, crash))
+    holds = {name: tuple(held.hold_s for held in found) for name, found in helds.items()}
+    cpus = {name: tuple(held.settled.weight.cpu_s for held in found) for name, found in helds.items()}
+    for name in holds.keys() - {first}:
+        rows.append(Row(f"hold, {what} {name}", holds[name], "s", f"by the {first}", holds[first], 1.0))
+        rows.append(Row(f"CPU, {what} {name}", cpus[name], "s", f"by the {first}", cpus[first], 1.0))
+    return Findings(tuple(rows))
 
 
 @contextmanager

@@ -141,11 +141,11 @@ def own_arguments() -> list[str]:
     return [str(os.getpid()), str(os.getpid()), "0", "0", "11", str(int(time.time())), str((1 << 64) - 1), "1"]
 
 
-def processor_s(pid: int) -> float:
-    """Return the user and system seconds that a process has taken so far (proc_pid_stat(5))."""
+def processor_s(pid: int, *, with_children: bool = False) -> float:
+    """Return the user and system seconds that a process has taken so far, and the children it has reaped (proc_pid_stat(5))."""
     # The name of the program, in brackets, may hold spaces.
     words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+    return sum(map(int, words[11 : 15 if with_children else 13])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_mib(pid: int) -> float:

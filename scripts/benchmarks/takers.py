@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -105,7 +105,10 @@ class PipeHandler(Taker):
 
     def settle(self) -> Settled:
         """Wait for the receipt, or for the spool's entry."""
-        weight = self._weight((0,) if self._receiver is not None else (0, *_SPOOLED))
+        return self._settled(self._weight((0,) if self._receiver is not None else (0, *_SPOOLED)))
+
+    def _settled(self, weight: Weight) -> Settled:
+        """Return what became of a crash that was handled at the price of *weight*."""
         place, names = (self._spool / "dumps", "*") if self._store is None else (self._store / "hosts", "*/*")
         dumps = list(place.glob(names))
         if len(dumps) != 1:
@@ -123,10 +126,6 @@ class PipeHandler(Taker):
         """End the receiver."""
         if self._receiver is not None:
             self._receiver.end()
-
-
-KINDS: Final[dict[str, Callable[[Machine], Taker]]] = {"pipe": PipeHandler}
-"""Our own, by how the kernel reaches it. Another kind is a Taker whose pattern is another one."""
 
 
 class Discarding(Taker):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import benchmark
 import pytest
-from benchmarks import corpora, machine, plan, profile, table, takers
+from benchmarks import corpora, kinds, machine, plan, profile, table, takers
 from benchmarks.figures import BenchError
 from benchmarks.table import BEGIN, END, HOLDS, SKIPPED, Findings, Row
 
@@ -221,3 +221,17 @@ def test_a_wrong_option_is_told_at_once(words: list[str]) -> None:
 
     assert done.returncode == 2
     assert "usage: scripts/bench" in done.stderr
+
+
+def test_a_kind_of_handler_that_cannot_be_here_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A version without an agent, and a kernel without coredump sockets, are rows that say so."""
+    modes = tmp_path / "core_modes"
+    modes.write_text("file\npipe\n")
+    monkeypatch.setattr(kinds, "_CORE_MODES", modes)
+    monkeypatch.setattr(kinds, "find_spec", lambda name: None)
+    assert kinds.find_lack("pipe") is None
+    assert kinds.find_lack("agent") == "this version has no agent"
+    monkeypatch.setattr(kinds, "find_spec", lambda name: name)
+    assert kinds.find_lack("agent") == "this kernel has no coredump sockets"
+    modes.write_text("file\npipe\nsocket\n")
+    assert kinds.find_lack("agent") is None
