@@ -17,6 +17,8 @@ from benchmarks.takers import DISCARDING, GZIP, OURS, RIVALS, SOCAT, ZSTD, Disca
 _BUDGETS: Final[dict[tuple[str, str], float]] = {(HEAP, ZSTD): 0.70, (HEAP, DISCARDING): 2.0}
 """Of our hold to another's, by corpus: what is promised is that of the managed heap."""
 _ORDER: Final = (DISCARDING, OURS, ZSTD, GZIP, SOCAT)
+HANDLER_MIB: Final = 64.0
+"""What a handler may have resident, whatever the core."""
 _SMALL_MIB: Final = 10
 _HEADS: Final = ("corpus", "taken by", "hold", "MB/s", "CPU, s per GB", "memory", "other end's CPU", "its memory", "stored")
 
@@ -96,6 +98,8 @@ def _found(corpus: str, mib: int, helds: dict[str, list[Held]], missing: dict[st
         cells.append(_cells(corpus, name, mib, helds[name]))
         if name != OURS:
             rows.append(Row(f"hold, {mib} MiB {corpus}", ours, "s", name, holds, _BUDGETS.get((corpus, name))))
+    memory = tuple(held.settled.weight.mib for held in helds[OURS])
+    rows.append(Row(f"handler memory, {mib} MiB {corpus}", memory, "MiB", "allowed", (HANDLER_MIB,), 1.0))
     return Findings(tuple(rows), (Grid("", _HEADS, tuple(cells)),), tuple(bars))
 
 
