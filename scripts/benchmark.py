@@ -17,7 +17,21 @@ from typing import Final, NoReturn
 
 import long_logs
 import many_dumps
-from benchmarks import chart, conditions, corpora, holding, profile, scale, shares, sizes, stalling, starting, table, takers
+from benchmarks import (
+    chart,
+    conditions,
+    corpora,
+    holding,
+    profile,
+    scale,
+    senders,
+    shares,
+    sizes,
+    stalling,
+    starting,
+    table,
+    takers,
+)
 from benchmarks.figures import BenchError
 from benchmarks.machine import Machine
 from benchmarks.plan import FULL, QUICK, Plan, Run, quiet
@@ -38,12 +52,13 @@ PARTS: Final[dict[str, Callable[[Run], table.Findings]]] = {
     "profile": profile.measure,
     "memory": sizes.measure_memory,
     "stored": sizes.measure_stored,
+    "senders": senders.measure,
     "listing": scale.measure_listing,
     "log": scale.measure_log,
 }
 """What can be asked for by name, in the order in which it is measured."""
 
-NEEDS_CRASHES: Final = frozenset(PARTS) - {"listing", "log"}
+NEEDS_CRASHES: Final = frozenset(PARTS) - {"senders", "listing", "log"}
 """What crashes for real, as root."""
 
 PROGRAMS: Final = ("cc", "zstd", "openssl")
@@ -101,7 +116,7 @@ def _asked_for(arguments: argparse.Namespace, plan: Plan) -> dict[str, Callable[
     names = [name for name in PARTS if name in (arguments.rows or PARTS)]
     if NEEDS_CRASHES & set(names):
         if not core_pattern.is_borrowable():
-            raise SystemExit("bench: needs root and a writable core_pattern; without: --rows listing log")
+            raise SystemExit("bench: needs root and a writable core_pattern; without: --rows senders listing log")
         for program in PROGRAMS:
             if shutil.which(program) is None:
                 raise SystemExit(f"bench: needs {program}")

@@ -19,10 +19,12 @@ class Plan(NamedTuple):
     """Cores for the handler's memory, the smallest first."""
     dumps: int
     """Of one host, in the store that is listed."""
+    senders: tuple[int, ...]
+    """At one receiver at once."""
 
 
-FULL: Final = Plan(3, 15, 1024, (16, 64, 256, 1024, 8192), 100_000)
-QUICK: Final = Plan(1, 5, 64, (16, 256), 3000)
+FULL: Final = Plan(3, 15, 1024, (16, 64, 256, 1024, 8192), 100_000, (1, 16, 64, 256))
+QUICK: Final = Plan(1, 5, 64, (16, 256), 3000, (1, 4))
 
 
 class Run(NamedTuple):

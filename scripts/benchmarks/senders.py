@@ -1,0 +1,78 @@
+"""Many senders at one receiver at once, as rows; scripts/fleet.py, where it is, makes the senders."""
+
+import resource
+import statistics
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Final
+
+from benchmarks.figures import BenchError, text_of
+from benchmarks.plan import Run
+from benchmarks.table import Findings, Grid, Row
+
+_PROMISED: Final = 64
+"""For so many at once there is a budget."""
+_MIB: Final = 32
+"""The plaintext of each dump: 256 of them are 8 GiB, 4 GiB stored."""
+_SLOWEST: Final = 2.0
+_CONNECTION_MIB: Final = 1.0
+_CPU: Final = 1.3
+
+
+def measure(run: Run) -> Findings:
+    """Send from 1 to 256 hosts at once, in turns; a dump that is lost ends the measurement."""
+    if find_spec("fleet") is None:
+        return Findings((Row.skipped(f"{_PROMISED} senders at once", "no scripts/fleet.py here"),))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        return _measure(run, import_module("fleet"))
+    except SystemExit as error:
+        # By words a sender says that it has failed; by number a signal ends the run.
+        if isinstance(error.code, int):
+            raise
+        raise BenchError(str(error.code)) from error
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def _measure(run: Run, fleet: Any) -> Findings:
+    place = run.machine.fresh("fleet")
+    place.mkdir()
+    hosts = fleet.Fleet(place, max(run.plan.senders), _MIB)
+    parts: list[float] = []
+    found: dict[int, list[Any]] = {senders: [] for senders in run.plan.senders}
+    held: list[float] = []
+    for turn in range(run.plan.runs):
+        parts.append(fleet.measure_parts(hosts).all * 1e9)
+        for senders in run.plan.senders:
+            run.tell(f"senders: {senders}, {turn + 1} of {run.plan.runs}")
+            found[senders].append(fleet.measure(hosts, senders, senders))
+        held.append(fleet.measure_held(hosts, _most(run), _most(run))[0] / (1 << 20))
+    return Findings(_rows(run, found[_most(run)], parts, held), (_grid(found),))
+
+
+def _most(run: Run) -> int:
+    return _PROMISED if _PROMISED in run.plan.senders else max(run.plan.senders)
+
+
+def _rows(run: Run, figures: list[Any], parts: list[float], held: list[float]) -> tuple[Row, ...]:
+    what = f"{_most(run)} senders of {_MIB} MiB at once"
+    slowest, usual = tuple(max(each.seconds) for each in figures), tuple(statistics.median(each.seconds) for each in figures)
+    cpu_s = tuple(each.cpu_s / each.stored_bytes * 1e9 for each in figures)
+    return (
+        Row(f"{what}, the slowest", slowest, "s", "the median", usual, _SLOWEST),
+        Row(f"{what}, receiver's CPU per GB stored", cpu_s, "s", "TLS, SHA-256 and write alone", tuple(parts), _CPU),
+        Row(f"{what}, memory of a connection", tuple(held), "MiB", "allowed", (_CONNECTION_MIB,), 1.0),
+    )
+
+
+def _grid(found: dict[int, list[Any]]) -> Grid:
+    cells = []
+    for senders, figures in found.items():
+        rates = [each.stored_bytes / each.elapsed_s / 1e6 for each in figures]
+        cpus = [each.cpu_s / each.stored_bytes * 1e9 for each in figures]
+        fair = [max(each.seconds) / statistics.median(each.seconds) for each in figures]
+        cells.append((str(senders), text_of(rates, "MB/s"), text_of(cpus, "s"), text_of(fair, "")))
+    heads = ("senders", "stored", "receiver's CPU per GB stored", "slowest to the median")
+    return Grid("Senders at once", heads, tuple(cells), f"Each sends a dump of {_MIB} MiB, of which half does not compress.")

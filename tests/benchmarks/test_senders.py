@@ -1,0 +1,65 @@
+"""The rows of many senders, from the figures of a fleet that is written down here."""
+
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from benchmarks import machine, plan, senders
+from benchmarks.figures import BenchError
+from benchmarks.table import HOLDS, MISSED, SKIPPED
+
+RUN = plan.QUICK._replace(runs=2, senders=(1, 64))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> plan.Run:
+    """A run of 1 and 64 senders, twice."""
+    return plan.Run(machine.Machine(tmp_path), RUN)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, *, slowest: float, problem: object = None) -> None:
+    """Have a fleet whose senders take a second, but for one in each measurement."""
+
+    def measure(_: object, count: int, hosts: int) -> SimpleNamespace:
+        if problem is not None:
+            raise SystemExit(problem)
+        seconds = [1.0] * (count - 1) + [slowest]
+        return SimpleNamespace(seconds=seconds, cpu_s=2.0 * count, stored_bytes=10**9 * count, elapsed_s=slowest)
+
+    fleet = ModuleType("fleet")
+    fleet.__spec__ = SimpleNamespace()  # type: ignore[assignment]  # enough to be found
+    fleet.Fleet = lambda directory, hosts, mib: None  # type: ignore[attr-defined]
+    fleet.measure = measure  # type: ignore[attr-defined]
+    fleet.measure_parts = lambda fleet: SimpleNamespace(all=2.0 / 10**9)  # type: ignore[attr-defined]
+    fleet.measure_held = lambda fleet, count, hosts: (1 << 19, 0)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "fleet", fleet)
+
+
+def test_senders_are_judged_where_something_is_promised(run: plan.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slowest of 64 against their median, the processor against its parts, the memory against its bound; all are shown."""
+    pretend(monkeypatch, slowest=1.5)
+    found = senders.measure(run)
+
+    assert [row.ratio for row in found.rows] == [(1.5, 1.5), (1.0, 1.0), (0.5, 0.5)]
+    assert [row.verdict for row in found.rows] == [HOLDS, HOLDS, HOLDS]
+    assert [cells[0] for cells in found.grids[0].cells] == ["1", "64"]
+    pretend(monkeypatch, slowest=2.5)
+    assert senders.measure(run).rows[0].verdict == MISSED
+
+
+def test_a_sender_that_fails_is_no_figure(run: plan.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says is the row's trouble; the end of the whole run by a signal is not taken for it."""
+    pretend(monkeypatch, slowest=1.0, problem="a sender has failed")
+    with pytest.raises(BenchError, match="a sender has failed"):
+        senders.measure(run)
+    pretend(monkeypatch, slowest=1.0, problem=143)
+    with pytest.raises(SystemExit):
+        senders.measure(run)
+
+
+def test_without_a_fleet_the_row_says_so(run: plan.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is measured by other means in its place."""
+    monkeypatch.setattr(senders, "find_spec", lambda name: None)
+
+    assert [row.verdict for row in senders.measure(run).rows] == [SKIPPED]
