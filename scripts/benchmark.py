@@ -75,7 +75,10 @@ def main() -> None:
     elif arguments.report is not None:
         print_figures(long_logs.measure(arguments.report))
     else:
-        sys.exit(_run(arguments))
+        try:
+            sys.exit(_run(arguments))
+        except Ended as end:
+            sys.exit(f"bench: ended by {end}, with nothing measured")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -88,7 +91,7 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         # The handler's user looks for its script and its settings here.
         directory.chmod(0o755)
-        findings, failed = measure_all(Run(Machine(directory), plan), work)
+        findings, has_failed, is_whole = measure_all(Run(Machine(directory), plan), work)
     finally:
         quiet()
         # A handler that the kernel has started may still write there, where a run was ended in the middle of it.
@@ -100,9 +103,9 @@ def _run(arguments: argparse.Namespace) -> int:
         print(table.document(known, findings))
     else:
         print(f"{conditions.sentence(known)}\n\n{table.markdown(findings)}", end="")
-    if arguments.write:
+    if arguments.write and is_whole:
         write(known, findings, plan)
-    return 1 if failed else 0
+    return 1 if has_failed else 0
 
 
 def _asked_for(arguments: argparse.Namespace, plan: Plan) -> dict[str, Callable[[Run], table.Findings]]:
@@ -139,22 +142,33 @@ def _check_room(plan: Plan) -> None:
         raise SystemExit(f"bench: needs {2 * largest} MiB of memory, {available} are available; or a smaller --mib")
 
 
-def measure_all(run: Run, work: dict[str, Callable[[Run], table.Findings]]) -> tuple[table.Findings, bool]:
-    """Measure one part after the other; one that fails is said in a row, and the others are measured all the same."""
+class Ended(Exception):
+    """A signal asks the run to end: what was measured is shown, and nothing is left behind."""
+
+
+def measure_all(run: Run, work: dict[str, Callable[[Run], table.Findings]]) -> tuple[table.Findings, bool, bool]:
+    """Return what was found, whether a part of it failed, and whether the run came to its end.
+
+    A part that fails is said in a row, and the others are measured all the same; when the run is ended from outside, those that are
+    not measured are said too.
+    """
     findings, has_failed = table.Findings(), False
     for name, measure in work.items():
         try:
             findings += measure(run)
+        except (Ended, KeyboardInterrupt):
+            left = list(work)[list(work).index(name) :]
+            return findings + table.Findings(tuple(table.Row.skipped(each, "the run was ended") for each in left)), True, False
         except (BenchError, SecurecoreError, OSError, subprocess.SubprocessError) as error:
             has_failed = True
             findings += table.Findings((table.Row.skipped(name, f"failed: {error}"),))
-    return findings, has_failed
+    return findings, has_failed, True
 
 
 def write(known: dict[str, object], findings: table.Findings, plan: Plan, page: Path = PAGE, picture: Path = PICTURE) -> None:
     """Put the tables between their markers on the page, and the chart beside it; each file is there whole or as it was."""
     text = f"{conditions.sentence(known)}\n\n{table.markdown(findings)}"
-    drawing = chart.draw(findings.bars, f"{plan.mib} MiB", (takers.OURS,))
+    drawing = chart.draw(findings.bars, f"{plan.mib} MiB", (takers.OURS, takers.EVEN))
     for path, new in ((page, table.placed(page.read_text("utf-8"), text)), (picture, drawing)):
         draft = path.with_name(f".{path.name}.new")
         draft.write_text(new, "utf-8")
@@ -171,7 +185,9 @@ def print_figures(figures: Sequence[many_dumps.Figure]) -> None:
 
 def _leave(number: int, frame: object) -> NoReturn:
     # As an exception, so that core_pattern and the directory are put back on the way out.
-    sys.exit(128 + number)
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
+    raise Ended(f"signal {number}")
 
 
 def _parser() -> argparse.ArgumentParser:

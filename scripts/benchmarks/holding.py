@@ -12,11 +12,11 @@ from benchmarks.kinds import KINDS, find_lack
 from benchmarks.machine import Machine
 from benchmarks.plan import Run
 from benchmarks.table import Bar, Findings, Grid, Row
-from benchmarks.takers import DISCARDING, GZIP, OURS, RIVALS, SOCAT, ZSTD, Discarding, Taker, find_missing, rival
+from benchmarks.takers import DISCARDING, EVEN, GZIP, OURS, RIVALS, SOCAT, ZSTD, Discarding, PipeHandler, Taker, find_missing, rival
 
 _BUDGETS: Final[dict[tuple[str, str], float]] = {(HEAP, ZSTD): 0.70, (HEAP, DISCARDING): 2.0}
 """Of our hold to another's, by corpus: what is promised is that of the managed heap."""
-_ORDER: Final = (DISCARDING, OURS, ZSTD, GZIP, SOCAT)
+_ORDER: Final = (DISCARDING, OURS, EVEN, ZSTD, GZIP, SOCAT)
 HANDLER_MIB: Final = 64.0
 """What a handler may have resident, whatever the core."""
 _SMALL_MIB: Final = 10
@@ -67,7 +67,11 @@ def measure_kinds(run: Run) -> Findings:
 @contextmanager
 def takers(machine: Machine) -> Iterator[tuple[dict[str, Taker], dict[str, str]]]:
     """Give all takers that this machine has the programs for, and of the others which program is missing."""
-    makers: dict[str, Callable[[Machine], Taker]] = {OURS: KINDS["pipe"], DISCARDING: Discarding}
+    makers: dict[str, Callable[[Machine], Taker]] = {
+        OURS: PipeHandler,
+        EVEN: partial(PipeHandler, nice=0),
+        DISCARDING: Discarding,
+    }
     missing = {name: program for name in RIVALS if (program := find_missing(name)) is not None}
     with ExitStack() as stack:
         ready: dict[str, Taker] = {}

@@ -13,10 +13,12 @@ from typing import Final
 
 from benchmarks import corpora
 from benchmarks.figures import BenchError
+from securecore import limits
 from securecore.cli.machine.interpreter import find_interpreter
 from securecore.names import Address, HostName
 from securecore.pki import creation, issue
 from securecore.sender.admission import Admission, StormLimit
+from securecore.sender.confinement import Confinement
 from securecore.sender.settings import Settings
 from securecore.sender.spool import create_spool
 
@@ -91,13 +93,16 @@ class Machine:
         for key in [key for key in self._corpora if key[0] == name]:
             self._corpora.pop(key).unlink()
 
-    def handler(self, receiver: Address) -> tuple[Path, Path]:
+    def handler(self, receiver: Address, nice: int = limits.HANDLER_NICE) -> tuple[Path, Path]:
         """Return a handler script that sends to *receiver*, and its spool."""
         own = self.fresh("h")
         own.mkdir()
         spool, settings, script = own / "spool", own / "handler.json", own / "run"
         create_spool(str(spool), os.urandom(16), (NOBODY, NOBODY))
-        told = Settings((receiver,), str(self.directory / "host"), str(spool), NOBODY, NOBODY, admission=_UNLIMITED)
+        told = Settings(
+            (receiver,), str(self.directory / "host"), str(spool), NOBODY, NOBODY,
+            admission=_UNLIMITED, confinement=Confinement(nice=nice),
+        )  # fmt: skip
         settings.write_bytes(told.encode())
         script.write_bytes(find_interpreter().handler_script(str(settings)))
         script.chmod(0o755)

@@ -28,9 +28,6 @@ def measure(run: Run) -> Findings:
     try:
         return _measure(run, import_module("fleet"))
     except SystemExit as error:
-        # By words a sender says that it has failed; by number a signal ends the run.
-        if isinstance(error.code, int):
-            raise
         raise BenchError(str(error.code)) from error
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

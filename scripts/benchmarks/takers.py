@@ -12,11 +12,14 @@ from typing import Final, NamedTuple
 
 from benchmarks.figures import BenchError
 from benchmarks.machine import Machine, processor_s, resident_mib, seconds_until
+from securecore import limits
 from securecore.errors import BusyError, PeerError, UnreachableError
 from securecore.names import Address
 from securecore.sender.kernel_arguments import SPECIFIERS
 
 OURS: Final = "securecore"
+EVEN: Final = "securecore, nice 0"
+"""Ours with the priority of its rivals and of its receiver: as installed it yields to both."""
 DISCARDING: Final = "discarding handler"
 ZSTD: Final = "zstd -1 -T2 | openssl s_client"
 GZIP: Final = "gzip -1 | openssl s_client"
@@ -86,14 +89,14 @@ class Taker:
 class PipeHandler(Taker):
     """Our handler, as `setup sender` leaves it, and a receiver of its own."""
 
-    def __init__(self, machine: Machine, receiver: Address | None = None) -> None:
+    def __init__(self, machine: Machine, receiver: Address | None = None, nice: int = limits.HANDLER_NICE) -> None:
         """With a *receiver*, an address where the caller listens, the dump is expected in the spool."""
         self._store = None if receiver else machine.fresh("store")
         self._receiver = None if self._store is None else machine.start_receiver(self._store)
         address = receiver or (self._receiver.address if self._receiver else None)
         if address is None:
             raise BenchError("a handler without a receiver")
-        script, self._spool = machine.handler(address)
+        script, self._spool = machine.handler(address, nice)
         self._before = 0.0
         super().__init__(OURS, machine, script)
 

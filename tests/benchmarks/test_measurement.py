@@ -41,13 +41,28 @@ def test_a_part_that_fails_is_said_and_does_not_end_the_run(run: plan.Run) -> No
         "c": fail(OSError(28, "disk full")),
         "d": lambda _: good,
     }
-    findings, has_failed = benchmark.measure_all(run, work)
+    findings, has_failed, is_whole = benchmark.measure_all(run, work)
 
     assert has_failed
+    assert is_whole
     assert [row.verdict for row in findings.rows] == [SKIPPED, SKIPPED, SKIPPED, HOLDS]
     assert [row.trouble for row in findings.rows[:2]] == ["failed: no dump", "failed: taken"]
     assert "disk full" in findings.rows[2].trouble
-    assert benchmark.measure_all(run, {"d": lambda _: good}) == (good, False)
+    assert benchmark.measure_all(run, {"d": lambda _: good}) == (good, False, True)
+
+
+@pytest.mark.parametrize("end", [benchmark.Ended("signal 15"), KeyboardInterrupt()])
+def test_a_run_that_is_ended_shows_what_it_has(run: plan.Run, end: BaseException) -> None:
+    """What took half an hour is not lost to an impatient key; what is missing is named, and the page is left as it was."""
+    good = Findings((Row("start", (1.0,), "s", "bare", (1.0,), 2.0),))
+
+    def be_ended(_: plan.Run) -> Findings:
+        raise end
+
+    findings, has_failed, is_whole = benchmark.measure_all(run, {"a": lambda _: good, "b": be_ended, "c": lambda _: good})
+
+    assert [(row.what, row.verdict) for row in findings.rows] == [("start", HOLDS), ("b", SKIPPED), ("c", SKIPPED)]
+    assert (has_failed, is_whole) == (True, False)
 
 
 def test_what_is_written_is_the_page_and_the_chart(tmp_path: Path) -> None:
