@@ -41,7 +41,8 @@ def _measure(run: Run, fleet: Any) -> Findings:
     found: dict[int, list[Any]] = {senders: [] for senders in run.plan.senders}
     held: list[float] = []
     for turn in range(run.plan.runs):
-        parts.append(fleet.measure_parts(hosts).all * 1e9)
+        alone = fleet.measure_parts(hosts.frames, hosts.identity(0), hosts.receiver_identity, hosts.directory)
+        parts.append(alone.all * 1e9)
         for senders in run.plan.senders:
             run.tell(f"senders: {senders}, {turn + 1} of {run.plan.runs}")
             found[senders].append(fleet.measure(hosts, senders, senders))

@@ -29,9 +29,10 @@ def pretend(monkeypatch: pytest.MonkeyPatch, *, slowest: float, problem: object 
 
     fleet = ModuleType("fleet")
     fleet.__spec__ = SimpleNamespace()  # type: ignore[assignment]  # enough to be found
-    fleet.Fleet = lambda directory, hosts, mib: None  # type: ignore[attr-defined]
+    made = SimpleNamespace(frames=[], identity=lambda number: None, receiver_identity=None, directory=None)
+    fleet.Fleet = lambda directory, hosts, mib: made  # type: ignore[attr-defined]
     fleet.measure = measure  # type: ignore[attr-defined]
-    fleet.measure_parts = lambda fleet: SimpleNamespace(all=2.0 / 10**9)  # type: ignore[attr-defined]
+    fleet.measure_parts = lambda frames, host, receiver, directory: SimpleNamespace(all=2.0 / 10**9)  # type: ignore[attr-defined]
     fleet.measure_held = lambda fleet, count, hosts: (1 << 19, 0)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "fleet", fleet)
 
