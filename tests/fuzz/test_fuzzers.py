@@ -43,7 +43,7 @@ def test_a_target_is_fuzzed_and_nothing_is_found(name: str, outcomes: dict[str, 
 
 def test_a_planted_bug_is_found_and_kept(tmp_path: Path) -> None:
     """A property that does not hold is broken by an input that nobody gave the fuzzer, and the input stays to be run again."""
-    (outcome,) = fuzz(["planted"], tmp_path, [f"-runs={PLANTED_RUNS}", "-seed=5"], table="tests.fuzz.planted")
+    (outcome,) = fuzz(["planted"], tmp_path, [f"-runs={PLANTED_RUNS}", "-seed=3"], table="tests.fuzz.planted")
 
     assert not outcome.is_good
     assert 0 < outcome.executions < PLANTED_RUNS
