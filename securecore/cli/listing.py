@@ -1,8 +1,10 @@
 """``securecore list``: the dumps in a store."""
 
-import json
-from datetime import datetime
-from typing import Any
+from collections.abc import Iterator
+from datetime import date, datetime
+from functools import cache, lru_cache
+from itertools import chain
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -10,6 +12,16 @@ from securecore import limits
 from securecore.cli import options, terminal
 from securecore.cli.options import host_option, json_option, store_option
 from securecore.cli.state import State
+
+if TYPE_CHECKING:
+    from securecore.store.forms import Line
+
+_PROGRAM_WIDTH: Final = 24
+_DAY: Final = slice(0, len("2026-11-22"))
+_CLOCK: Final = slice(len("2026-11-22T"), len("2026-11-22T09:00:00"))
+"""Of a time as rows have it, RFC 3339 in UTC."""
+_KEPT: Final = 4096
+"""Programs, and states, that are in words already: more than most stores have."""
 
 EPILOG = """\b
 Examples:
@@ -27,34 +39,31 @@ Examples:
 def command(store_path: str, host_text: str | None, since: datetime | None, as_json: bool) -> None:
     """List the dumps in a store, newest first."""
     from securecore.store.catalogue import open_catalogue
+    from securecore.store.forms import DOCUMENT, LINE
     from securecore.store.layout import open_store
 
     with open_store(store_path) as store:
         host = options.find_host(host_text, store)
         with open_catalogue(store) as catalogue:
             catalogue.reconcile(host)
-            rows = [row._asdict() for row in catalogue.rows(host, since)]
             terminal.tell_unlisted(catalogue.problems)
-    if as_json:
-        click.echo(json.dumps(rows, indent=1))
-    elif not rows:
+            if as_json:
+                _print_documents(catalogue.listed(DOCUMENT, host, since))
+                return
+            rows = list(map(_Cells().of, catalogue.listed(LINE, host, since)))
+    if not rows:
         click.echo("no dumps" + (f" of {host}" if host else ""))
     else:
-        terminal.table(("ID", "RECEIVED", "HOST", "PROGRAM", "SIGNAL", "SIZE", "STORED", "STATE"), [_cells(row) for row in rows])
+        terminal.table(("ID", "RECEIVED", "HOST", "PROGRAM", "SIGNAL", "SIZE", "STORED", "STATE"), rows)
 
 
-def _state(row: dict[str, Any]) -> str:
-    """Return how a dump stands, with how much of the core is there where that is known and not all."""
-    found = State(
-        row["published"],
-        row["outcome"],
-        row["given_up_at"] is not None,
-        row["lost_frames"],
-        has_manifest=row["has_manifest"],
-        has_core=row["has_core"],
-        core_fits=row["core_fits"],
-    )
-    return found.label(share=share_of(row["size_bytes"], row["predicted_bytes"], row["lost_frames"]))
+def _print_documents(documents: Iterator[str]) -> None:
+    """Print JSON objects as an array, one a line, while they are read."""
+    first = next(documents, None)
+    if first is None:
+        click.echo("[]")
+    else:
+        terminal.lines(chain([f"[\n{first}"], documents), between=",\n", end="\n]\n")
 
 
 def share_of(size: int | None, predicted: int | None, lost_frames: int) -> str | None:
@@ -68,19 +77,45 @@ def share_of(size: int | None, predicted: int | None, lost_frames: int) -> str |
     return f"{100 * there // predicted} %" if there < predicted else None
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+class _Cells:
+    """Makes lines of a table. What many dumps have in common is put into words once."""
+
+    def __init__(self) -> None:
+        self._day = cache(lambda text: terminal.day(date.fromisoformat(text)))
+        self._program = lru_cache(_KEPT)(lambda name: terminal.printable(name, _PROGRAM_WIDTH))
+        self._state = lru_cache(_KEPT)(_state)
+
+    def of(self, line: "Line") -> tuple[str, ...]:
+        """Return what is said of a dump."""
+        at, dump_id, host, program, signal, size, predicted, stored, lost_frames, *standing = line
+        return (
+            terminal.short_id(dump_id),
+            f"{self._day(at[_DAY])} {at[_CLOCK]}",
+            host.split(".", 1)[0],
+            self._program(program),
+            terminal.signal_name(signal),
+            terminal.size(size),
+            terminal.size(stored),
+            self._state(share_of(size, predicted, lost_frames), lost_frames, *standing),
+        )
+
+
+def _state(
+    share: str | None,
+    lost_frames: int,
+    outcome: str | None,
+    is_given_up: bool,
+    is_sensitive: bool,
+    is_published: bool,
+    has_manifest: bool,
+    core_fits: bool,
+    has_core: bool,
+    has_sound_report: bool,
+    has_sound_receipt: bool,
+) -> str:
+    """Return how a dump stands, with *share*, how much of the core is there, and what else is to be known of it."""
+    state = State(is_published, outcome, is_given_up, lost_frames, has_manifest, has_core, core_fits)
     beside = (
-        (row["sensitive"], "sensitive"), (not row["has_sound_report"], "no sound report"),
-        (not row["has_sound_receipt"], "no sound receipt"),
+        (is_sensitive, "sensitive"), (not has_sound_report, "no sound report"), (not has_sound_receipt, "no sound receipt"),
     )  # fmt: skip
-    state = ", ".join([_state(row), *(words for is_so, words in beside if is_so)])
-    return (
-        terminal.short_id(row["id"]),
-        terminal.when(datetime.fromisoformat(row["received_at"])),
-        row["host"].split(".")[0],
-        terminal.printable(row["program"], 24),
-        terminal.signal_name(row["signal"]),
-        terminal.size(row["size_bytes"]),
-        terminal.size(row["stored_bytes"]),
-        state,
-    )
+    return ", ".join([state.label(share=share), *(words for is_so, words in beside if is_so)])

@@ -2,8 +2,9 @@
 
 import sys
 import time
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime, timedelta
+from itertools import islice
 from types import TracebackType
 from typing import Final
 
@@ -17,6 +18,9 @@ _SIGNALS: Final = (
     "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
 )  # fmt: skip
 """By the generic numbering of signal(7); named here because the analyst's machine may number them otherwise."""
+
+_LINES: Final = 1000
+"""That are printed at once."""
 
 
 def printable(text: str | None, width: int = 60) -> str:
@@ -59,13 +63,16 @@ def count(number: int, noun: str) -> str:
 
 def when(moment: datetime, now: datetime | None = None) -> str:
     """Return a moment for people, in UTC: today and yesterday by name."""
-    day, today = moment.astimezone(UTC).date(), (now or datetime.now(UTC)).date()
-    clock = f"{moment.astimezone(UTC):%H:%M:%S}"
-    if day == today:
-        return f"today {clock}"
-    if day == today - timedelta(days=1):
-        return f"yest. {clock}"
-    return f"{day} {clock}"
+    utc = moment.astimezone(UTC)
+    return f"{day(utc.date(), now)} {utc:%H:%M:%S}"
+
+
+def day(utc: date, now: datetime | None = None) -> str:
+    """Return a day of UTC for people: today and yesterday by name."""
+    today = (now or datetime.now(UTC)).date()
+    if utc == today:
+        return "today"
+    return "yest." if utc == today - timedelta(days=1) else str(utc)
 
 
 def moment(seconds: float) -> datetime | None:
@@ -90,10 +97,23 @@ def short_id(dump_id: str) -> str:
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print an aligned table; columns are as wide as their widest cell, the last one ragged."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for number, row in enumerate([header, *rows]):
-        cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False)]
-        line = "  ".join([*cells, row[-1]]).rstrip()
-        click.echo(click.style(line, bold=True) if number == 0 else line)
+    line = "  ".join([*(f"%-{width}s" for width in widths[:-1]), "%s"])
+    click.echo(click.style((line % tuple(header)).rstrip(), bold=True))
+    lines((line % tuple(row)).rstrip() for row in rows)
+
+
+def lines(texts: Iterable[str], *, between: str = "\n", end: str = "\n") -> int:
+    """Print texts that may be many, *between* each two and *end* behind the last; return how many there were.
+
+    So many at a time go out together: each look at the terminal, and each write, costs as much as several lines.
+    """
+    number, left = 0, iter(texts)
+    while block := list(islice(left, _LINES)):
+        click.echo((between if number else "") + between.join(block), nl=False)
+        number += len(block)
+    if number:
+        click.echo(end, nl=False)
+    return number
 
 
 def good(text: str) -> str:

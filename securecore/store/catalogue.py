@@ -20,11 +20,12 @@ from securecore import units
 from securecore.dump import directory
 from securecore.errors import NotFoundError, StorageError
 from securecore.names import DumpId, HostName, NameRefused
+from securecore.store.forms import COLUMNS, ROW, Form, Reading, key_of, row_from
 from securecore.store.layout import CATALOGUE, Place, Store
 from securecore.store.retention import Held
 from securecore.store.rows import DumpRow, format_time, row_of
 
-_VERSION: Final = 7
+_VERSION: Final = 8
 _BUSY_S: Final = 5.0
 _BATCH: Final = 1000
 _LOOKS: Final = 3
@@ -32,6 +33,10 @@ _SETTLED_NS: Final = 2_000_000_000
 """A directory's change time says nothing of changes within one tick of its file system's clock (2 s on the coarsest), so a mark
 that was younger than this when it was taken is not kept."""
 
+_DAMAGED: Final = (
+    "(NOT has_core OR NOT core_fits OR NOT has_sound_report OR NOT has_sound_receipt OR (outcome IS NULL AND given_up_at IS NULL))"
+)
+"""What a person may mend: nothing in the host's directory changes when a file is put back into a dump's."""
 _SCHEMA: Final = (
     "CREATE TABLE dumps (id TEXT NOT NULL, host TEXT NOT NULL, state TEXT NOT NULL, outcome TEXT, received_at TEXT NOT NULL,"
     " size_bytes INTEGER, predicted_bytes INTEGER, stored_bytes INTEGER NOT NULL, frames INTEGER, signal INTEGER, program TEXT,"
@@ -43,23 +48,19 @@ _SCHEMA: Final = (
     " PRIMARY KEY (host, id)) WITHOUT ROWID",
     "CREATE INDEX by_time ON dumps (received_at, id)",
     "CREATE INDEX by_host_and_time ON dumps (host, received_at, id)",
+    f"CREATE INDEX damaged ON dumps (host) WHERE {_DAMAGED}",  # Each list asks for them, of hosts with many dumps too.
     "CREATE TABLE marks (host TEXT PRIMARY KEY, inode INTEGER NOT NULL, changed_ns INTEGER NOT NULL) WITHOUT ROWID",
     f"PRAGMA user_version = {_VERSION}",
 )
 _FILES: Final = (CATALOGUE, f"{CATALOGUE}-wal", f"{CATALOGUE}-shm", f"{CATALOGUE}-journal")
 """The database and what SQLite puts beside it (sqlite.org/tempfiles.html); it writes to what stands under these names."""
-_COLUMNS: Final = ", ".join(DumpRow._fields)
-_INSERT: Final = f"INSERT OR REPLACE INTO dumps ({_COLUMNS}) VALUES ({', '.join('?' for _ in DumpRow._fields)})"  # noqa: S608  # constants
-_SELECT: Final = f"SELECT {_COLUMNS} FROM dumps WHERE received_at >= ?"  # noqa: S608  # constants
-_SELECT_OF_HOST: Final = f"SELECT {_COLUMNS} FROM dumps WHERE host = ?"  # noqa: S608  # constants
-_DAMAGED: Final = (
-    "(NOT has_core OR NOT core_fits OR NOT has_sound_report OR NOT has_sound_receipt OR (outcome IS NULL AND given_up_at IS NULL))"
-)
-"""What a person may mend: nothing in the host's directory changes when a file is put back into a dump's."""
+_INSERT: Final = f"INSERT OR REPLACE INTO dumps ({COLUMNS}) VALUES ({', '.join('?' for _ in DumpRow._fields)})"  # noqa: S608  # constants
+_SELECT_OF_HOST: Final = f"SELECT {COLUMNS} FROM dumps WHERE host = ?"  # noqa: S608  # constants
 _SELECT_HELD: Final = f"SELECT {', '.join(Held._fields)} FROM dumps"  # noqa: S608  # constants
 
 
 _Answer = TypeVar("_Answer")
+_Shown = TypeVar("_Shown")
 
 
 class _Unusable(Exception):
@@ -86,18 +87,26 @@ class Catalogue:
         self._run(lambda: self._reconcile(host))
 
     def rows(self, host: HostName | None = None, since: datetime | None = None) -> list[DumpRow]:
-        """Return what is listed, newest first: published dumps and, as of the last reconcile, those still coming in.
+        """Return the rows of what is listed; the rest as of ``listed``."""
+        return list(self.listed(ROW, host, since))
 
-        *since* is aware.
+    def listed(self, form: Form[_Shown], host: HostName | None = None, since: datetime | None = None) -> Iterator[_Shown]:
+        """Yield what is listed, newest first: published dumps and, as of the last reconcile, those still coming in.
+
+        *since* is aware. Memory is bounded but for those still coming in. All of it is of one moment, and nobody who brings the
+        catalogue up to date waits for its end; this object is not to meanwhile.
         """
         earliest = format_time(since) if since is not None else ""
-        published = self._run(lambda: self._select(host, earliest))
-        partial = [row for row in self._coming_in if row.received_at >= earliest and (host is None or row.host == str(host))]
-        if not partial:
-            return published
-        known = {(row.host, row.id) for row in published}
-        partial = [row for row in partial if (row.host, row.id) not in known]
-        return sorted([*published, *partial], key=lambda row: (row.received_at, row.id), reverse=True)
+        reading = Reading(form, host, earliest)
+        partial, batch = self._run(lambda: self._begin_reading(reading, host, earliest))
+        while batch:
+            for found in batch:
+                while partial and key_of(partial[-1]) > found[:3]:
+                    yield form.of_row(partial.pop())
+                yield form.of_columns(found)
+            reading.behind = batch[-1][:3]
+            batch = self._run(lambda: reading.go_on(self._connection, _BATCH))
+        yield from map(form.of_row, reversed(partial))
 
     def held(self, host: HostName | None = None) -> list[Held]:
         """Return the published dumps, of one host or of all, in no order."""
@@ -107,7 +116,7 @@ class Catalogue:
     def coming_in(self, host: HostName | None = None) -> list[Held]:
         """Return those still coming in as of the last reconcile, of one host or of all, in no order; none that ``held`` returns."""
         rows = [row for row in self._coming_in if host is None or row.host == str(host)]
-        # One that was taken back while the directories were read is in both, as in rows().
+        # One that was taken back while the directories were read is in both, as in listed().
         return self._run(lambda: [Held(row.received_at, row.id, row.host, row.stored_bytes) for row in rows if not self._has(row)])
 
     def rows_of(self, host: HostName) -> Iterator[DumpRow]:
@@ -189,7 +198,7 @@ class Catalogue:
 
     def _find_damaged(self, host: HostName) -> list[str]:
         """Return the names of the dumps that were damaged when they were read."""
-        query = f"SELECT id FROM dumps WHERE host = ? AND {_DAMAGED}"  # noqa: S608  # a constant
+        query = f"SELECT id FROM dumps INDEXED BY damaged WHERE host = ? AND {_DAMAGED}"  # noqa: S608  # a constant
         return [dump_id for (dump_id,) in self._connection.execute(query, (str(host),))]
 
     def _read_in(self, host: HostName, names: Iterable[str]) -> dict[str, str]:
@@ -216,9 +225,13 @@ class Catalogue:
             first = min(unread)
             self.problems.append(StorageError(f"{units.count(len(unread), 'dump')} of {host} cannot be read: {unread[first]}"))
 
-    def _select(self, host: HostName | None, earliest: str) -> list[DumpRow]:
-        query, arguments = (_SELECT, (earliest,)) if host is None else (f"{_SELECT} AND host = ?", (earliest, str(host)))
-        return list(map(_row_from, self._connection.execute(f"{query} ORDER BY received_at DESC, id DESC", arguments)))
+    def _begin_reading(self, reading: Reading[_Shown], host: HostName | None, earliest: str) -> tuple[list[DumpRow], list[Any]]:
+        """Return the rows of what is still coming in, oldest first, and the first of the published ones."""
+        # One that was taken back while the directories were read is in both: at one moment it is in one of them.
+        self._connection.execute("BEGIN")
+        partial = [row for row in self._coming_in if row.received_at >= earliest and (host is None or row.host == str(host))]
+        partial = sorted((row for row in partial if not self._has(row)), key=key_of)
+        return partial, reading.go_on(self._connection, _BATCH)
 
     def _page(self, host: HostName, after: str | None) -> list[DumpRow]:
         """Return the next rows of a host behind an id; the first ones behind None."""
@@ -226,7 +239,7 @@ class Catalogue:
         if after is not None:
             query, arguments = f"{query} AND id > ?", [*arguments, after]
         query = f"{query} ORDER BY id LIMIT {_BATCH}"
-        return self._run(lambda: list(map(_row_from, self._connection.execute(query, arguments))))
+        return self._run(lambda: list(map(row_from, self._connection.execute(query, arguments))))
 
     def _has(self, row: DumpRow) -> bool:
         """Return whether a dump is among the published ones."""
@@ -347,23 +360,12 @@ def _path(store: Store) -> str:
     return f"/proc/self/fd/{store.fd}/{CATALOGUE}"
 
 
-def _row_from(columns: Iterable[Any]) -> DumpRow:
-    row = DumpRow._make(columns)
-    return row._replace(
-        sensitive=bool(row.sensitive),
-        published=bool(row.published),
-        has_manifest=bool(row.has_manifest),
-        core_fits=bool(row.core_fits),
-        has_core=bool(row.has_core),
-        has_sound_report=bool(row.has_sound_report),
-        has_sound_receipt=bool(row.has_sound_receipt),
-    )
-
-
 def _is_damage(error: Exception) -> bool:
-    """Whether SQLite found the file malformed, or tables other than ours in it."""
+    """Whether SQLite found the file malformed, or tables other than ours in it, or Python a text there that is no UTF-8."""
     code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+    if code is None:  # Python says it of a text, without a code of SQLite's (Modules/_sqlite/cursor.c).
+        return isinstance(error, sqlite3.OperationalError)
+    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
 
 def find_row(store: Store, host: HostName, text: str) -> DumpRow | None:
