@@ -47,7 +47,7 @@ from securecore.wire.messages import (
 )
 from securecore.wire.states import End as WireEnd
 
-_RECEIVE_BYTES: Final = 256 * limits.KIB
+_LINGER_BYTES: Final = 256 * limits.KIB
 _LINGER_S: Final = 2.0
 """How long a refused peer may take to read why, while what it still sends is thrown away."""
 
@@ -90,6 +90,8 @@ class Session:
         self._poll = select.poll()
         self._poll.register(secured, select.POLLIN)
         self._poll.register(self._wakeup.fd, select.POLLIN)
+        self._cut: OSError | None = None
+        """What has ended the connection behind the bytes that were read last."""
         self._unsynced = 0
         """Bytes of frames that are not acknowledged."""
         self._ack_due = math.inf
@@ -292,34 +294,47 @@ class Session:
         has_begun = self._connection.holds_partial_message
         while (message := self._connection.next_message()) is NEED_DATA:
             self._wait_for_bytes(begun_at, dump)
-            data = self._read()
-            if data is None:
+            count = self._read()
+            if count is None:
                 continue
-            if not data:
+            if not count:
                 if self._is_between_dumps:
                     return None
                 raise UnreachableError("connection was ended by the peer")
-            self._connection.receive(data)
             if not has_begun:
                 begun_at, has_begun = time.monotonic(), True
         return message
 
-    def _read(self) -> bytes | None:
-        """Return what has come in, nothing at the connection's end, None while a TLS record is not whole.
+    def _read(self) -> int | None:
+        """Take in what has come, and return how many bytes, 0 at the connection's end, None while a TLS record is not whole.
 
         Never waits: a peer may die in the middle of a record, and others must be able to end this session all the same.
         """
-        self._socket.settimeout(0)
+        space, filled = self._connection.space(), 0
+        is_rest = self._connection.find_begun() is not None
         try:
-            return self._socket.recv(_RECEIVE_BYTES)
+            if self._cut is not None:
+                raise self._cut
+            self._socket.settimeout(0)
+            # Each call brings one record of 16 KiB at most (SSL_read(3)): to look at everything else between two of them would cost
+            # as much as a record. But nothing is read behind a message: OpenSSL does not write once it has read that a wire was
+            # cut, and a peer that has said END may still hear its receipt.
+            while filled < len(space) and (count := self._socket.recv_into(space[filled:])):
+                filled += count
+                if not is_rest:
+                    break
         except ssl.SSLWantReadError:
-            return None
-        except ssl.SSLError as error:
-            if self._is_between_dumps:
-                return b""  # Senders close without a TLS farewell; between dumps nothing can be lost by that.
-            raise UnreachableError("connection was cut") from error
+            if not filled:
+                return None
         except OSError as error:
-            raise UnreachableError(f"connection was lost: {error.strerror or error}") from error
+            if filled:
+                self._cut = error  # What came before it comes first.
+            elif not isinstance(error, ssl.SSLError):
+                raise UnreachableError(f"connection was lost: {error.strerror or error}") from error
+            elif not self._is_between_dumps:  # There senders close without a TLS farewell, and nothing can be lost by that.
+                raise UnreachableError("connection was cut") from error
+        self._connection.received(filled)
+        return filled
 
     @property
     def _is_between_dumps(self) -> bool:
@@ -377,5 +392,5 @@ class Session:
         poll.register(self._socket, select.POLLIN)
         while (left := deadline - time.monotonic()) > 0 and poll.poll(left * 1000):
             # Below TLS: nothing that comes now is looked at.
-            if not os.read(self._socket.fileno(), _RECEIVE_BYTES):
+            if not os.read(self._socket.fileno(), _LINGER_BYTES):
                 break

@@ -10,6 +10,7 @@ from enum import Enum
 from securecore import limits
 from securecore.errors import Bug, PeerError
 from securecore.wire import messages
+from securecore.wire.inbox import Inbox
 from securecore.wire.messages import Accept, Ack, Data, Kind, Message, Ready, Refuse, Rest, Zero, kind_of
 from securecore.wire.states import TRANSITIONS, End, State
 
@@ -29,7 +30,7 @@ class Connection:
     def __init__(self, ours: End) -> None:
         self._ours = ours
         self._theirs = End.RECEIVER if ours is End.SENDER else End.SENDER
-        self._buffer = bytearray()
+        self._inbox = Inbox()
         self._broken = False
         self.state = State.GREETING
         self.max_frames = limits.MAX_FRAMES
@@ -62,7 +63,23 @@ class Connection:
         """Take bytes from the peer, any number of them; raises Bug after an error."""
         if self._broken:
             raise Bug("connection is used after an error")
-        self._buffer += data
+        self._inbox.put(data)
+
+    def space(self) -> memoryview:
+        """Return where the peer's next bytes may be put without another copy; ``received`` says how many were.
+
+        Room for the rest of the message that has begun, else for the beginning of one; good until anything else is asked of this
+        object. Raises Bug after an error.
+        """
+        if self._broken:
+            raise Bug("connection is used after an error")
+        if (begun := self.find_begun()) is None:
+            return self._inbox.space()
+        return self._inbox.space(max(1, messages.HEADER_BYTES + begun[1] - len(self._inbox)))
+
+    def received(self, count: int) -> None:
+        """Take so many bytes as the peer's that were put into what ``space`` returned last."""
+        self._inbox.fill(count)
 
     def next_message(self) -> Message | NeedData:
         """Return the peer's next message, or NEED_DATA.
@@ -78,24 +95,24 @@ class Connection:
                 self._step(self._theirs, message)
         except PeerError:
             self._broken = True
-            self._buffer.clear()
+            self._inbox.clear()
             raise
         return message
 
     @property
     def holds_partial_message(self) -> bool:
         """Whether the peer has begun a message that is not yet whole: an end of stream now is a cut in the middle of it."""
-        return bool(self._buffer)
+        return len(self._inbox) > 0
 
     def find_begun(self) -> tuple[Kind, int] | None:
         """Return what comes next from the peer and how long its body will be.
 
         None before its header is whole, and when it may not come.
         """
-        if self._broken or len(self._buffer) < messages.HEADER_BYTES:
+        if self._broken or len(self._inbox) < messages.HEADER_BYTES:
             return None
         try:
-            kind, length = messages.decode_header(self._buffer)
+            kind, length = messages.decode_header(self._inbox.look(messages.HEADER_BYTES))
             self._check_header(kind, length)
         except PeerError:
             return None
@@ -104,19 +121,19 @@ class Connection:
     def find_partial_frame(self) -> tuple[Kind, bytes] | None:
         """Return DATA or REST, and what has come of its body, when it is cut in its middle; else None."""
         kind, length = self.find_begun() or (None, 0)
-        if (kind is not Kind.DATA and kind is not Kind.REST) or not 0 < len(self._buffer) - messages.HEADER_BYTES < length:
+        if (kind is not Kind.DATA and kind is not Kind.REST) or not 0 < len(self._inbox) - messages.HEADER_BYTES < length:
             return None
-        return kind, bytes(memoryview(self._buffer)[messages.HEADER_BYTES :])
+        return kind, bytes(self._inbox.look(length, messages.HEADER_BYTES))
 
     def _take(self) -> Message | NeedData:
-        if len(self._buffer) < messages.HEADER_BYTES:
+        if len(self._inbox) < messages.HEADER_BYTES:
             return NEED_DATA
-        kind, length = messages.decode_header(self._buffer)
+        kind, length = messages.decode_header(self._inbox.look(messages.HEADER_BYTES))
         self._check_header(kind, length)
-        if len(self._buffer) < messages.HEADER_BYTES + length:
+        if len(self._inbox) < messages.HEADER_BYTES + length:
             return NEED_DATA
-        body = bytes(memoryview(self._buffer)[messages.HEADER_BYTES : messages.HEADER_BYTES + length])
-        del self._buffer[: messages.HEADER_BYTES + length]
+        body = bytes(self._inbox.look(length, messages.HEADER_BYTES))
+        self._inbox.drop(messages.HEADER_BYTES + length)
         return messages.decode_body(kind, body)
 
     def _check_header(self, kind: Kind, length: int) -> None:

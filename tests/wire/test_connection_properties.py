@@ -47,10 +47,10 @@ def test_arbitrary_bytes_give_messages_or_a_peer_error(state: State, end: End, c
     try:
         for chunk in chunks:
             connection.receive(chunk)
-            assert len(connection._buffer) <= LONGEST + 5 + len(chunk)
+            assert len(connection._inbox) <= LONGEST + 5 + len(chunk)
             drain(connection)
     except PeerError:
-        assert not connection._buffer
+        assert not connection._inbox
 
 
 @given(st.data())

@@ -1,0 +1,85 @@
+"""The bytes of a peer that are no message yet: what comes out is what went in, and a long message is put where it stays."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from securecore import limits
+from securecore.wire.connection import NEED_DATA
+from securecore.wire.inbox import Inbox
+from securecore.wire.messages import HEADER_BYTES, Data, Zero, encode
+from securecore.wire.states import End, State
+from tests.support.wire import pair_in
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), st.binary(max_size=200_000)),
+        st.tuples(st.just("fill"), st.tuples(st.integers(1, 100_000), st.binary(max_size=1000))),
+        st.tuples(st.just("drop"), st.integers(0, 100_000)),
+        st.tuples(st.just("look"), st.tuples(st.integers(0, 300), st.integers(0, 300))),
+    ),
+    max_size=30,
+)
+
+
+@given(STEPS)
+def test_what_comes_out_is_what_went_in(steps: list[tuple[str, object]]) -> None:
+    """However bytes are put in, looked at and taken out, they are those of a plain string of bytes."""
+    inbox, model = Inbox(), b""
+    for step in steps:
+        match step:
+            case "put", bytes(data):
+                inbox.put(data)
+                model += data
+            case "fill", (int(wanted), bytes(data)):
+                part = data[:wanted]
+                space = inbox.space(wanted)
+                assert len(space) == wanted
+                space[: len(part)] = part
+                inbox.fill(len(part))
+                model += part
+            case "drop", int(count):
+                inbox.drop(min(count, len(model)))
+                model = model[min(count, len(model)) :]
+            case "look", (int(length), int(offset)):
+                assert bytes(inbox.look(length, offset)) == model[offset : offset + length]
+        assert len(inbox) == len(model)
+    assert bytes(inbox.look(len(model))) == model
+
+
+@given(st.lists(st.integers(1, 70_000), min_size=1, max_size=8), st.data())
+def test_messages_that_are_read_into_place_are_the_same(lengths: list[int], data: st.DataObject) -> None:
+    """A connection whose bytes are put into its spaces, a few or all at a time, hears what was said."""
+    connection = pair_in(State.STREAMING).ends[End.RECEIVER]
+    said = [Data(bytes([number]) * length) if length % 3 else Zero(length % 100 + 1) for number, length in enumerate(lengths)]
+    wire, heard = b"".join(map(encode, said)), []
+    while wire or len(heard) < len(said):
+        message = connection.next_message()
+        if message is not NEED_DATA:
+            heard.append(message)
+            continue
+        space = connection.space()
+        count = min(len(wire), len(space), data.draw(st.integers(1, 100_000)))
+        space[:count] = wire[:count]
+        connection.received(count)
+        wire = wire[count:]
+    assert heard == said
+
+
+def test_room_is_made_for_the_rest_of_a_message_and_for_nothing_else() -> None:
+    """Once its header is here a message has its place: no byte of it is moved, and what follows it stays on the wire."""
+    connection = pair_in(State.STREAMING).ends[End.RECEIVER]
+    frame = bytes(limits.MAX_FRAME_BYTES)
+    connection.receive(encode(Data(frame))[:1000])
+    assert connection.next_message() is NEED_DATA
+    assert len(connection.space()) == HEADER_BYTES + len(frame) - 1000
+
+
+def test_memory_is_not_let_go_of_and_asked_for_again() -> None:
+    """A second message no longer than the first is put into the same buffer."""
+    inbox = Inbox()
+    inbox.put(bytes(300_000))
+    buffer = inbox._buffer
+    for _ in range(3):
+        inbox.drop(len(inbox))
+        inbox.put(bytes(300_000))
+    assert inbox._buffer is buffer
