@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from securecore import limits
+from securecore.audit.appends import Append, AppendQueue
 from securecore.audit.checkpoint import Checkpoint, LogSigner, origin_of, verify_checkpoint
 from securecore.audit.entry import DELETED, Statement, Value, WideHead, find_statement, is_entry, parse_entry
 from securecore.audit.handover import hand_over
@@ -56,6 +57,7 @@ class HostLog:
         self._directory = directory_fd
         self._entries = entries
         self._lock = threading.Lock()
+        self._waiting = AppendQueue()
         self._frontier = Frontier()
         self._signed_size = 0
         self._standings = Standings()
@@ -106,32 +108,18 @@ class HostLog:
         checkpoint of the size at which its entry was the last; only the last of these is kept on the disk. Raises StorageError when
         the disk refuses, BrokenError for what is no entry and no certificate, Bug for an entry that says of a dump what cannot
         follow what was said last (Statement.follows).
+
+        Threads that come while another one's writes are on their way to the disk share the next ones.
         """
-        with self._lock:
-            self._check_usable()
-            introduced = self._introductions.find_entry(introducing) if introducing is not None else None
-            if introduced is not None:
-                entries = [introduced, *entries]
-            if introducing is not None and not entries:
-                return []
-            for entry in entries:
-                parse_entry(entry)
-            statements = [find_statement(entry) for entry in entries]
-            self._standings.check_order(self.origin, statements)
-            with self._failing_for_good():
-                directory.write_all(self._entries, b"".join(entry + b"\n" for entry in entries))
-                self._sync_entries()
-                receipts = []
-                for entry, statement in zip(entries, statements, strict=True):
-                    index, path = self._frontier.size, tuple(self._frontier.proof_for_next())
-                    self._take(entry, statement)
-                    receipts.append(TlogProof(index, path, self._sign(), entry).encode())
-                self._put_checkpoint()
-            # A host is said first with a dump: that it has come, by its certificate's entry alone, must not keep its first receipt
-            # from waiting.
-            if not self._standings.is_empty:
-                self.on_checkpoint(self._frontier.size, self._frontier.root())
-            return receipts if introduced is None else receipts[1:]
+        append = Append(entries, introducing)
+        self._waiting.add(append)
+        try:
+            with self._lock:
+                while not append.is_done:
+                    self._waiting.write(self._prepare, self._add)
+        finally:
+            self._waiting.drop(append)
+        return append.result()
 
     def standing(self, dump_id: DumpId) -> Standing | None:
         """Return where *dump_id* stands, by the newest entry that says it; None when none does."""
@@ -192,6 +180,31 @@ class HostLog:
                 if fd >= 0:
                     os.close(fd)
             self._entries = self._directory = -1
+
+    def _prepare(self, append: Append, before: Sequence[Append]) -> None:
+        """Find out what is written for an append behind others; raises as append_all does."""
+        self._check_usable()
+        append.introduced = self._introductions.find_entry(append.introducing) if append.introducing is not None else None
+        said = [statement for other in before for statement in other.statements]
+        self._standings.check_order(self.origin, [*said, *append.statements])
+
+    def _add(self, together: Sequence[Append]) -> None:
+        with self._failing_for_good():
+            entries = [entry for append in together for entry in (append.introduced, *append.entries) if entry is not None]
+            directory.write_all(self._entries, b"".join(entry + b"\n" for entry in entries))
+            self._sync_entries()
+            for append in together:
+                if append.introduced is not None:
+                    self._take(append.introduced, find_statement(append.introduced))
+                for entry, statement in zip(append.entries, append.statements, strict=True):
+                    index, path = self._frontier.size, tuple(self._frontier.proof_for_next())
+                    self._take(entry, statement)
+                    append.receipts.append(TlogProof(index, path, self._sign(), entry).encode())
+            self._put_checkpoint()
+        # A host is said first with a dump: that it has come, by its certificate's entry alone, must not keep its first receipt from
+        # waiting.
+        if not self._standings.is_empty:
+            self.on_checkpoint(self._frontier.size, self._frontier.root())
 
     def _recover(self, checkpoint: Checkpoint) -> None:
         torn_at: int | None = None
