@@ -81,7 +81,7 @@ class Session:
         self._peer = peer
         self._service = service
         self._observer = observer
-        self._connection = Connection(WireEnd.RECEIVER)
+        self._connection = Connection(WireEnd.RECEIVER, lends_frames=True)
         self._dump: DumpId | None = None
         self._is_kept = False
         """Whether anything of the core of the dump that was opened last stays here."""
@@ -211,7 +211,7 @@ class Session:
                 dump.append_zero_pieces(message.pieces)
                 self._note_stored(dump, stored)
 
-    def _append(self, dump: IncomingDump, frame: bytes) -> None:
+    def _append(self, dump: IncomingDump, frame: bytes | memoryview) -> None:
         plain = check_frame(frame)
         self._check_growth(dump, Amount(len(frame), plain))
         dump.append(frame, plain)

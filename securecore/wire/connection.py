@@ -27,7 +27,9 @@ NEED_DATA = NeedData.NEED_DATA
 class Connection:
     """One end's view of a connection."""
 
-    def __init__(self, ours: End) -> None:
+    def __init__(self, ours: End, *, lends_frames: bool = False) -> None:
+        """Where it *lends frames*, that of a DATA is good until ``space`` or ``receive`` is called; nothing was copied for it."""
+        self._lends_frames = lends_frames
         self._ours = ours
         self._theirs = End.RECEIVER if ours is End.SENDER else End.SENDER
         self._inbox = Inbox()
@@ -132,9 +134,9 @@ class Connection:
         self._check_header(kind, length)
         if len(self._inbox) < messages.HEADER_BYTES + length:
             return NEED_DATA
-        body = bytes(self._inbox.look(length, messages.HEADER_BYTES))
+        body = self._inbox.look(length, messages.HEADER_BYTES)
         self._inbox.drop(messages.HEADER_BYTES + length)
-        return messages.decode_body(kind, body)
+        return messages.decode_body(kind, body if self._lends_frames and kind is Kind.DATA else bytes(body))
 
     def _check_header(self, kind: Kind, length: int) -> None:
         """Refuse a message that may not come at its header, before its body costs memory or time."""

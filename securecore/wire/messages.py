@@ -116,7 +116,7 @@ class Accept(NamedTuple):
 class Data(NamedTuple):
     """One frame."""
 
-    frame: bytes
+    frame: bytes | memoryview
 
 
 class Rest(NamedTuple):
@@ -333,13 +333,13 @@ def decode_header(header: bytes | bytearray | memoryview) -> tuple[Kind, int]:
     return kind, length
 
 
-def decode_body(kind: Kind, body: bytes) -> Message:
+def decode_body(kind: Kind, body: bytes | memoryview) -> Message:
     """Return the message of this kind in *body*; raises PeerError for anything but its one encoding."""
     if kind is Kind.DATA or kind is Kind.REST:
         _check_bare_length(kind, len(body))
-        return Data(body) if kind is Kind.DATA else Rest(body)
+        return Data(body) if kind is Kind.DATA else Rest(bytes(body))
     cls, fields = _FIELDS[kind]
-    values = _split_fields(kind, body)
+    values = _split_fields(kind, bytes(body))
     arguments: dict[str, Any] = {}
     for field in fields:
         value = values.pop(field.tag, None)

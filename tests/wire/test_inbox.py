@@ -4,11 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from securecore import limits
-from securecore.wire.connection import NEED_DATA
+from securecore.merkle import EMPTY_ROOT
+from securecore.wire.connection import NEED_DATA, Connection
 from securecore.wire.inbox import Inbox
-from securecore.wire.messages import HEADER_BYTES, Data, Zero, encode
+from securecore.wire.messages import HEADER_BYTES, Accept, Data, Kind, Zero, encode
 from securecore.wire.states import End, State
-from tests.support.wire import pair_in
+from tests.support.wire import SAMPLES, pair_in
 
 STEPS = st.lists(
     st.one_of(
@@ -83,3 +84,20 @@ def test_memory_is_not_let_go_of_and_asked_for_again() -> None:
         inbox.drop(len(inbox))
         inbox.put(bytes(300_000))
     assert inbox._buffer is buffer
+
+
+def test_a_frame_that_is_lent_is_not_copied() -> None:
+    """It is the buffer's own memory, good until the next bytes are asked for; what is kept for longer is asked for as bytes."""
+    lending = Connection(End.RECEIVER, lends_frames=True)
+    lending.send(SAMPLES[Kind.READY])
+    lending.receive(encode(SAMPLES[Kind.OPEN]))
+    assert lending.next_message() == SAMPLES[Kind.OPEN]
+    lending.send(Accept(0, EMPTY_ROOT))
+    frames = [bytes([number]) * 50_000 for number in range(3)]
+    for frame in frames:
+        lending.receive(encode(Data(frame)))
+        message = lending.next_message()
+        assert isinstance(message, Data)
+        assert isinstance(message.frame, memoryview)
+        assert message.frame.obj is lending._inbox._buffer
+        assert bytes(message.frame) == frame
