@@ -112,6 +112,10 @@ def _asked_for(arguments: argparse.Namespace, plan: Plan) -> dict[str, Callable[
     """Return what is to be measured; leaves with a word where this machine cannot."""
     if arguments.scale is not None:
         return {"listing": lambda run: scale.listing(arguments.scale, plan.runs)}
+    if arguments.lists is not None:
+        return {"lists": lambda run: scale.lists(arguments.lists, plan.runs)}
+    if arguments.senders is not None:
+        return {"senders": lambda run: senders.measure(run._replace(plan=plan._replace(senders=(arguments.senders,))))}
     if arguments.log is not None:
         return {"log": lambda run: scale.log(arguments.log, plan.runs)}
     if arguments.crowd is not None:
@@ -209,6 +213,8 @@ def _parser() -> argparse.ArgumentParser:
     alone.add_argument(
         "--crowd", type=_positive, metavar="N", help="measure instead a sender beside so many idle connections; no root"
     )
+    alone.add_argument("--lists", type=_positive, metavar="DUMPS", help="measure instead lists of so many against 1000; no root")
+    alone.add_argument("--senders", type=_positive, metavar="N", help="measure instead so many hosts that send at once; no root")
     alone.add_argument("--report", type=_positive, metavar="ENTRIES", help="measure instead a report on a log of so many; no root")
     alone.add_argument(
         "--log", type=_positive, metavar="ENTRIES", help="measure instead a log of so many against one of 1000; no root"

@@ -3,6 +3,7 @@
 from typing import Final
 
 import crowd
+import long_lists
 import long_logs
 import many_dumps
 
@@ -16,7 +17,7 @@ _FEW: Final = 1000
 def measure_listing(run: Run) -> Findings:
     """What looking at a store costs by its number of dumps."""
     run.tell(f"listing: {run.plan.dumps} dumps are made")
-    return listing(run.plan.dumps, run.plan.runs)
+    return lists(run.plan.dumps, run.plan.runs) + listing(run.plan.dumps, run.plan.runs)
 
 
 def measure_log(run: Run) -> Findings:
@@ -31,6 +32,16 @@ def listing(dumps: int, runs: int) -> Findings:
         tuple(
             Row(f"{pair.what}, {dumps} dumps", tuple(pair.large), "s", f"with {_FEW} dumps", tuple(pair.small), pair.most)
             for pair in many_dumps.compare(_FEW, dumps, runs)
+        )
+    )
+
+
+def lists(dumps: int, runs: int) -> Findings:
+    """What `securecore list` of so many dumps of one host costs as a process, against one of 1000."""
+    return Findings(
+        tuple(
+            Row(f"{pair.what}, {dumps} dumps", tuple(pair.long), pair.unit, f"with {_FEW} dumps", tuple(pair.short), pair.most)
+            for pair in long_lists.compare(_FEW, dumps, runs)
         )
     )
 

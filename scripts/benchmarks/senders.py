@@ -1,10 +1,10 @@
-"""Many senders at one receiver at once, as rows; scripts/fleet.py, where it is, makes the senders."""
+"""Many senders at one receiver at once, as rows."""
 
 import resource
 import statistics
-from importlib import import_module
-from importlib.util import find_spec
-from typing import Any, Final
+from typing import Final
+
+import fleet
 
 from benchmarks.figures import BenchError, text_of
 from benchmarks.plan import Run
@@ -21,24 +21,22 @@ _CPU: Final = 1.3
 
 def measure(run: Run) -> Findings:
     """Send from 1 to 256 hosts at once, in turns; a dump that is lost ends the measurement."""
-    if find_spec("fleet") is None:
-        return Findings((Row.skipped(f"{_PROMISED} senders at once", "no scripts/fleet.py here"),))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        return _measure(run, import_module("fleet"))
+        return _measure(run)
     except SystemExit as error:
         raise BenchError(str(error.code)) from error
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def _measure(run: Run, fleet: Any) -> Findings:
+def _measure(run: Run) -> Findings:
     place = run.machine.fresh("fleet")
     place.mkdir()
     hosts = fleet.Fleet(place, max(run.plan.senders), _MIB)
     parts: list[float] = []
-    found: dict[int, list[Any]] = {senders: [] for senders in run.plan.senders}
+    found: dict[int, list[fleet.Figures]] = {senders: [] for senders in run.plan.senders}
     held: list[float] = []
     for turn in range(run.plan.runs):
         alone = fleet.measure_parts(hosts.frames, hosts.identity(0), hosts.receiver_identity, hosts.directory)
@@ -54,7 +52,7 @@ def _most(run: Run) -> int:
     return _PROMISED if _PROMISED in run.plan.senders else max(run.plan.senders)
 
 
-def _rows(run: Run, figures: list[Any], parts: list[float], held: list[float]) -> tuple[Row, ...]:
+def _rows(run: Run, figures: list[fleet.Figures], parts: list[float], held: list[float]) -> tuple[Row, ...]:
     what = f"{_most(run)} senders of {_MIB} MiB at once"
     slowest, usual = tuple(max(each.seconds) for each in figures), tuple(statistics.median(each.seconds) for each in figures)
     cpu_s = tuple(each.cpu_s / each.stored_bytes * 1e9 for each in figures)
@@ -65,7 +63,7 @@ def _rows(run: Run, figures: list[Any], parts: list[float], held: list[float]) -
     )
 
 
-def _grid(found: dict[int, list[Any]]) -> Grid:
+def _grid(found: dict[int, list[fleet.Figures]]) -> Grid:
     cells = []
     for senders, figures in found.items():
         rates = [each.stored_bytes / each.elapsed_s / 1e6 for each in figures]
