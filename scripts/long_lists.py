@@ -1,6 +1,5 @@
 """What `securecore list` costs as a whole process, by the number of dumps of the one host that is listed."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -63,9 +62,18 @@ def _make(path: Path, count: int) -> Path:
 def _list(store: Path, words: list[str]) -> Cost:
     """List a host's dumps, and return what that took, the start of the process included."""
     command = [sys.executable, "-m", "securecore.cli.main", "list", "--store", str(store), "--host", str(many_dumps.HOST), *words]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise SystemExit(f"list ended with {process.returncode}")
-    return Cost(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * limits.KIB / limits.MIB)
+    watcher = [sys.executable, "-I", "-S", "-c", _WATCHER, *command]
+    done = subprocess.run(watcher, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=True)
+    status, cpu_s, kib = done.stderr.split()[-3:]
+    if int(status):
+        raise SystemExit(f"list has failed: {done.stderr}")
+    return Cost(float(cpu_s), int(kib) * limits.KIB / limits.MIB)
+
+
+_WATCHER: Final = """
+import os, sys
+pid = os.spawnv(os.P_NOWAIT, sys.argv[1], sys.argv[1:])
+_, status, usage = os.wait4(pid, 0)
+print(status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss, file=sys.stderr)
+"""
+"""Starts a command and says what it took. What is counted as resident begins with who has started it, so this is small."""
