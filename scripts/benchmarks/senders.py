@@ -5,6 +5,7 @@ import statistics
 from typing import Final
 
 import fleet
+from reception_parts import measure_parts
 
 from benchmarks.figures import BenchError, text_of
 from benchmarks.plan import Run
@@ -39,7 +40,7 @@ def _measure(run: Run) -> Findings:
     found: dict[int, list[fleet.Figures]] = {senders: [] for senders in run.plan.senders}
     held: list[float] = []
     for turn in range(run.plan.runs):
-        alone = fleet.measure_parts(hosts.frames, hosts.identity(0), hosts.receiver_identity, hosts.directory)
+        alone = measure_parts(hosts.frames, hosts.identity(0), hosts.receiver_identity, hosts.directory)
         parts.append(alone.all * 1e9)
         for senders in run.plan.senders:
             run.tell(f"senders: {senders}, {turn + 1} of {run.plan.runs}")
