@@ -1,5 +1,8 @@
 """The time that a receiver has: while it holds a crashed process, and until its handler's life ends.
 
+A process waits for its core to be drained in any case, and for the network no longer than for a share of that: whoever is up again
+after four seconds should not be down for fourteen because a receiver has stalled.
+
 While a process may still be held, a wire that works is given up only where the spool has room for all of the rest, as
 Custody.expect foresees it: a core that is cut is worse than one that takes long. To wait for room for the rest as it is before it
 is compressed would be worse still: where the disk is smaller than the memory of its machine, every process would be held for as
@@ -24,20 +27,39 @@ from securecore.sender.pump import Pump
 
 TOO_SLOW: Final = "the receiver is slower than the core: the rest waits in the spool"
 TIME_IS_UP: Final = "the handler's time is up: the rest waits in the spool"
+_SHARE: Final = 0.4
+"""For how long the network may hold a process, against what draining its core takes anyway: held by a receiver that has stalled, it
+waits for one and a half times as long as with a healthy one, the move to the spool and its disk included. Where ``hold`` in
+sender.toml is twice the usual it is twice as much, so that a slow disk can be spared."""
+_LEAST_HOLD_S: Final = 1.0
+"""However small the core: TCP waits as long before it sends something for the second time (RFC 6298 section 2.1)."""
 _LOOK_FOR_ROOM_EVERY_S: Final = 1.0
 """Between two looks for room that was not there: in a spool with thousands of dumps and a quota one takes a tenth of a second."""
+
+
+def share_s(most_s: float, size: int | None, read: int, reading_s: float) -> float:
+    """Return for how many seconds the network may hold a process, *most_s* at the most: a share of what draining its core takes.
+
+    *size* is what the core must have, None where nobody can tell; *read* of these bytes took *reading_s*, without such a hold.
+    """
+    if size is None or not read:
+        return most_s
+    share = _SHARE * most_s / limits.HOLD_BUDGET_S
+    return min(most_s, max(_LEAST_HOLD_S, share * reading_s * max(size, read) / read))
 
 
 class Allowance:
     """For how long one transfer may still wait for its receiver; its own thread asks."""
 
     def __init__(self, pump: Pump, custody: Custody, hold_budget_s: float | None, lifetime: Lifetime | None) -> None:
-        """*hold_budget_s* is for how long the source may stand still in all, None where nobody is held."""
+        """*hold_budget_s* is for how long the source may stand still in all at the most, None where nobody is held."""
         self._pump, self._custody, self._hold_budget_s, self._lifetime = pump, custody, hold_budget_s, lifetime
         self.source_closed = Event()
         """Set once the source is closed: nobody is held any more."""
         self.store: StoreId | None = None
         """The one that the wire leads to."""
+        self._held_before_s: float | None = None
+        """For how long the source stood still before there was a wire; None while there is none."""
         self.copying_s = 0.0
         """For how long the spool's disk took frames that the wire took as well: nobody's fault but its own."""
         self.is_too_slow = False
@@ -46,6 +68,13 @@ class Allowance:
         """There is no time for a receiver any more."""
         self._is_called_off = self._is_wire_kept = False
         self._look_for_room_at = -math.inf
+
+    def connected(self, store: StoreId) -> None:
+        """There is a wire, which leads to *store*: from here on it may hold the process for a share of the core's time.
+
+        Until then there is ``connect`` of sender.toml for all receivers, so that one which is down does not cost the next its turn.
+        """
+        self.store, self._held_before_s = store, self._pump.held_s
 
     def call_off(self) -> None:
         """The handler's time is up: have the wire given up, or where the spool cannot take the rest the source; from any thread."""
@@ -76,7 +105,11 @@ class Allowance:
             return 0.0
         if self._hold_budget_s is None or not self._custody.has_spool or self.source_closed.is_set():
             return math.inf
-        left_s = self._hold_budget_s + self.copying_s - self._pump.held_s
+        held_s = self._pump.held_s - self.copying_s
+        left_s = self._hold_budget_s - held_s
+        if self._held_before_s is not None:
+            budget_s = share_s(self._hold_budget_s, self._pump.predicted_size, self._pump.size, self._pump.reading_s)
+            left_s = min(left_s, budget_s + self._held_before_s - held_s)
         if left_s > 0:
             return left_s
         now = time.monotonic()

@@ -94,6 +94,7 @@ class Pump:
         """Set when the size can be predicted from the first piece, or never will be."""
         self._held: tuple[float, float | None] = (0.0, None)
         """Seconds for which reading stood still until its last wait, and since when it does now; read by another thread."""
+        self._began_at: float | None = None
         self._abandoned = self._stopped = False
         self._exhausted = False
         self._is_alone = True
@@ -120,6 +121,11 @@ class Pump:
         before, since = self._held
         return before if since is None else before + time.monotonic() - since
 
+    @property
+    def reading_s(self) -> float:
+        """For how long the source has been read so far, without the time for which that stood still."""
+        return 0.0 if self._began_at is None else time.monotonic() - self._began_at - self.held_s
+
     def read(
         self, fd: int, head: bytes = b"", find_cut: Callable[[], str | None] = lambda: None, piece_s: float = math.inf
     ) -> None:
@@ -129,7 +135,7 @@ class Pump:
         does a piece that takes longer than *piece_s* to come.
         """
         # Until it has ended by itself, it has not: an exception on the way must not look like an end.
-        begun = memoryview(head)
+        begun, self._began_at = memoryview(head), time.monotonic()
         failure: str | None = "reading was interrupted"
         try:
             self._start_workers()

@@ -55,9 +55,8 @@ class Transfer:
         lifetime: Lifetime | None = None,
     ) -> None:
         """*papers* may be the reason why there are none; then everything goes to the spool.
-
-        *hold_budget_s* is for how long the source may stand still in all before the rest goes to the spool, if there is one: a
-        process that crashed is held as long. None where nobody is. *patience* has the other deadlines; usual_patience by default.
+        *hold_budget_s* is for how long the source, and a process that crashed, may stand still in all at the most before the rest
+        goes to the spool, if there is one (allowance.py); None where nobody is held. *patience* has the other deadlines.
         With *keeps_copy* the spool has all frames until the receipt is there, and not only those that no receiver has.
         """
         self._parcel, self._pump, self._receivers, self._papers = parcel, pump, receivers, papers
@@ -279,7 +278,8 @@ class Transfer:
             if words is not None:
                 raise words from error
             raise
-        self._delivery, self._allowance.store = delivery, delivery.store
+        self._delivery = delivery
+        self._allowance.connected(delivery.store)
 
     def _pass_on(self, frame: Frame) -> None:
         began = time.monotonic()

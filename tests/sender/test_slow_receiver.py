@@ -20,7 +20,7 @@ from securecore.errors import BusyError, SecurecoreError, UnreachableError
 from securecore.merkle import EMPTY_ROOT
 from securecore.names import Address
 from securecore.receiver.server import Receiver
-from securecore.sender import transfer
+from securecore.sender import allowance, transfer
 from securecore.sender.delivery import Delivery, connect
 from securecore.sender.patience import Patience
 from securecore.sender.spool import Spool, create_spool, open_spool
@@ -265,6 +265,43 @@ def test_a_receiver_that_reads_nothing_holds_no_crash_for_longer_than_the_budget
 
     assert type(sent.failure) is BusyError
     assert sent.failure.message == "the receiver is slower than the core: the rest waits in the spool"
+
+
+def test_a_stalled_receiver_holds_a_crash_for_a_share_of_what_draining_takes(
+    fleet: Fleet, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour would be left to it, and a minute to each frame. The core tells its length, and is read in a part of a second."""
+    monkeypatch.setattr(limits, "PROGRESS_DEADLINE_S", PATIENT_S)
+    monkeypatch.setattr(limits, "HOLD_BUDGET_S", 3600.0)
+    monkeypatch.setattr(allowance, "_LEAST_HOLD_S", EVERY_S)
+
+    def script(peer: Peer) -> None:
+        peer.reach(State.STREAMING)
+        peer.before_end()
+        peer.wait_unread()
+
+    sent = send_to(script, fleet, spool, core=write_core([Segment(LARGE)]), hold_budget_s=limits.HOLD_BUDGET_S)
+
+    assert type(sent.failure) is BusyError
+    assert sent.failure.message == "the receiver is slower than the core: the rest waits in the spool"
+
+
+def test_the_share_is_of_what_the_whole_core_takes() -> None:
+    """As fast as the part so far; never less than a second, nor more than what was set, which is also for what has no known end.
+
+    Who sets more seconds than usual has a larger share.
+    """
+    gib = 1024 * limits.MIB
+
+    assert allowance.share_s(10, gib, gib // 4, 1.0) == pytest.approx(1.6)
+    assert allowance.share_s(20, gib, gib // 4, 1.0) == pytest.approx(3.2)
+    assert allowance.share_s(10, 100 * gib, gib // 4, 1.0) == 10
+    assert allowance.share_s(10, limits.MIB, limits.MIB, 0.003) == 1
+    assert allowance.share_s(0.3, gib, gib // 4, 1.0) == 0.3
+    assert allowance.share_s(10, None, gib, 3.0) == 10
+    assert allowance.share_s(10, gib, 0, 0.0) == 10
+    # Headers may lie: what was read is there.
+    assert allowance.share_s(10, limits.MIB, gib, 4.0) == pytest.approx(1.6)
 
 
 @pytest.mark.usefixtures("one_by_one")
