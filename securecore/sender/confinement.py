@@ -10,6 +10,8 @@ So it sets its own, as root, before it reads anything but its settings:
   turn for ever, and a receipt or an entry's end must come.
 * Memory: RLIMIT_DATA, which counts the private writable memory, thread stacks and all, and neither libraries nor the address space
   that allocators set aside (since Linux 4.7, setrlimit(2)); RLIMIT_AS would count both. Beyond it an allocation fails.
+* Memory given back: what takes a MiB or more gets pages of its own, which go back when it is let go of (mallopt(3)). A compressor
+  is given a MiB for each frame, and glibc, which learns from that, would leave holes of that size between the frames that wait.
 * Out of memory: 500, as systemd gives its own handler. Ending a handler costs the least and frees the most: what it had spooled
   stays, and the crashed process, which keeps all of its memory while it is drained, goes with the pipe.
 * Core size 1: the kernel's own mark of a handler, which it never hands to another (fs/coredump.c); set again in case that somebody
@@ -42,6 +44,8 @@ _IOPRIO_SET: Final = {
     "s390x": 282,
 }
 """ioprio_set(2) has no wrapper in the C library; its numbers are in asm/unistd.h. Elsewhere the priority stays as it is."""
+_M_MMAP_THRESHOLD: Final = -3
+"""Of mallopt(3), as in malloc.h of glibc. Set once, it does not grow by itself any more."""
 _OOM_SCORE: Final = b"500"
 _NO_CORE: Final = (1, 1)
 
@@ -80,6 +84,7 @@ def confine(confinement: Confinement) -> None:
         lambda: resource.setrlimit(resource.RLIMIT_DATA, (confinement.memory_bytes, confinement.memory_bytes)),
         lambda: resource.setrlimit(resource.RLIMIT_CORE, _NO_CORE),
         _offer_to_oom_killer,
+        _give_memory_back,
     )
     for step in steps:
         try:
@@ -101,3 +106,10 @@ def _offer_to_oom_killer() -> None:
         os.write(score, _OOM_SCORE)
     finally:
         os.close(score)
+
+
+def _give_memory_back() -> None:
+    """Set that for this process; a C library without mallopt has no such habit."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, limits.PIECE_BYTES)

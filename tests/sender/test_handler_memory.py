@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from cryptography.hazmat.bindings import _rust
 
 from securecore import limits
 from securecore.certs import jws
@@ -17,15 +18,19 @@ from securecore.sender.confinement import Confinement
 from securecore.sender.flush import flush
 from securecore.sender.settings import WHOLE
 from securecore.sender.spool import open_spool
+from securecore.wire.states import State
 from tests.support.certificates import Fleet
 from tests.support.elf import Segment, write_core
 from tests.support.kernel import Installed, kernel_arguments, write_script
 from tests.support.launchers import as_by_the_kernel
 from tests.support.receivers import papers_of, running_receiver
+from tests.support.scripted import Peer, scripted_receiver
 
 pytestmark = pytest.mark.slow
 
 CORE: Final = write_core([Segment(os.urandom(40 * limits.PIECE_BYTES))])
+PROGRAM_TEXT: Final = write_core([Segment((Path(_rust.__file__).read_bytes() * 100)[: 100 * limits.PIECE_BYTES])])
+RESIDENT_BYTES: Final = 64 * limits.MIB
 NOWHERE: Final = Address("127.0.0.1:9")
 
 
@@ -87,3 +92,31 @@ def test_the_least_that_may_be_set_is_enough(spool_mode: str, fleet: Fleet, tmp_
     (manifest,) = (tmp_path / "store/hosts").glob("*/*/manifest.jws")
     assert code == 0
     assert parse_manifest(jws.parse(manifest.read_bytes(), limits.MAX_MANIFEST_BYTES).payload).outcome == COMPLETE
+
+
+def peak_memory(installed: Installed, core: bytes) -> int:
+    """Return the most that a handler has had in memory, in bytes, once it has read *core*."""
+    with subprocess.Popen(
+        [*as_by_the_kernel(), str(installed.handler), *kernel_arguments()], stdin=subprocess.PIPE, env={}, cwd="/"
+    ) as handler:
+        assert handler.stdin is not None
+        handler.stdin.write(core)
+        handler.stdin.flush()
+        status = Path(f"/proc/{handler.pid}/status").read_text()
+        handler.stdin.close()
+    return int(status.partition("VmHWM:")[2].split()[0]) * limits.KIB
+
+
+def test_a_receiver_that_stalls_costs_no_more_memory_than_any_other(fleet: Fleet, tmp_path: Path) -> None:
+    """A full ring and full queues of frames as large as they may be to get a place there: all of it is within 64 MiB."""
+
+    def script(peer: Peer) -> None:
+        peer.reach(State.STREAMING)
+        peer.wait_unread()
+
+    with scripted_receiver(fleet.receiver, script) as scripted:
+        installed = Installed(tmp_path, fleet.host, [scripted.address])
+        peak = peak_memory(installed, PROGRAM_TEXT)
+
+    assert installed.spooled() != []
+    assert peak <= RESIDENT_BYTES
