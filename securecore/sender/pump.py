@@ -24,6 +24,7 @@ from securecore.merkle import leaf_hash
 from securecore.sender.threads import start
 
 WORKERS: Final = 2
+"""At the most: a crash must not starve its neighbours. On one processor one: two would take turns there, and twice the memory."""
 _BUFFERS: Final = WORKERS + 2
 _QUEUED_FRAMES: Final = 8
 
@@ -108,7 +109,7 @@ class Pump:
         self._work: SimpleQueue[_Slot | None] = SimpleQueue()
         self._ordered: SimpleQueue[_Slot | None] = SimpleQueue()
         self._places = Semaphore(_QUEUED_FRAMES)
-        self._workers = [Thread(target=self._compress, daemon=True) for _ in range(WORKERS)]
+        self._workers = [Thread(target=self._compress, daemon=True) for _ in range(count_workers())]
 
     @property
     def predicted_size(self) -> int | None:
@@ -260,6 +261,11 @@ class Pump:
                 slot.buffer = None
                 self._buffers.put(buffer)
                 slot.done.set()
+
+
+def count_workers() -> int:
+    """Return how many workers a pump has: one for each processor that this process may run on, WORKERS at the most."""
+    return min(WORKERS, len(os.sched_getaffinity(0)))
 
 
 def make_frame(encoder: PieceEncoder, piece: bytes | memoryview) -> Frame:

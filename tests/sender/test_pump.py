@@ -215,6 +215,34 @@ def test_without_workers_the_reading_thread_compresses(workers: int, monkeypatch
     assert pump.end.failure is None
 
 
+@pytest.fixture
+def one_cpu() -> Iterator[None]:
+    """This thread, and those that it starts, may run on one processor only."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    yield
+    os.sched_setaffinity(0, allowed)
+
+
+@pytest.mark.usefixtures("one_cpu")
+def test_on_one_processor_one_worker_does_all() -> None:
+    """Reader, worker, consumer and source take turns on it: every byte comes out."""
+    core = random.Random(6).randbytes(20 * limits.MIB + 5)
+    pump = Pump(Compressor)
+    with pumping(pump, [core]):
+        frames = list(pump.frames())
+
+    assert pump_module.count_workers() == 1
+    assert plaintext(frames) == core
+
+
+def test_a_crash_takes_no_more_than_two_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are: others are at work on them."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+
+    assert pump_module.count_workers() == 2
+
+
 def test_who_stops_a_pump_loses_nothing_that_it_has_read() -> None:
     """Every piece up to there becomes a frame, and the size that is told is theirs."""
 
