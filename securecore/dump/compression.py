@@ -1,6 +1,7 @@
 """From pieces to frames and back, by zstd."""
 
 from securecore import limits
+from securecore.declarations import Callable, Final
 from securecore.dump.container import FrameLengths, seek_table
 from securecore.dump.frames import ZERO_PIECE_FRAME, check_frame, is_zero, zero_frame
 from securecore.dump.zstd import ZstdCompressor, ZstdDecompressor, ZstdError
@@ -26,6 +27,47 @@ class Compressor:
         # The library leaves a frame in the memory that an incompressible piece would need: a sender's ring of small ones would hold
         # sixty times the bytes that it counts. One that is larger than half of it is not worth the copy.
         return bytes(memoryview(frame)) if 2 * len(frame) <= len(piece) else frame
+
+
+_SPARED_PIECES: Final = 16
+"""After one at which a higher level was tried in vain: what is dumped next compresses like what was dumped just before."""
+
+
+class EagerCompressor:
+    """Turns pieces into frames as Compressor does, and into smaller ones where there is time for that."""
+
+    __slots__ = ("_find_level", "_harder", "_level", "_spared", "_usual")
+
+    def __init__(self, find_level: Callable[[], int]) -> None:
+        """*find_level* is asked before each piece; levels up to ZSTD_LEVEL are that one."""
+        self._find_level = find_level
+        self._usual = self._harder = Compressor()
+        self._level = limits.ZSTD_LEVEL
+        """Of the harder one: its tables take megabytes, so there is one at a time."""
+        self._spared = 0
+
+    def frame(self, piece: bytes | bytearray | memoryview) -> bytes:
+        """Return the smaller of the frames at the usual and at the level asked for; raises as Compressor does at the usual one.
+
+        A higher level is not always better: a heap of pointers takes an eighth more at level 3 than at 1 (measured).
+        """
+        level = self._find_level()
+        frame = self._usual.frame(piece)
+        if level <= limits.ZSTD_LEVEL:
+            return frame
+        if self._spared:
+            self._spared -= 1
+            return frame
+        try:
+            if level != self._level:
+                self._harder, self._level = Compressor(level), level
+            smaller = self._harder.frame(piece)
+        except (StorageError, MemoryError):
+            return frame  # There is no memory for its tables: nothing is lost by that.
+        if len(smaller) < len(frame):
+            return smaller
+        self._spared = _SPARED_PIECES
+        return frame
 
 
 class ContainerPacking:

@@ -117,6 +117,11 @@ class Pump:
         return self._core_size.expected
 
     @property
+    def queues(self) -> tuple[int, int]:
+        """How many frames wait to be taken, those that are being made included, and how many pieces wait for a worker."""
+        return self._ordered.qsize(), self._work.qsize()
+
+    @property
     def held_s(self) -> float:
         """For how long reading has stood still so far because frames were not taken: whoever writes to the source was held."""
         before, since = self._held

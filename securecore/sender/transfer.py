@@ -15,7 +15,6 @@ from threading import Thread
 
 from securecore import limits
 from securecore.declarations import Any, Final
-from securecore.dump.compression import Compressor
 from securecore.errors import Bug, BusyError, ConfigError, PeerError, SecurecoreError, StorageError, UnreachableError
 from securecore.merkle import EMPTY_ROOT
 from securecore.names import Address
@@ -24,6 +23,7 @@ from securecore.sender.alone import keep_alone
 from securecore.sender.custody import NO_MEMORY, Custody
 from securecore.sender.delivery import Delivery, connect
 from securecore.sender.dialling import dial
+from securecore.sender.effort import eager_pump
 from securecore.sender.lifetime import Lifetime
 from securecore.sender.parcel import Outcome, Papers, Parcel
 from securecore.sender.patience import Patience, usual_patience
@@ -375,7 +375,7 @@ def carry(
     *on_progress* is told the plaintext bytes read so far; *head* was read before. *hold_budget_s*, *patience* and
     *keeps_copy* are as Transfer has them. With a *lifetime* wire and source are given up when it says so.
     """
-    pump = Pump(Compressor, on_progress)
+    pump = eager_pump(on_progress)
     transfer = Transfer(
         parcel, pump, receivers, papers, spool, hold_budget_s=hold_budget_s, patience=patience, keeps_copy=keeps_copy,
         lifetime=lifetime,

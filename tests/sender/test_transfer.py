@@ -8,12 +8,13 @@ import pytest
 
 from securecore import limits
 from securecore.certs import jws
+from securecore.dump import compression
 from securecore.dump.compression import Compressor
 from securecore.dump.manifest import parse_manifest
 from securecore.errors import Bug, BusyError, StorageError, UnreachableError
 from securecore.names import Address
 from securecore.receiver.server import Receiver
-from securecore.sender import evidence, network, transfer
+from securecore.sender import evidence, network
 from securecore.sender.custody import Custody
 from securecore.sender.flush import flush
 from securecore.sender.parcel import Outcome, Parcel
@@ -122,7 +123,7 @@ def test_a_piece_without_memory_ends_a_dump_that_is_delivered(
     number: int, fleet: Fleet, receiver: Receiver, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A receiver is there: it has what came before the piece, signed for as cut, and the cause is told."""
-    monkeypatch.setattr(transfer, "Compressor", PoorCompressor)
+    monkeypatch.setattr(compression, "Compressor", PoorCompressor)
 
     outcome = send_bytes(unlucky_at(number), papers_of(fleet.host), receiver.addresses, spool=spool)
 
@@ -138,7 +139,7 @@ def test_a_piece_without_memory_ends_a_dump_that_is_spooled(
     number: int, fleet: Fleet, receiver: Receiver, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No receiver is there: the spool has what came before the piece and says that it is cut, and so does who gets it later."""
-    monkeypatch.setattr(transfer, "Compressor", PoorCompressor)
+    monkeypatch.setattr(compression, "Compressor", PoorCompressor)
     core, papers, dump = unlucky_at(number), papers_of(fleet.host), new_dump_id()
 
     outcome = send_bytes(core, papers, [NOWHERE], spool=spool, dump=dump)
