@@ -112,7 +112,8 @@ class _Demo:
         self._say("identities", f"host web-1, receiver {_RECEIVER}", started)
 
     def _receive(self) -> None:
-        from securecore.receiver.server import ReceiverSettings, open_receiver
+        from securecore.receiver.server import open_receiver
+        from securecore.receiver.settings import ReceiverSettings
 
         logger = logging.getLogger("securecore.receiver")
         handler = logging.FileHandler(self._directory / "receiver.log")

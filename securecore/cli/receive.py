@@ -25,7 +25,8 @@ from securecore.names import Address
 from securecore.receiver.installation import CONFIGURATION
 
 if TYPE_CHECKING:
-    from securecore.receiver.server import Receiver, ReceiverSettings
+    from securecore.receiver.server import Receiver
+    from securecore.receiver.settings import ReceiverSettings
 
 _STDERR: Final = 2
 """By its number: what stands in the place of sys.stderr, as in a test, may have no descriptor."""
@@ -105,7 +106,7 @@ def command(
 def _read_settings(given: _Given) -> "ReceiverSettings":
     """Return what the file says now, but for what is given; raises NotFoundError and ConfigError."""
     from securecore.receiver.configuration import ReceiverConfiguration, load_configuration
-    from securecore.receiver.server import ReceiverSettings
+    from securecore.receiver.settings import ReceiverSettings
 
     said = load_configuration(given.config) if given.config is not None else ReceiverConfiguration()
     listen = given.listen or said.listen

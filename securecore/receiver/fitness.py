@@ -6,7 +6,8 @@ from pathlib import Path
 from securecore.errors import ConfigError, SecurecoreError, StorageError
 from securecore.names import HostName
 from securecore.receiver.material import load_material
-from securecore.receiver.server import ReceiverSettings, utc_now
+from securecore.receiver.server import utc_now
+from securecore.receiver.settings import ReceiverSettings
 from securecore.store.layout import open_store
 
 

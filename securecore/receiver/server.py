@@ -12,16 +12,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Final, NamedTuple
+from typing import Final
 
 from securecore import limits, tls
 from securecore.audit.log import HostLogs
 from securecore.errors import Bug, NotFoundError, SecurecoreError
-from securecore.names import Address, StoreId
+from securecore.names import StoreId
 from securecore.networks import site_of
 from securecore.receiver.abandonment import Abandonment
 from securecore.receiver.caretaker import Caretaker
@@ -36,9 +36,9 @@ from securecore.receiver.log_keeper import LogKeeper
 from securecore.receiver.log_keys import put_log_keys
 from securecore.receiver.material import Material, load_material
 from securecore.receiver.observer import advice_of, log, observer_of, quoted
-from securecore.receiver.policy import Policy
 from securecore.receiver.service import Service
 from securecore.receiver.session import Session
+from securecore.receiver.settings import ReceiverSettings
 from securecore.store.layout import Store, StoreLock, create_store, open_store
 from securecore.wire.messages import Refusal
 
@@ -46,17 +46,6 @@ _WARN_EVERY_S: Final = 3600.0
 """How often what is amiss with the material is repeated in the log."""
 _FIXED: Final = ("listen", "store", "incomplete_after")
 """The settings that a running receiver keeps."""
-
-
-class ReceiverSettings(NamedTuple):
-    """What the command line and receiver.toml give."""
-
-    listen: tuple[Address, ...]
-    store: Path
-    identity: Path
-    incomplete_after: timedelta = timedelta(seconds=limits.INCOMPLETE_AFTER_S)
-    """How old a dump's last frame is when the receiver gives its sender up."""
-    policy: Policy = Policy()
 
 
 def utc_now() -> datetime:

@@ -10,18 +10,14 @@ can run is held until it does, and the agent may wait for the very unit of that 
 import os
 from typing import Final
 
-from securecore import limits
 from securecore.errors import ConfigError
+from securecore.sender import agent_limits
 from securecore.sender.installation import AGENT_SOCKET
 
 SERVICE: Final = "/etc/systemd/system/securecore-agent.service"
 SOCKET: Final = "/etc/systemd/system/securecore-agent.socket"
 SERVICE_LINK: Final = "/etc/systemd/system/multi-user.target.wants/securecore-agent.service"
 SOCKET_LINK: Final = "/etc/systemd/system/sockets.target.wants/securecore-agent.socket"
-
-BACKLOG: Final = limits.CORE_PIPE_LIMIT
-"""Crashes that wait while the agent has its hands full, each with its process: as many again as it has places, which are as many as
-a pipe's kernel starts handlers. The kernel skips a crash that finds the backlog full, and says so in its log."""
 
 _STARTS: Final = 5
 _STARTS_WITHIN_S: Final = 60
@@ -38,7 +34,7 @@ process (proc(5), PTRACE_MODE_READ), and the kernel's log; and to end a child th
 
 def agent_socket() -> bytes:
     """Return the socket unit: nobody but root, which the kernel connects as, can get to the socket."""
-    return _SOCKET.format(socket=AGENT_SOCKET, backlog=BACKLOG).encode()
+    return _SOCKET.format(socket=AGENT_SOCKET, backlog=agent_limits.BACKLOG).encode()
 
 
 def agent_service(interpreter: str, spool: str, identity: str) -> bytes:

@@ -8,6 +8,7 @@ REFUSE that says why.
 from enum import Enum
 
 from securecore import limits
+from securecore.declarations import Final
 from securecore.errors import Bug, PeerError
 from securecore.wire import messages
 from securecore.wire.inbox import Inbox
@@ -22,6 +23,9 @@ class NeedData(Enum):
 
 
 NEED_DATA = NeedData.NEED_DATA
+
+_ROOM_IS_KEPT_AFTER: Final = frozenset({Kind.DATA, Kind.REST, Kind.ZERO})
+"""Of the same dump more will come. Between two dumps nobody pays for the largest message that there was."""
 
 
 class Connection:
@@ -70,14 +74,15 @@ class Connection:
     def space(self) -> memoryview:
         """Return where the peer's next bytes may be put without another copy; ``received`` says how many were.
 
-        Room for the rest of the message that has begun, else for the beginning of one; good until anything else is asked of this
-        object. Raises Bug after an error.
+        Room for what has begun, no further than its end, else for the beginning of a message; never empty, and good until anything
+        else is asked of this object. Raises Bug after an error.
         """
         if self._broken:
             raise Bug("connection is used after an error")
-        if (begun := self.find_begun()) is None:
-            return self._inbox.space()
-        return self._inbox.space(max(1, messages.HEADER_BYTES + begun[1] - len(self._inbox)))
+        begun = self.find_begun()
+        lacking = messages.HEADER_BYTES + begun[1] - len(self._inbox) if begun is not None else 0
+        # Where the message is whole and was not taken yet, what comes belongs to the next one.
+        return self._inbox.space_for(lacking) if lacking > 0 else self._inbox.space()
 
     def received(self, count: int) -> None:
         """Take so many bytes as the peer's that were put into what ``space`` returned last."""
@@ -136,7 +141,10 @@ class Connection:
             return NEED_DATA
         body = self._inbox.look(length, messages.HEADER_BYTES)
         self._inbox.drop(messages.HEADER_BYTES + length)
-        return messages.decode_body(kind, body if self._lends_frames and kind is Kind.DATA else bytes(body))
+        message = messages.decode_body(kind, body if self._lends_frames and kind is Kind.DATA else bytes(body))
+        if kind not in _ROOM_IS_KEPT_AFTER:
+            self._inbox.let_go()
+        return message
 
     def _check_header(self, kind: Kind, length: int) -> None:
         """Refuse a message that may not come at its header, before its body costs memory or time."""

@@ -1,6 +1,6 @@
-"""What a peer has sent and is no message yet: one buffer, as long as the longest message so far."""
+"""What a peer has sent and is no message yet: one buffer, as long as the longest message of the dump so far."""
 
-from typing import Final
+from securecore.declarations import Final
 
 _LEAST_BYTES: Final = 16 * 1024
 """Room for one TLS record (RFC 8446 section 5.1), which is what one read of a connection brings at most."""
@@ -40,6 +40,13 @@ class Inbox:
             self._start, self._end = 0, len(held)
         return memoryview(self._buffer)[self._end : self._end + wanted]
 
+    def space_for(self, lacking: int) -> memoryview:
+        """Return where the rest of a message is to be put, as much of it as there is room for; good for as long as a space.
+
+        Who only announces a long message gets no memory for it: what is made anew is no longer than what has come.
+        """
+        return self.space(min(lacking, max(_LEAST_BYTES, len(self), len(self._buffer) - len(self))))
+
     def fill(self, count: int) -> None:
         """Take in the first so many bytes of the space that was returned last."""
         self._end += count
@@ -52,6 +59,11 @@ class Inbox:
     def drop(self, count: int) -> None:
         """Take the first so many bytes out, all of which are here."""
         self._start += count
+
+    def let_go(self) -> None:
+        """Give the memory back if nothing is here."""
+        if not len(self):
+            self.clear()
 
     def clear(self) -> None:
         """Take everything out, and the memory with it."""

@@ -1,13 +1,13 @@
 """The rows of many senders, from the figures of a fleet that is written down here."""
 
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
+import fleet
 import pytest
 from benchmarks import machine, plan, senders
 from benchmarks.figures import BenchError
-from benchmarks.table import HOLDS, MISSED, SKIPPED
+from benchmarks.table import HOLDS, MISSED
 
 RUN = plan.QUICK._replace(runs=2, senders=(1, 64))
 
@@ -27,14 +27,11 @@ def pretend(monkeypatch: pytest.MonkeyPatch, *, slowest: float, problem: object 
         seconds = [1.0] * (count - 1) + [slowest]
         return SimpleNamespace(seconds=seconds, cpu_s=2.0 * count, stored_bytes=10**9 * count, elapsed_s=slowest)
 
-    fleet = ModuleType("fleet")
-    fleet.__spec__ = SimpleNamespace()  # type: ignore[assignment]  # enough to be found
     made = SimpleNamespace(frames=[], identity=lambda number: None, receiver_identity=None, directory=None)
-    fleet.Fleet = lambda directory, hosts, mib: made  # type: ignore[attr-defined]
-    fleet.measure = measure  # type: ignore[attr-defined]
-    fleet.measure_parts = lambda frames, host, receiver, directory: SimpleNamespace(all=2.0 / 10**9)  # type: ignore[attr-defined]
-    fleet.measure_held = lambda fleet, count, hosts: (1 << 19, 0)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "fleet", fleet)
+    monkeypatch.setattr(fleet, "Fleet", lambda directory, hosts, mib: made)
+    monkeypatch.setattr(fleet, "measure", measure)
+    monkeypatch.setattr(fleet, "measure_held", lambda fleet, count, hosts: (1 << 19, 0))
+    monkeypatch.setattr(senders, "measure_parts", lambda frames, host, receiver, directory: SimpleNamespace(all=2.0 / 10**9))
 
 
 def test_senders_are_judged_where_something_is_promised(run: plan.Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,10 +51,3 @@ def test_a_sender_that_fails_is_no_figure(run: plan.Run, monkeypatch: pytest.Mon
     pretend(monkeypatch, slowest=1.0, problem="a sender has failed")
     with pytest.raises(BenchError, match="a sender has failed"):
         senders.measure(run)
-
-
-def test_without_a_fleet_the_row_says_so(run: plan.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is measured by other means in its place."""
-    monkeypatch.setattr(senders, "find_spec", lambda name: None)
-
-    assert [row.verdict for row in senders.measure(run).rows] == [SKIPPED]

@@ -20,7 +20,8 @@ from securecore.names import Address, HostName
 from securecore.pki.revocation import revoke_name
 from securecore.receiver.configuration import ReceiverConfiguration
 from securecore.receiver.policy import Policy, Quota
-from securecore.receiver.server import Receiver, ReceiverSettings, open_receiver
+from securecore.receiver.server import Receiver, open_receiver
+from securecore.receiver.settings import ReceiverSettings
 from securecore.wire.messages import End, Receipt, encode
 from tests.support.certificates import HOST_NAME, RECEIVER_NAME, Fleet, no_passphrase
 from tests.support.hands import Hand

@@ -16,16 +16,14 @@ from securecore.cli import core_pattern
 from securecore.cli.machine import handover
 from securecore.cli.machine.kernel_setting import CORE_PATTERN, read_setting
 from securecore.cli.machine.root import Root
-from securecore.cli.main import COMMANDS
 from securecore.receiver.server import Receiver
-from securecore.sender import agent_units, installation
+from securecore.sender import agent_limits, agent_units, installation
 from tests.support.certificates import Fleet
 from tests.support.kernel import NOBODY, Host, needs_kernel, start_crash
 
 MODES = Path("/proc/sys/kernel/core_modes")
 
 _CONDITIONS = [
-    pytest.mark.skipif("agent" not in COMMANDS, reason="this version has no agent"),
     pytest.mark.skipif(not MODES.exists() or "socket" not in MODES.read_text().split(), reason="no coredump sockets here"),
     pytest.mark.skipif(not all(map(shutil.which, ("setpriv", "unshare", "mount"))), reason="needs setpriv, unshare and mount"),
 ]
@@ -73,7 +71,7 @@ def test_handed_over(fleet: Fleet, receiver: Receiver, tmp_path: Path) -> None:
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as listener:
         listener.bind(place)
         os.chmod(place, 0o600)
-        listener.listen(agent_units.BACKLOG)
+        listener.listen(agent_limits.BACKLOG)
         pipe = installation.core_pattern(installation.HANDLER)
         with started(host, listener, directory) as agent, core_pattern.borrowed(pipe, patience_s=120), Root(Path("/")) as root:
             assert handover.hand_to_agent(root, place)

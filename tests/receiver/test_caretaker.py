@@ -12,7 +12,8 @@ import pytest
 
 from securecore import limits
 from securecore.names import Address, DumpId, HostName
-from securecore.receiver.server import Receiver, ReceiverSettings, open_receiver
+from securecore.receiver.server import Receiver, open_receiver
+from securecore.receiver.settings import ReceiverSettings
 from securecore.sender.flush import flush
 from securecore.sender.spool import Spool
 from securecore.store import removal

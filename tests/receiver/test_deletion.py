@@ -18,7 +18,8 @@ from securecore.receiver import control
 from securecore.receiver.commit import Committer
 from securecore.receiver.deletion import Order, delete, find_tombstone
 from securecore.receiver.mass_deletion import delete_all
-from securecore.receiver.server import Receiver, ReceiverSettings, open_receiver
+from securecore.receiver.server import Receiver, open_receiver
+from securecore.receiver.settings import ReceiverSettings
 from securecore.report import CrashReport
 from securecore.sender.flush import flush
 from securecore.sender.spool import Spool

@@ -15,7 +15,8 @@ from securecore.receiver import control
 from securecore.receiver.caretaker import Caretaker
 from securecore.receiver.control import ControlServer
 from securecore.receiver.log_keeper import LogKeeper
-from securecore.receiver.server import Receiver, ReceiverSettings, open_receiver
+from securecore.receiver.server import Receiver, open_receiver
+from securecore.receiver.settings import ReceiverSettings
 from securecore.store.layout import create_store, open_store
 from tests.support.certificates import Fleet
 from tests.support.dumps import dump_id

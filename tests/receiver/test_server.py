@@ -17,7 +17,8 @@ from securecore import limits
 from securecore.errors import BusyError, RefusedError, StorageError, UnreachableError
 from securecore.names import Address, HostName
 from securecore.pki.revocation import revoke_name
-from securecore.receiver.server import ReceiverSettings, open_receiver
+from securecore.receiver.server import open_receiver
+from securecore.receiver.settings import ReceiverSettings
 from securecore.sender import evidence
 from securecore.sender.delivery import connect
 from securecore.sender.patience import Wait

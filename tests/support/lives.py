@@ -14,8 +14,9 @@ from securecore import limits
 from securecore.errors import Bug, SecurecoreError
 from securecore.names import Address, DumpId
 from securecore.receiver import server
-from securecore.receiver.server import Receiver, ReceiverSettings, open_receiver
+from securecore.receiver.server import Receiver, open_receiver
 from securecore.receiver.session import Session
+from securecore.receiver.settings import ReceiverSettings
 from securecore.sender import attempt, transfer
 from securecore.sender.delivery import Delivery, connect
 from securecore.sender.flush import Flushed, flush

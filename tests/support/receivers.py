@@ -12,7 +12,8 @@ from typing import Final, NamedTuple
 from securecore import tls
 from securecore.names import Address, DumpId
 from securecore.receiver.policy import Policy
-from securecore.receiver.server import Receiver, ReceiverSettings, open_receiver
+from securecore.receiver.server import Receiver, open_receiver
+from securecore.receiver.settings import ReceiverSettings
 from securecore.report import CrashReport
 from securecore.sender.credentials import read_credentials
 from securecore.sender.lifetime import Lifetime

@@ -108,4 +108,17 @@ def drain(connection: Connection) -> list[Message]:
     return found
 
 
-__all__ = ["DUMP", "NEED_DATA", "SAMPLES", "STORE", "Pair", "drain", "other_end", "pair_before", "pair_in", "speaker"]
+__all__ = [
+    "DUMP", "NEED_DATA", "SAMPLES", "STORE", "Pair", "drain", "other_end", "pair_before", "pair_in", "put_in_space", "speaker",
+]  # fmt: skip
+
+
+def put_in_space(connection: Connection, data: bytes) -> None:
+    """Give *data* to a connection as one does who reads from a socket into its memory."""
+    while data:
+        space = connection.space()
+        assert len(space)
+        count = min(len(space), len(data))
+        space[:count] = data[:count]
+        connection.received(count)
+        data = data[count:]

@@ -9,7 +9,10 @@ from securecore.wire.connection import NEED_DATA, Connection
 from securecore.wire.inbox import Inbox
 from securecore.wire.messages import HEADER_BYTES, Accept, Data, Kind, Zero, encode
 from securecore.wire.states import End, State
-from tests.support.wire import SAMPLES, pair_in
+from tests.support.wire import SAMPLES, pair_in, put_in_space
+
+TLS_RECORD_BYTES = 16 * limits.KIB
+BUFFER_STEP_BYTES = 64 * limits.KIB
 
 STEPS = st.lists(
     st.one_of(
@@ -66,13 +69,46 @@ def test_messages_that_are_read_into_place_are_the_same(lengths: list[int], data
     assert heard == said
 
 
-def test_room_is_made_for_the_rest_of_a_message_and_for_nothing_else() -> None:
-    """Once its header is here a message has its place: no byte of it is moved, and what follows it stays on the wire."""
+def test_who_announces_a_long_message_gets_no_memory_for_it() -> None:
+    """What there is room for grows with what has come, and ends with the message."""
     connection = pair_in(State.STREAMING).ends[End.RECEIVER]
-    frame = bytes(limits.MAX_FRAME_BYTES)
+    message = encode(Data(bytes(limits.MAX_FRAME_BYTES)))
+    connection.receive(message[:HEADER_BYTES])
+    came = HEADER_BYTES
+    while connection.next_message() is NEED_DATA:
+        count = min(len(connection.space()), len(message) - came)
+        assert 0 < count <= max(came, TLS_RECORD_BYTES) + BUFFER_STEP_BYTES
+        assert len(connection._inbox._buffer) <= came + max(came, TLS_RECORD_BYTES) + BUFFER_STEP_BYTES
+        connection.received(count)
+        came += count
+    assert came == len(message)
+
+
+def test_there_is_room_behind_a_message_that_nobody_has_taken_yet() -> None:
+    """A space is never empty: who fills one after the other may bring several messages before the first is asked for."""
+    connection = pair_in(State.STREAMING).ends[End.RECEIVER]
+    said = [Zero(2), Data(b"two"), SAMPLES[Kind.END]]
+    wire = b"".join(map(encode, said))
+    put_in_space(connection, wire)
+    assert [connection.next_message() for _ in said] == said
+
+
+def test_a_frame_has_its_place_where_the_one_before_had_it() -> None:
+    """Once its header is here all of it is read as one piece, and no more; behind END the memory is given back."""
+    connection = pair_in(State.STREAMING).ends[End.RECEIVER]
+    frame = bytes(range(256)) * 2048
+    connection.receive(encode(Data(frame)))
+    assert connection.next_message() == Data(frame)
+    buffer = connection._inbox._buffer
     connection.receive(encode(Data(frame))[:1000])
     assert connection.next_message() is NEED_DATA
     assert len(connection.space()) == HEADER_BYTES + len(frame) - 1000
+    assert connection._inbox._buffer is buffer
+    connection.receive(encode(Data(frame))[1000:])
+    assert connection.next_message() == Data(frame)
+    connection.receive(encode(SAMPLES[Kind.END]))
+    assert connection.next_message() == SAMPLES[Kind.END]
+    assert not connection._inbox._buffer
 
 
 def test_memory_is_not_let_go_of_and_asked_for_again() -> None:

@@ -1,7 +1,7 @@
 """The wire: messages one by one, and a connection in every state."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 import pytest
@@ -9,6 +9,7 @@ import pytest
 from securecore import limits
 from securecore.errors import Bug, PeerError
 from securecore.merkle import EMPTY_ROOT
+from securecore.wire.connection import Connection
 from securecore.wire.messages import (
     HEADER_BYTES,
     Accept,
@@ -25,7 +26,7 @@ from securecore.wire.messages import (
 )
 from securecore.wire.states import End, State
 from tests.fuzz.target import Target
-from tests.support.wire import DUMP, NEED_DATA, SAMPLES, STORE, pair_in
+from tests.support.wire import DUMP, NEED_DATA, SAMPLES, STORE, pair_in, put_in_space
 
 _FIELD: Final = struct.Struct(">BI")
 _OPTIONAL: Final = {
@@ -108,15 +109,17 @@ def check_connection(data: bytes) -> None:
     state, end = _PLACES[data[0] % len(_PLACES)]
     stream, step = data[2:], data[1] % 29 + 1
     whole = _feed(state, end, [stream])
-    assert whole == _feed(state, end, [stream[at : at + step] for at in range(0, len(stream), step)])
+    parts = [stream[at : at + step] for at in range(0, len(stream), step)]
+    assert whole == _feed(state, end, parts)
+    assert whole == _feed(state, end, parts, put=put_in_space)
 
 
-def _feed(state: State, end: End, parts: list[bytes]) -> _Seen:
+def _feed(state: State, end: End, parts: list[bytes], put: Callable[[Connection, bytes], None] = Connection.receive) -> _Seen:
     connection = pair_in(state).ends[end]
     messages: list[Message] = []
     error = None
     for part in parts:
-        connection.receive(part)
+        put(connection, part)
         try:
             while (message := connection.next_message()) is not NEED_DATA:
                 messages.append(message)
@@ -127,7 +130,7 @@ def _feed(state: State, end: End, parts: list[bytes]) -> _Seen:
         assert connection.torn_bytes < limits.MAX_FRAME_BYTES
     if error is not None:
         assert not connection.holds_partial_message
-        for use in (lambda: connection.receive(b""), connection.next_message):
+        for use in (lambda: connection.receive(b""), connection.space, connection.next_message):
             with pytest.raises(Bug):
                 use()
     partial = connection.find_partial_frame()
