@@ -92,7 +92,7 @@ def test_what_is_too_deep_is_an_error_of_depth() -> None:
         plain_json.parse(b"[" * 200_000)
 
 
-@pytest.mark.parametrize("value", [b"bytes", {1: 2}, {"a": object()}, {1, 2}], ids=str)
+@pytest.mark.parametrize("value", [b"bytes", {1: 2}, {"a": object()}, {1, 2}], ids=["bytes", "number as a key", "object", "set"])
 def test_what_json_has_no_word_for_is_refused(value: Any) -> None:
     """And a key that is no text, which the package would have made one."""
     with pytest.raises(TypeError):
