@@ -318,7 +318,7 @@ def test_a_ledger_without_cas_is_told_of(fleet: Fleet) -> None:
     for name in ("start", "switch", "finish"):
         with pytest.raises(BrokenError, match="it had 9 lines, and now has none"):
             step(fleet.pki, name)
-    with pytest.raises(BrokenError, match="the ledger knows no hosts-ca"):
+    with pytest.raises(BrokenError, match="it had 9 lines, and now has none"):
         issue_host(fleet.pki, NAME, fleet.host.with_name("new"), no_passphrase, NOW)
 
 

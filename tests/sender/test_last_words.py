@@ -13,7 +13,7 @@ import pytest
 
 from securecore import limits
 from securecore.errors import BusyError, UnreachableError
-from securecore.sender import delivery, transfer
+from securecore.sender import delivery, effort
 from securecore.sender.delivery import Delivery, connect
 from securecore.sender.parcel import Outcome
 from securecore.sender.pump import Pump
@@ -46,7 +46,7 @@ def pumps(monkeypatch: pytest.MonkeyPatch) -> list[Pump]:
         made.append(Pump(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(transfer, "Pump", make)
+    monkeypatch.setattr(effort, "Pump", make)
     return made
 
 
