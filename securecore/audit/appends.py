@@ -79,21 +79,22 @@ class AppendQueue:
 
     def _take(self, prepare: _Prepare) -> list[Append]:
         """Take out those that can be written together, but for those that may not be written at all: these are finished."""
+        with self._lock:
+            waiting = list(self._waiting)
         together: list[Append] = []
-        while (append := self._first()) is not None:
+        for append in waiting:
             try:
                 prepare(append, together)
-            except SecurecoreError as error:
+            except (SecurecoreError, OSError, MemoryError) as error:
                 append.finish(error)
-            else:
-                if append.introduced is not None and together:
-                    break  # What its entry says of the key depends on those before it.
-                together.append(append)
-            self.drop(append)
+                self.drop(append)
+                continue
+            if append.introduced is not None and together:
+                break  # What its entry says of the key depends on those before it.
+            together.append(append)
             if append.introduced is not None:
                 break
+        # Only now: by an error that nobody foresaw the others must not lose their places, for each waits until it is done.
+        for append in together:
+            self.drop(append)
         return together
-
-    def _first(self) -> Append | None:
-        with self._lock:
-            return self._waiting[0] if self._waiting else None

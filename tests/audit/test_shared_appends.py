@@ -3,7 +3,7 @@
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -79,7 +79,7 @@ class Crowd:
     def _do(self, number: int, work: Callable[[], list[bytes]]) -> None:
         try:
             self.receipts[number] = work()
-        except (Bug, StorageError) as error:
+        except (Bug, StorageError, MemoryError, RuntimeError) as error:
             self.errors[number] = error
 
 
@@ -161,3 +161,35 @@ def test_a_certificate_that_several_introduce_has_one_entry(
     assert [index_of(crowd.receipts[number][0], signer) for number in range(5)] == [0, 2, 3, 4, 5]
     events = [parse_entry(line.data)["event"] for line in scan_lines(crowd.log._entries)]
     assert events.count(CERTIFICATE) == 1
+
+
+def failing_once(crowd: Crowd, entry: bytes, error: BaseException) -> Callable[[Append, Sequence[Append]], None]:
+    """Return what prepares an append, and once fails at the one of *entry* when another stands before it."""
+    prepare, errors = crowd.log._prepare, [error]
+
+    def fail(append: Append, before: Sequence[Append]) -> None:
+        if append.entries == [entry] and before and errors:
+            raise errors.pop()
+        prepare(append, before)
+
+    return fail
+
+
+def test_want_of_memory_is_the_matter_of_whose_append_it_is(
+    crowd: Crowd, gate: Gate, signer: LogSigner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no memory to look at one append, its own thread is told, whichever of them came to write for all."""
+    monkeypatch.setattr(crowd.log, "_prepare", failing_once(crowd, received(2), MemoryError()))
+    crowd.append(*(appending(crowd, received(number)) for number in range(4)))
+    assert {number: type(error) for number, error in crowd.errors.items()} == {2: MemoryError}
+    assert [index_of(crowd.receipts[number][0], signer) for number in (0, 1, 3)] == [0, 1, 2]
+
+
+def test_an_error_that_nobody_foresaw_leaves_nobody_waiting(
+    crowd: Crowd, gate: Gate, signer: LogSigner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who comes to write for all and fails at another one's append fails alone: the others keep their places in the queue."""
+    monkeypatch.setattr(crowd.log, "_prepare", failing_once(crowd, received(3), RuntimeError()))
+    crowd.append(*(appending(crowd, received(number)) for number in range(4)))
+    assert [type(error) for error in crowd.errors.values()] == [RuntimeError]
+    assert sorted(index_of(found[0], signer) for found in crowd.receipts.values()) == [0, 1, 2]
