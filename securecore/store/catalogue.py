@@ -145,8 +145,11 @@ class Catalogue:
             except _Unusable:
                 self._connection.close()
                 self._connection = _open_connection(self._store, discard=True)
-                self._attempt(lambda: self._reconcile(None))
-                return self._attempt(work)
+                try:
+                    self._attempt(lambda: self._reconcile(None))
+                    return self._attempt(work)
+                except _Unusable as error:
+                    raise StorageError(f"cannot use the catalogue: {error}") from error
 
     def _attempt(self, work: Callable[[], _Answer]) -> _Answer:
         try:
@@ -154,7 +157,7 @@ class Catalogue:
                 return work()
         except sqlite3.Error as error:
             if _is_damage(error):
-                raise _Unusable from error
+                raise _Unusable(str(error)) from error
             raise StorageError(f"cannot use the catalogue: {error}") from error
 
     def _reconcile(self, host: HostName | None) -> None:

@@ -119,7 +119,8 @@ def _document_of(row: DumpRow) -> str:
 
 
 def _member(name: str) -> str:
-    return f"'{name}', json(iif({name}, 'true', 'false'))" if name in _FLAGS else f"'{name}', {name}"
+    # Not iif: SQLite has it since 3.32 (sqlite.org/changes.html), RHEL 8 is at 3.26.
+    return f"'{name}', json(CASE WHEN {name} THEN 'true' ELSE 'false' END)" if name in _FLAGS else f"'{name}', {name}"
 
 
 def _line_column(name: str) -> str:

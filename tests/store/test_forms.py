@@ -3,16 +3,18 @@
 import json
 import os
 import shutil
+import sqlite3
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from securecore.errors import StorageError
 from securecore.names import HostName
 from securecore.report import CrashReport
 from securecore.store import catalogue as catalogues
 from securecore.store.catalogue import Catalogue, open_catalogue
-from securecore.store.forms import DOCUMENT, LINE, ROW
+from securecore.store.forms import DOCUMENT, LINE, ROW, Form
 from securecore.store.layout import Place, Store, create_store
 from tests.support.dumps import NOW, WEB, dump_id, dump_path
 
@@ -135,3 +137,25 @@ def test_sound_dumps_are_not_looked_at_to_find_damaged_ones(store: Store) -> Non
         (question,) = [statement for statement in asked if statement.startswith("SELECT id FROM dumps")]
         plan = catalogue._connection.execute(f"EXPLAIN QUERY PLAN {question}").fetchall()
     assert [detail for *_, detail in plan] == ["SEARCH dumps USING INDEX damaged (host=?)"]
+
+
+def test_old_databases_have_what_a_list_asks_for(store: Store) -> None:
+    """SQLite 3.26, which RHEL 8 has beside its Python 3.11, has functions for JSON, and none that is younger."""
+    asked: set[str] = set()
+
+    def note(action: int, _: str | None, name: str | None, *more: str | None) -> int:
+        if action == sqlite3.SQLITE_FUNCTION:
+            asked.add(name or "")
+        return sqlite3.SQLITE_OK
+
+    with reconciled(store) as catalogue:
+        catalogue._connection.set_authorizer(note)
+        assert len(list(catalogue.listed(ROW))) == len(list(catalogue.listed(LINE))) == len(list(catalogue.listed(DOCUMENT))) == 10
+    assert asked == {"json_object", "json"}
+
+
+def test_what_no_database_can_answer_is_said(store: Store) -> None:
+    """Where a new catalogue does no better, as where SQLite lacks a function, the error says so and is one of ours."""
+    form = Form("json_of_tomorrow(id)", lambda columns: str(columns[3]), lambda row: row.id)
+    with reconciled(store) as catalogue, pytest.raises(StorageError, match="cannot use the catalogue: no such function"):
+        list(catalogue.listed(form))
