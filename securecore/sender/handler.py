@@ -32,7 +32,7 @@ import sys
 
 from securecore import limits
 from securecore.declarations import TYPE_CHECKING, NoReturn
-from securecore.errors import SecurecoreError
+from securecore.errors import ConfigError, SecurecoreError
 
 if TYPE_CHECKING:
     import signal
@@ -48,14 +48,19 @@ def main(settings_path: str) -> NoReturn:
     # What is loaded now stays. To look for garbage in it again and again takes a twentieth of the start.
     gc.disable()
     # All else is loaded now: with the descriptors in order, and while the kernel fills the wider pipe.
-    from securecore.sender.crash import handle
     from securecore.sender.system_log import log
 
     try:
+        from securecore.sender.crash import handle
+
         code = handle(core, sys.argv[1:], settings_path)
     except SecurecoreError as error:
         log("failed", error=error.message, code=error.exit_code)
         code = error.exit_code
+    except ImportError as error:
+        # As where Python was upgraded since set-up looked for what is loaded (installation.py).
+        code = ConfigError.exit_code
+        log("failed", error=f"the handler cannot be loaded: {error}; run `securecore setup sender` again", code=code)
     except MemoryError:
         log("failed", error="out of memory (memory in [handler] of sender.toml)", code=1)
         code = 1

@@ -55,7 +55,8 @@ def handler_script(interpreter: str, settings: str = SETTINGS, packages: Sequenc
     -I: no PYTHON variables, no working directory and no user's packages on the path of what runs as root (R13). *packages* are the
     directories behind the standard library where everything else is found. With them -S: no site module, which would look for them
     at each start, and run what stands in their ``.pth`` files; it takes a quarter of a bare interpreter's start. Without any, the
-    interpreter finds them.
+    interpreter finds them. Where they are no longer what they were, as after an upgrade of Python, the script says so in the
+    system's log: nothing else would, for the kernel gives a handler nowhere to write to.
     """
     first = f"#!{interpreter} -I{'S' if packages else ''}"
     if not interpreter.isprintable() or " " in interpreter:
@@ -63,8 +64,26 @@ def handler_script(interpreter: str, settings: str = SETTINGS, packages: Sequenc
     if len(first.encode()) > _SHEBANG_MAX:
         raise ConfigError(f"{interpreter}: the path is too long for the first line of a script", hint=_INSTALL_HINT)
     path = f"import sys\n\nsys.path += [{', '.join(map(ascii, packages))}]\n" if packages else ""
-    return f"{first}\n{path}from securecore.sender.handler import main\n\nmain({settings!a})\n".encode()
+    return f"{first}\n{path}{_LOADING}\nmain({settings!a})\n".encode()
 
+
+_LOADING: Final = f"""\
+try:
+    from securecore.sender.handler import main
+except ImportError as error:
+    import json, os, socket, sys
+
+    words = json.dumps(f"the handler cannot be loaded: {{error}}; run `securecore setup sender` again")
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+            log.setblocking(False)
+            log.connect("/dev/log")
+            log.send(f"<27>securecore[{{os.getpid()}}]: failed error={{words}} code={ConfigError.exit_code}".encode())
+    except OSError:
+        pass
+    sys.exit({ConfigError.exit_code})
+"""
+"""As system_log.py has its lines, which may be what cannot be loaded: 27 is an error of a daemon."""
 
 _INSTALL_HINT: Final = "install securecore elsewhere, as in `python3 -m venv /opt/securecore`"
 

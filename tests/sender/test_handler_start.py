@@ -148,6 +148,40 @@ def test_garbage_is_collected_again_once_all_is_loaded(installed: Handler, tmp_p
     assert (tmp_path / "seen").read_text().splitlines() == ["begins False False", "carries True True"]
 
 
+_STALE = """
+import fcntl, os, sys
+from securecore.sender import handler, system_log
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith({name!r}):
+            raise ImportError(f"no {{name}} for this Python")
+
+# Above what the handler binds to /dev/null, and opened by root still.
+said = fcntl.fcntl(os.open({said!r}, os.O_WRONLY | os.O_CREAT), fcntl.F_DUPFD, 20)
+
+def note(event, **facts):
+    if event == "failed":
+        os.write(said, facts["error"].encode())
+
+system_log.log = note
+sys.meta_path.insert(0, Refuse())
+handler.main({settings!r})
+"""
+
+
+@pytest.mark.parametrize("name", ["securecore.sender.crash", "securecore.sender.transfer"])
+def test_an_installation_that_does_not_fit_is_said_with_its_remedy(name: str, installed: Handler, tmp_path: Path) -> None:
+    """A module that is not there, or is none for this Python, is no bug of ours and no riddle: setup is to be run again."""
+    text = _STALE.format(name=name, said=str(tmp_path / "said"), settings=str(installed.settings))
+    write_script(installed.handler, f"#!{sys.executable} -I\n{text}")
+
+    assert installed.run() == ConfigError.exit_code
+    assert (tmp_path / "said").read_text() == (
+        f"the handler cannot be loaded: no {name} for this Python; run `securecore setup sender` again"
+    )
+
+
 def fill(sender: socket.socket) -> None:
     """Send until the other end's queue is full."""
     for _ in range(100_000):

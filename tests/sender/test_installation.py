@@ -1,8 +1,12 @@
 """A sender's files: the kernel takes the pattern and the script's first line as they are written."""
 
+import re
 import shutil
+import socket
 import subprocess
+import sys
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -10,6 +14,10 @@ from securecore import limits
 from securecore.errors import ConfigError
 from securecore.sender import installation
 from securecore.sender.local_mode import LocalMode
+from tests.support.kernel import write_script
+from tests.support.launchers import as_by_the_kernel
+
+_IMPORT: Final = b"    from securecore.sender.handler import main"
 
 
 def test_pattern_has_the_specifiers_of_the_handler() -> None:
@@ -36,17 +44,42 @@ def test_pattern_refuses_paths_that_the_kernel_takes_apart(path: str) -> None:
 
 def test_script_names_the_interpreter_isolated_and_where_packages_are() -> None:
     """The script is a first line with -I and -S, the path behind the standard library's, an import and a call."""
-    assert installation.handler_script("/opt/sc/bin/python", "/etc/x.json", ("/opt/sc/lib", "/opt/it's")) == (
-        b"#!/opt/sc/bin/python -IS\nimport sys\n\nsys.path += ['/opt/sc/lib', \"/opt/it's\"]\n"
-        b"from securecore.sender.handler import main\n\nmain('/etc/x.json')\n"
-    )
+    first, *lines = installation.handler_script("/opt/sc/bin/python", "/etc/x.json", ("/opt/sc/lib", "/opt/it's")).split(b"\n")
+    assert first == b"#!/opt/sc/bin/python -IS"
+    assert lines[:5] == [b"import sys", b"", b"sys.path += ['/opt/sc/lib', \"/opt/it's\"]", b"try:", _IMPORT]
+    assert lines[-3:] == [b"", b"main('/etc/x.json')", b""]
 
 
 def test_script_leaves_the_path_to_an_interpreter_that_knows_of_no_packages() -> None:
     """Then it is a first line with -I, an import and a call."""
-    assert installation.handler_script("/opt/sc/bin/python", "/etc/x.json") == (
-        b"#!/opt/sc/bin/python -I\nfrom securecore.sender.handler import main\n\nmain('/etc/x.json')\n"
-    )
+    first, *lines = installation.handler_script("/opt/sc/bin/python", "/etc/x.json").split(b"\n")
+    assert first == b"#!/opt/sc/bin/python -I"
+    assert lines[:2] == [b"try:", _IMPORT]
+    assert lines[-3:] == [b"", b"main('/etc/x.json')", b""]
+
+
+_LISTENER = """
+import socket
+connect = socket.socket.connect
+socket.socket.connect = lambda self, address: connect(self, {place!r} if address == "/dev/log" else address)
+"""
+
+
+def test_a_script_whose_package_has_moved_says_so(tmp_path: Path) -> None:
+    """Nothing else tells why no crash arrives any more: a traceback goes nowhere where the kernel starts the handler."""
+    place = str(tmp_path / "log")
+    text = installation.handler_script(sys.executable, "/etc/x.json", (str(tmp_path / "gone"),)).decode()
+    write_script(tmp_path / "handler", text.replace("import sys\n", f"import sys\n{_LISTENER.format(place=place)}", 1))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+        log.bind(place)
+        answer = subprocess.run([*as_by_the_kernel(), str(tmp_path / "handler")], stdin=subprocess.DEVNULL, check=False, timeout=60)
+        log.setblocking(False)
+        line = log.recv(1000).decode("ascii")
+    assert answer.returncode == ConfigError.exit_code
+    assert re.fullmatch(
+        r"<27>securecore\[\d+\]: failed error=\"the handler cannot be loaded: No module named 'securecore';"
+        r" run `securecore setup sender` again\" code=3", line,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("interpreter", ["/with space/python", "/with\nline/python", "/" + "x" * 250 + "/python"])

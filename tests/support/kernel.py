@@ -147,7 +147,7 @@ def wait_until(find: Callable[[], Found | None], deadline_s: float = 60) -> Foun
 
 def before_handler(script: str, program: str) -> str:
     """Return a handler's script that runs *program* before it loads the handler, with the path that it finds it by."""
-    first, found, rest = script.partition("from securecore.sender.handler import main\n")
+    first, found, rest = script.partition("try:\n    from securecore.sender.handler import main\n")
     assert found
     return f"{first}{program}\n{found}{rest}"
 
