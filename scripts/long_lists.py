@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import many_dumps
+from benchmarks.figures import BenchError
 
 from securecore import limits
 from securecore.store.layout import create_store
@@ -66,7 +67,7 @@ def _list(store: Path, words: list[str]) -> Cost:
     done = subprocess.run(watcher, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=True)
     status, cpu_s, kib = done.stderr.split()[-3:]
     if int(status):
-        raise SystemExit(f"list has failed: {done.stderr}")
+        raise BenchError(f"list has failed: {done.stderr.strip()[-200:]}")
     return Cost(float(cpu_s), int(kib) * limits.KIB / limits.MIB)
 
 

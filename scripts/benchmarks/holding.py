@@ -12,7 +12,21 @@ from benchmarks.kinds import KINDS, find_lack
 from benchmarks.machine import Machine
 from benchmarks.plan import Run
 from benchmarks.table import Bar, Findings, Grid, Row
-from benchmarks.takers import DISCARDING, EVEN, GZIP, OURS, RIVALS, SOCAT, ZSTD, Discarding, PipeHandler, Taker, find_missing, rival
+from benchmarks.takers import (
+    DISCARDING,
+    EVEN,
+    GZIP,
+    OURS,
+    RIVALS,
+    SOCAT,
+    ZSTD,
+    Discarding,
+    PipeHandler,
+    Taker,
+    doubt_of,
+    find_missing,
+    rival,
+)
 
 _BUDGETS: Final[dict[tuple[str, str], float]] = {(HEAP, ZSTD): 0.70, (HEAP, DISCARDING): 2.0}
 """Of our hold to another's, by corpus: what is promised is that of the managed heap."""
@@ -101,7 +115,8 @@ def _found(corpus: str, mib: int, helds: dict[str, list[Held]], missing: dict[st
         bars.append(Bar(corpus, name, holds))
         cells.append(_cells(corpus, name, mib, helds[name]))
         if name != OURS:
-            rows.append(Row(f"hold, {mib} MiB {corpus}", ours, "s", name, holds, _BUDGETS.get((corpus, name))))
+            doubt = doubt_of([held.settled for held in (*helds[OURS], *(helds[name] if name == EVEN else ()))])
+            rows.append(Row(f"hold, {mib} MiB {corpus}", ours, "s", name, holds, _BUDGETS.get((corpus, name)), doubt))
     memory = tuple(held.settled.weight.mib for held in helds[OURS])
     rows.append(Row(f"handler memory, {mib} MiB {corpus}", memory, "MiB", "allowed", (HANDLER_MIB,), 1.0))
     return Findings(tuple(rows), (Grid("", _HEADS, tuple(cells)),), tuple(bars))

@@ -13,7 +13,7 @@ from benchmarks.figures import BenchError, Samples, spread, text_of
 from benchmarks.machine import Machine
 from benchmarks.plan import Run
 from benchmarks.table import Findings, Grid, Row
-from benchmarks.takers import Discarding, Keeping, PipeHandler
+from benchmarks.takers import Discarding, Keeping, PipeHandler, Settled, doubt_of
 
 _READ: Final = "reading the pipe"
 _COMPRESS: Final = "`zstd -1`"
@@ -34,6 +34,7 @@ def measure(run: Run) -> Findings:
     subprocess.run(["zstd", "-1", "-q", "-f", str(core), "-o", str(stored)], check=True)
     sender: list[float] = []
     receiver: list[float] = []
+    ends: list[Settled] = []
     alone: dict[str, list[float]] = {part: [] for part in (*_SENDER_PARTS, _RECEIVE, _WRITE)}
     with ExitStack() as stack:
         ours, nothing = PipeHandler(machine), Discarding(machine)
@@ -41,6 +42,7 @@ def measure(run: Run) -> Findings:
         for turn in range(plan.runs):
             run.tell(f"shares: {turn + 1} of {plan.runs}")
             settled = hold(machine, ours, crash).settled
+            ends.append(settled)
             sender.append(settled.weight.cpu_s / (plan.mib * MIB) * 1e9)
             receiver.append((settled.receiver_cpu_s or 0.0) / settled.stored * 1e9)
             alone[_READ].append(hold(machine, nothing, crash).settled.weight.cpu_s)
@@ -53,8 +55,9 @@ def measure(run: Run) -> Findings:
     core_gb, stored_gb = core.stat().st_size / 1e9, stored.stat().st_size / 1e9
     core.unlink()
     stored.unlink()
-    return _compared("sender, CPU per GB of the core", sender, _SENDER_PARTS, alone, core_gb) + _compared(
-        "receiver, CPU per GB stored", receiver, _RECEIVER_PARTS, alone, stored_gb
+    doubt = doubt_of(ends)
+    return _compared("sender, CPU per GB of the core", sender, _SENDER_PARTS, alone, core_gb, doubt) + _compared(
+        "receiver, CPU per GB stored", receiver, _RECEIVER_PARTS, alone, stored_gb, doubt
     )
 
 
@@ -65,7 +68,9 @@ def kept(machine: Machine, crash: Crash) -> Path:
     return keeping.core
 
 
-def _compared(what: str, whole: list[float], names: tuple[str, ...], alone: dict[str, list[float]], gb: float) -> Findings:
+def _compared(
+    what: str, whole: list[float], names: tuple[str, ...], alone: dict[str, list[float]], gb: float, doubt: str
+) -> Findings:
     """Return a row for the whole against the sum of its parts, and a grid of the parts."""
     each: dict[str, Samples] = {name: tuple(taken / gb for taken in alone[name]) for name in names}
     sums = tuple(sum(turn) for turn in zip(*each.values(), strict=True))
@@ -76,7 +81,7 @@ def _compared(what: str, whole: list[float], names: tuple[str, ...], alone: dict
     cells += [("everything else", f"{rest:.2f} s", f"{rest / total:.0%}"), ("all of it", text_of(whole, "s"), "")]
     words = "Each part alone, in the same run: everything else is what the whole takes beyond their sum."
     grid = Grid(f"{what[0].upper()}{what[1:]}, in its parts", ("part", "CPU per GB", "of all"), tuple(cells), words)
-    return Findings((Row(what, tuple(whole), "s", "its parts alone", sums, _BUDGET),), (grid,))
+    return Findings((Row(what, tuple(whole), "s", "its parts alone", sums, _BUDGET, doubt),), (grid,))
 
 
 def _alone(part: str, *words: str | Path) -> float:

@@ -12,7 +12,7 @@ from benchmarks.machine import Machine
 from benchmarks.peers import FirstByteServer
 from benchmarks.plan import Run
 from benchmarks.table import Findings, Grid, Row
-from benchmarks.takers import PipeHandler, Settled
+from benchmarks.takers import PipeHandler, Settled, doubt_of
 
 _BUDGET: Final = 1.5
 _PROBE_MIB: Final = 256
@@ -46,12 +46,13 @@ def measure(run: Run) -> Findings:
     """Hold the managed heap with a healthy receiver and with a stalled one, in turns, and time the spool's disk beside them."""
     plan = run.plan
     crash = Crash(run.machine.corpus(corpora.HEAP, plan.mib), plan.mib)
-    healthy, stalled, rates, needed = [], [], [], []
+    healthy, stalled, rates, needed, settled = [], [], [], [], []
     with closing(PipeHandler(run.machine)) as well, closing(_Stalled(run.machine)) as unwell:
         for turn in range(plan.runs):
             run.tell(f"stall: {turn + 1} of {plan.runs}")
             held = hold(run.machine, well, crash)
             healthy.append(held.hold_s)
+            settled.append(held.settled)
             needed.append(held.settled.stored / 1e6 / held.hold_s)
             stalled.append(hold(run.machine, unwell, crash).hold_s)
             rates.append(_disk_rate(run.machine))
@@ -59,6 +60,7 @@ def measure(run: Run) -> Findings:
     trouble = (
         f"the disk is slower than the {number(spread(needed).median)} MB/s that the healthy hold compresses to" if slow else ""
     )
+    trouble = trouble or doubt_of(settled)
     what = f"hold, {plan.mib} MiB managed heap, receiver stalled"
     cells = (("the spool's disk, written and fsynced", text_of(rates, "MB/s")), ("the compressed stream", text_of(needed, "MB/s")))
     grid = Grid("The spool's disk beside a stalled receiver", ("what", "rate"), cells)

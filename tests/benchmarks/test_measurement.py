@@ -9,12 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import benchmark
+import long_lists
 import pytest
 from benchmarks import corpora, kinds, machine, plan, profile, table, takers
 from benchmarks.figures import BenchError
 from benchmarks.table import BEGIN, END, HOLDS, SKIPPED, Findings, Row
 
 from securecore.errors import BusyError
+from securecore.names import Address
+from securecore.sender.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -186,6 +189,33 @@ def test_a_handler_that_fails_is_no_figure(run: plan.Run, words: str, code: str)
 
 
 @needs_compiler
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="the handler's spool has a user of its own")
+def test_what_went_to_the_spool_is_delivered_and_said(run: plan.Run, tmp_path: Path) -> None:
+    """Where a receiver is slower than the core, the crash was held, and all of it arrives: a figure, though not one to judge."""
+    core = corpora.make("program text", tmp_path / "core", 2)
+    taker = takers.PipeHandler(run.machine)
+    handler, program, settings = taker.program, run.machine.fresh("slow"), taker.program.with_name("handler.json")
+    try:
+        takers.write_program(program, f'#!/bin/sh\n{handler} "$@"\nexit {BusyError.exit_code}\n')
+        taker.watch(program)
+        taker.arm()
+        as_set_up = settings.read_bytes()
+        settings.write_bytes(load_settings(str(settings))._replace(receivers=(Address("127.0.0.1:1"),)).encode())
+        with core.open("rb") as source:
+            subprocess.run([str(run.machine.weigher), str(program), *machine.own_arguments()], stdin=source, check=True)
+        settings.write_bytes(as_set_up)
+        settled = taker.settle()
+    finally:
+        taker.close()
+
+    assert settled.was_spooled
+    assert settled.stored > 0
+    assert takers.doubt_of([settled, settled._replace(was_spooled=False)]).startswith("in 1 of 2 the receiver was too slow")
+    assert takers.doubt_of([settled._replace(was_spooled=False)]) == ""
+
+
+@needs_compiler
 def test_whoever_weighs_does_not_hold_the_pipe(run: plan.Run) -> None:
     """The crashed process is let go when the handler lets go of its core, and not when the handler ends."""
     program, reading_ends = run.machine.fresh("closing"), run.machine.fresh("fifo")
@@ -227,6 +257,13 @@ def test_a_pipeline_carries_what_it_is_given(run: plan.Run, tmp_path: Path) -> N
     assert settled.stored == (tmp_path / "got").stat().st_size
     assert subprocess.run(["zstd", "-dqc", str(tmp_path / "got")], capture_output=True, check=True).stdout == core.read_bytes()
     assert settled.receiver_cpu_s is not None
+
+
+@pytest.mark.slow
+def test_a_list_that_fails_is_no_figure_and_does_not_end_the_run(tmp_path: Path) -> None:
+    """Its row says why; what was measured before is shown all the same."""
+    with pytest.raises(BenchError, match=r"list has failed: .*nothing"):
+        long_lists._list(tmp_path / "nothing", [])
 
 
 @pytest.mark.parametrize("words", [["--rows", "nothing"], ["--runs", "0"], ["--mib", "x"], ["--scale", "1", "--log", "1"]])
