@@ -59,9 +59,12 @@ def snapshot(
     thread = _open_thread(arguments.tid, directory)
     try:
         program = ProgramReader(thread, held)
-        process = _process(directory, thread, proc)
-        meanwhile()
-        process.fields.update(program.finish())
+        try:
+            process = _process(directory, thread, proc)
+            meanwhile()
+        finally:
+            told = program.finish()  # Whatever fails: the child may hang in a file of the crashed process's making.
+        process.fields.update(told)
     finally:
         os.close(thread)
         os.close(directory)

@@ -304,3 +304,22 @@ def test_what_comes_next_is_begun_while_the_program_is_read(proc: Proc, monkeypa
 
     assert found["metadata"] == VERIFIED
     assert order == ["begun", "meanwhile", "waited for"]
+
+
+def test_what_fails_meanwhile_leaves_no_child(proc: Proc, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child that reads the program is root's at first, and may hang where the program wants it: it is ended in any case."""
+    ended: list[int] = []
+
+    class Watched(ProgramReader):
+        def finish(self) -> dict[str, Any]:
+            ended.append(self.child)
+            return super().finish()
+
+    def fail() -> None:
+        raise ImportError("no tally")
+
+    monkeypatch.setattr(procfs, "ProgramReader", Watched)
+    with pytest.raises(ImportError):
+        snapshot(KernelArguments(4711, 4711, 33, 34, 11, 1, 0, 1, 3), str(proc.path), meanwhile=fail)
+
+    assert len(ended) == 1
