@@ -1,6 +1,6 @@
 """``securecore list``: the dumps in a store."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import date, datetime
 from functools import cache, lru_cache
 from itertools import chain
@@ -12,6 +12,7 @@ from securecore import limits
 from securecore.cli import options, terminal
 from securecore.cli.options import host_option, json_option, store_option
 from securecore.cli.state import State
+from securecore.errors import StorageError
 
 if TYPE_CHECKING:
     from securecore.store.forms import Line
@@ -50,11 +51,21 @@ def command(store_path: str, host_text: str | None, since: datetime | None, as_j
             if as_json:
                 _print_documents(catalogue.listed(DOCUMENT, host, since))
                 return
-            rows = list(map(_Cells().of, catalogue.listed(LINE, host, since)))
+            rows = _rows(catalogue.listed(LINE, host, since), store.path)
     if not rows:
         click.echo("no dumps" + (f" of {host}" if host else ""))
     else:
         terminal.table(("ID", "RECEIVED", "HOST", "PROGRAM", "SIGNAL", "SIZE", "STORED", "STATE"), rows)
+
+
+def _rows(lines: "Iterable[Line]", path: str) -> list[tuple[str, ...]]:
+    """Return the cells of *lines*; raises StorageError when the disk has made something else of a field than there can be."""
+    try:
+        return list(map(_Cells().of, lines))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise StorageError(
+            f"the catalogue says of a dump what cannot be: {error}", hint=f"remove {path}/catalogue.sqlite: it is made again"
+        ) from error
 
 
 def _print_documents(documents: Iterator[str]) -> None:
