@@ -126,8 +126,9 @@ MAX_CONFIGURATION_BYTES: Final = MIB
 """receiver.toml: in practice 5 KiB; ten thousand hosts with a quota of their own take about 800."""
 
 HOLD_BUDGET_S: Final = 10.0
-"""How long a crashed process may stand still for the network in all, while there is a spool: as long as the wire may
-stand still, so that a receiver which takes each frame just in time gains nothing. On a wire that keeps up it never stands still."""
+"""How long a crashed process may stand still for the network in all at the most, while there is a spool: as long as the wire may
+stand still, so that a receiver which takes each frame just in time gains nothing. Most cores have less: a share of what draining
+them takes (sender/allowance.py). On a wire that keeps up it never stands still."""
 
 RING_BYTES: Final = 16 * MIB
 """Frames sent but not yet acknowledged that the sender keeps in memory: a quarter of the handler's 64 MiB."""
