@@ -93,6 +93,9 @@ ExecStopPost=+{interpreter} -I -m securecore.cli.machine.handover pipe
 ExecReload=/bin/kill -HUP $MAINPID
 Restart=always
 RestartSec=1s
+# Since systemd 254 OnFailure= comes between two starts as well, and its timers would have the agent given up after its first end.
+# So it does not; an earlier systemd, which has no such line, passes it over.
+RestartMode=direct
 # Children that take a core end it in good order when the agent says so.
 KillMode=mixed
 TimeoutStopSec={stop_s}s
