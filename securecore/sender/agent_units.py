@@ -25,7 +25,8 @@ _STARTS_WITHIN_S: Final = 60
 the handler has the crashes."""
 
 _STOP_S: Final = 90
-"""For cores that are being taken when the agent is told to stop, and for the steps behind that; what systemd gives anybody."""
+"""For cores that are being taken when the agent is told to stop, and for the steps behind that, the last of which kills whoever is
+left (agent_limits.py); what systemd gives anybody."""
 
 CAPABILITIES: Final = ("CAP_SETUID", "CAP_SETGID", "CAP_DAC_READ_SEARCH", "CAP_SYS_PTRACE", "CAP_SYSLOG", "CAP_KILL")
 """In this order: to become the handler's user; to open settings, key and spool, whoever owns them; to read /proc of a crashed
@@ -96,8 +97,10 @@ RestartSec=1s
 # Since systemd 254 OnFailure= comes between two starts as well, and its timers would have the agent given up after its first end.
 # So it does not; an earlier systemd, which has no such line, passes it over.
 RestartMode=direct
-# Children that take a core end it in good order when the agent says so.
-KillMode=mixed
+# The agent ends its children itself, when it is told to stop. One that was killed leaves them their cores: they settle these, and
+# end. And when memory is short the children are the first to go (confinement.py): that has not to cost the others their cores.
+KillMode=process
+OOMPolicy=continue
 TimeoutStopSec={stop_s}s
 UMask=0077
 # The kernel's own mark of a handler (fs/coredump.c), which the agent gives its children, and 0 could not be raised to it.

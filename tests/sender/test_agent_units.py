@@ -66,6 +66,12 @@ def test_an_agent_that_has_ended_is_started_again_before_anything_takes_its_plac
     assert (values(service(), "Restart"), values(service(), "RestartMode")) == (["always"], ["direct"])
 
 
+def test_one_child_that_is_killed_costs_no_other_its_dump() -> None:
+    """That the OOM killer ends a child does not stop the service, nor does the agent's own end have its children killed."""
+    assert values(service(), "OOMPolicy") == ["continue"]
+    assert values(service(), "KillMode") == ["process"]
+
+
 def test_an_agent_may_write_nowhere_but_to_spool_and_identity() -> None:
     """A path that would say more in a unit is refused."""
     assert values(service(), "ProtectSystem") == ["strict"]
