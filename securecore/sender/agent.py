@@ -17,6 +17,7 @@ chores are due now. The settings need no reload, for each crash reads them.
 """
 
 import errno
+import fnmatch  # noqa: F401  # as the modules of ours below
 import gc
 import os
 import resource
@@ -46,6 +47,7 @@ from securecore.sender import (  # noqa: F401  # what a child would otherwise lo
     settings,
     spool_directory,
     tally,
+    transfer,
 )
 from securecore.sender.agent_children import become, reap, send_signal, start_child
 from securecore.sender.agent_socket import Listener
