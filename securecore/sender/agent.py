@@ -111,7 +111,7 @@ class Agent:
         now = time.monotonic()
         times = [planned.next_at for planned in self._chores if self._is_listening or planned.pid]
         times += [moment for moment in (self._stop_at, self._kill_at) if moment is not None]
-        if self._retry_at > now:
+        if self._retry_at > now or (self._waiting and self._has_place):
             times.append(self._retry_at)
         elif self._may_accept:
             poll.register(self._listener.socket, select.POLLIN)
@@ -122,8 +122,12 @@ class Agent:
             pass
 
     @property
+    def _has_place(self) -> bool:
+        return len(self._crashes) < agent_limits.PLACES
+
+    @property
     def _may_accept(self) -> bool:
-        return self._is_listening and not self._waiting and len(self._crashes) < agent_limits.PLACES
+        return self._is_listening and not self._waiting and self._has_place
 
     def _hear_signals(self) -> None:
         told, self._told = self._told, set()
@@ -192,7 +196,7 @@ class Agent:
             return None
 
     def _serve_waiting(self) -> None:
-        while self._waiting and len(self._crashes) < agent_limits.PLACES and self._retry_at <= time.monotonic():
+        while self._waiting and self._has_place and self._retry_at <= time.monotonic():
             connection = self._waiting[0]
             if not self._is_of_ours(connection):
                 connection.setblocking(True)

@@ -69,6 +69,7 @@ def lines(notes: Path, count: int) -> list[list[str]]:
 def connect(agent: RunningAgent) -> bytes:
     """Connect as somebody who is not the kernel, and return what is answered."""
     with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.settimeout(60)
         stranger.connect(str(agent.socket))
         return stranger.recv(16)
 
@@ -101,6 +102,18 @@ def test_strangers_cost_no_place(installed: Installed, tmp_path: Path) -> None:
 
     assert answers == {b""}
     assert stopped == 0
+
+
+def test_who_waits_for_a_process_is_served_though_the_moment_has_passed(installed: Installed, tmp_path: Path) -> None:
+    """A machine without a process to spare may be so busy that the time of the next try is over before the agent looks."""
+    refusing = (
+        "from securecore.sender import agent\nstart, refusals = agent.start_child, [1, 2]\n"
+        "def refuse(*words):\n    if refusals:\n        raise BlockingIOError(refusals.pop(), 'no process')\n"
+        "    return start(*words)\n"
+        "agent.start_child, agent._RETRY_S = refuse, 0\n"
+    )
+    with running_agent(installed, tmp_path, refusing) as agent:
+        assert connect(agent) == b""
 
 
 def test_a_chore_comes_again_and_again(installed: Installed, tmp_path: Path, notes: Path) -> None:
