@@ -30,13 +30,14 @@ def command(settings_path: str, socket_path: str, no_chores: bool) -> int:
     """
     from securecore.errors import ConfigError
     from securecore.sender import agent, agent_chores, privileges
-    from securecore.sender.agent_socket import open_listener
+    from securecore.sender.agent_socket import find_readiness, open_listener
 
     if os.geteuid() != 0:
         raise ConfigError("the agent needs root, to see who has crashed and to become its own user", hint="`sudo securecore agent`")
     privileges.forbid_own_core()
     os.umask(0o077)
+    tell_ready = find_readiness(os.environ)
     listener = open_listener(socket_path, os.environ, os.getpid())
     chores = [] if no_chores else agent_chores.plan([sys.executable, "-I", "-m", __package__ + ".main"], settings_path)
-    agent.Agent(listener, settings_path, chores).serve()
+    agent.Agent(listener, settings_path, chores).serve(tell_ready)
     return 0

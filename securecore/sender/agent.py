@@ -79,11 +79,12 @@ class Agent:
         self._stop_at: float | None = None
         self._reading, self._writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
-    def serve(self) -> None:
-        """Serve until SIGTERM or SIGINT, and return once no child is left."""
+    def serve(self, tell_ready: Callable[[], None] = lambda: None) -> None:
+        """Serve until SIGTERM or SIGINT, and return once no child is left; *tell_ready* is called once crashes may come."""
         self._take_signals()
         warm_up()
         log("agent-ready", socket=self._listener.path, places=agent_limits.PLACES)
+        tell_ready()
         while self._is_listening or self._crashes or self._waiting or any(planned.pid for planned in self._chores):
             self._wait()
             self._hear_signals()

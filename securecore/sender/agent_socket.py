@@ -9,13 +9,14 @@ there is anybody's.
 import fcntl
 import os
 import stat
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from errno import ENOENT
-from socket import AF_UNIX, SO_ACCEPTCONN, SO_TYPE, SOCK_STREAM, SOL_SOCKET, socket
+from socket import AF_UNIX, SO_ACCEPTCONN, SO_TYPE, SOCK_DGRAM, SOCK_STREAM, SOL_SOCKET, socket
 from typing import Final, NamedTuple
 
 from securecore.errors import BusyError, ConfigError, StorageError
 from securecore.sender import agent_limits
+from securecore.sender.system_log import log
 
 _PATH_MAX: Final = 107
 """Bytes: sun_path of unix(7) has 108, one of them for the end."""
@@ -67,6 +68,22 @@ def open_listener(path: str, environment: MutableMapping[str, str], pid: int) ->
             raise
     finally:
         os.close(directory)
+
+
+def find_readiness(environment: MutableMapping[str, str]) -> Callable[[], None]:
+    """Return what tells systemd by sd_notify(3) that crashes may come, where it waits for that; its variable is taken away."""
+    place = environment.pop("NOTIFY_SOCKET", "")
+
+    def tell() -> None:
+        try:
+            with socket(AF_UNIX, SOCK_DGRAM) as systemd:
+                # A name that begins with @ is one of Linux's own, without a file (unix(7)).
+                systemd.connect(f"\0{place[1:]}" if place.startswith("@") else place)
+                systemd.send(b"READY=1")
+        except OSError as error:
+            log("untidy", error=f"{place}: systemd is not told that the agent is ready: {error.strerror}")
+
+    return tell if place else lambda: None
 
 
 def check_path(path: str) -> None:

@@ -1,7 +1,7 @@
 """What the files say that keep the agent and its socket: pure text, as installation.py has it for the handler.
 
 systemd makes the socket and keeps it while the agent is started again; what connects meanwhile waits in its backlog. core_pattern
-leads to the socket only while the agent runs: when it has started, and before it stops, its unit has cli/machine/handover.py change
+leads to the socket only while the agent runs: when it is ready, and before it stops, its unit has cli/machine/handover.py change
 the pattern. At all other times, at boot above all, the kernel starts the handler for each crash, as sysctl.d has it. A socket that
 is there from the first moment of a boot on would lose no more, and could hold the boot up: a process that crashes before the agent
 can run is held until it does, and the agent may wait for the very unit of that process.
@@ -85,7 +85,8 @@ StartLimitIntervalSec={within}s
 StartLimitBurst={starts}
 
 [Service]
-Type=exec
+# It is started once it says that crashes may come (sd_notify(3)): what cannot start has the kernel handed over to it at no time.
+Type=notify
 ExecStart={interpreter} -I -m securecore.cli.main agent
 # The kernel connects to the agent while it runs, and starts the handler for each crash at all other times.
 ExecStartPost=+{interpreter} -I -m securecore.cli.machine.handover agent

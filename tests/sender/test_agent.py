@@ -168,6 +168,24 @@ def test_sighup_brings_a_chore_forward(installed: Installed, tmp_path: Path, not
     assert alive
 
 
+def test_it_tells_systemd_once_crashes_may_come(installed: Installed, tmp_path: Path) -> None:
+    """Then its socket is there, so the kernel is not handed over to an agent that cannot start; no child does so."""
+    place = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(place))
+        systemd.settimeout(60)
+        with running_agent(installed, tmp_path, f"import os; os.environ['NOTIFY_SOCKET'] = {str(place)!r}") as agent:
+            told = systemd.recv(100)
+            answer = connect(agent)
+            agent.wait_until_idle()
+            agent.stop()
+        systemd.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            systemd.recv(100)
+
+    assert (told, answer) == (b"READY=1", b"")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_ends_with_0_and_takes_its_socket_away(installed: Installed, tmp_path: Path, number: signal.Signals) -> None:
     """A person's Ctrl-C is the same as systemd's stop."""

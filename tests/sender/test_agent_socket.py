@@ -13,7 +13,7 @@ import pytest
 
 from securecore.errors import BusyError, ConfigError, SecurecoreError, StorageError
 from securecore.sender import agent_limits
-from securecore.sender.agent_socket import Listener, check_path, open_listener
+from securecore.sender.agent_socket import Listener, check_path, find_readiness, open_listener
 
 
 @pytest.fixture
@@ -233,6 +233,25 @@ def test_variables_for_another_process_are_not_ours(place: Path) -> None:
 
     assert made.is_own
     assert environment == {}
+
+
+@pytest.mark.parametrize("is_abstract", [False, True])
+def test_who_is_waited_for_says_that_it_is_ready(tmp_path: Path, is_abstract: bool) -> None:
+    """At either kind of place that sd_notify(3) knows; the variable is taken away, for nobody waits for the children."""
+    place = f"@{tmp_path}" if is_abstract else str(tmp_path / "notify")
+    environment = {"NOTIFY_SOCKET": place, "HOME": "/"}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(place.replace("@", "\0"))
+        find_readiness(environment)()
+
+        assert systemd.recv(100) == b"READY=1"
+    assert environment == {"HOME": "/"}
+
+
+@pytest.mark.parametrize("environment", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "/nowhere/notify"}])
+def test_where_nobody_waits_nobody_is_told(environment: dict[str, str]) -> None:
+    """Started by hand, or by somebody who is gone by now."""
+    find_readiness(environment)()
 
 
 def test_nothing_is_left_open_by_a_refusal(place: Path, listening: Listener) -> None:

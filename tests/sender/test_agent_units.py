@@ -53,9 +53,10 @@ def test_only_root_gets_to_the_socket_and_its_backlog_is_bounded() -> None:
 
 
 def test_the_kernel_goes_by_the_agent_only_while_it_runs() -> None:
-    """It is told when the agent has started, and the other thing before it stops and whenever it has ended; with all rights."""
+    """With all rights it is told so when the agent is ready, and the other thing before it stops and whenever it has ended."""
     start = [f"+/bin/true -I -m securecore.cli.machine.handover {way}" for way in ("agent", "pipe")]
 
+    assert values(service(), "Type") == ["notify"]
     assert values(service(), "ExecStartPost") == start[:1]
     assert values(service(), "ExecStop") == values(service(), "ExecStopPost") == start[1:]
 

@@ -1,7 +1,7 @@
 """How the kernel hands cores over: by a pipe to the handler that it starts, or by connecting to the agent's socket.
 
 ``python -I -m securecore.cli.machine.handover agent`` has the kernel connect to the agent, and ``... pipe`` has it start the
-handler again. The agent's unit runs the one when the agent has started, the other before it stops and when it has ended
+handler again. The agent's unit runs the one when the agent is ready, the other before it stops and when it has ended
 (agent_units.py). A pattern that is not one of these two is somebody else's, and stays.
 """
 
