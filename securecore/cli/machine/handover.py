@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from securecore import limits
 from securecore.cli.machine.kernel_setting import CORE_PATTERN, read_setting, set_sysctl
 from securecore.cli.machine.root import Root
 from securecore.errors import ConfigError, SecurecoreError
@@ -29,6 +30,8 @@ _SYSTEMD: Final = "/run/systemd/system"
 """There while systemd runs the machine (sd_booted(3))."""
 _SOCKETS: Final = "/proc/1/net/unix"
 """Of init's network namespace: the kernel looks the socket up there, whoever crashes. /proc/net itself is a link."""
+_SOCKETS_BYTES: Final = 64 * limits.MIB
+"""A line of it has 54 bytes and the socket's path: of half a million sockets."""
 _ACCEPTS: Final = 0x10000
 """__SO_ACCEPTCON of uapi/linux/net.h: listen(2) was called."""
 _STREAM: Final = 1
@@ -74,7 +77,7 @@ def is_awake(root: Root) -> bool:
 
 def is_listening(root: Root, socket: str = installation.AGENT_SOCKET) -> bool:
     """Return whether somebody listens on *socket*, without connecting to it; raises StorageError when the kernel does not say."""
-    found = root.find(_SOCKETS)
+    found = root.find(_SOCKETS, _SOCKETS_BYTES)
     lines = found.content.decode("utf-8", "replace").splitlines()[1:] if found is not None else []
     return any(_listens_on(line.split(" "), socket) for line in lines)
 

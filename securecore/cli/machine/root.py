@@ -55,16 +55,16 @@ class Root:
         """Return the path as this machine sees it: below the root directory."""
         return path if self.is_live else f"{self.path}{path}"
 
-    def find(self, path: str) -> Found | None:
+    def find(self, path: str, max_bytes: int = MAX_FILE_BYTES) -> Found | None:
         """Return the regular file at *path*, None when there is nothing."""
         with self._about(path), self._parent(path) as (parent, name):
             fd = None if parent is None else files.open_file(name, parent)
             if fd is None:
                 return None
             with os.fdopen(fd, "rb") as file:
-                status, content = os.fstat(fd), file.read(MAX_FILE_BYTES + 1)
-        if len(content) > MAX_FILE_BYTES:
-            raise StorageError(f"{self.outside(path)}: longer than any file that set-up replaces")
+                status, content = os.fstat(fd), file.read(max_bytes + 1)
+        if len(content) > max_bytes:
+            raise StorageError(f"{self.outside(path)}: longer than any file that set-up knows")
         return Found(content, stat.S_IMODE(status.st_mode), (status.st_uid, status.st_gid))
 
     def status(self, path: str) -> os.stat_result | None:

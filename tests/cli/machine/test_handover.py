@@ -84,6 +84,16 @@ def test_a_line_that_is_none_is_passed_over(line: str, tmp_path: Path) -> None:
         assert not handover.is_listening(root, "/a")
 
 
+def test_a_machine_with_many_sockets_is_looked_at_to_the_end(tmp_path: Path) -> None:
+    """Twenty thousand other sockets of services and sessions, whose lines are longer than any file that set-up writes."""
+    (tmp_path / "proc/1/net").mkdir(parents=True)
+    others = "0000: 00000002 00000000 00010000 0001 01 5 /run/user/1000/systemd/private\n" * 20_000
+    (tmp_path / "proc/1/net/unix").write_text(f"Num RefCount Protocol Flags Type St Inode Path\n{others}0: 2 0 10000 1 1 5 /a\n")
+    with Root(tmp_path) as root:
+        assert handover.is_listening(root, "/a")
+        assert not handover.is_listening(root, "/b")
+
+
 @needs_kernel
 @has_sockets
 def test_the_kernel_goes_by_the_agent_while_somebody_listens(place: str) -> None:
