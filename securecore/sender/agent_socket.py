@@ -1,9 +1,9 @@
 """The socket that the agent listens at: handed over by systemd, or made here.
 
 Whoever reaches it can have the agent begin with a crash that is none, and could take the place of the agent's own socket; so it is
-0600 in a directory of root's that nobody else may enter, and no part of the way is a link: the kernel follows none either
-(LOOKUP_NO_SYMLINKS of fs/coredump.c, Linux 6.17). A lock beside it keeps two agents apart, and tells whether a socket that lies
-there is anybody's.
+0600 in a directory of root's that nobody else may enter or put aside, and no part of the way is a link: the kernel follows none
+either (LOOKUP_NO_SYMLINKS of fs/coredump.c, Linux 6.17). A lock beside it keeps two agents apart, and tells whether a socket that
+lies there is anybody's.
 """
 
 import fcntl
@@ -55,6 +55,7 @@ def open_listener(path: str, environment: MutableMapping[str, str], pid: int) ->
     over is something else; BusyError where another agent listens there; StorageError where the disk refuses.
     """
     check_path(path)
+    _check_way(os.path.dirname(path))
     handed = _find_handed(environment, pid)
     directory = _open_directory(os.path.dirname(path))
     try:
@@ -122,6 +123,22 @@ def _check_handed(handed: socket, directory: int, path: str) -> socket:
     handed.listen(agent_limits.BACKLOG)
     handed.setblocking(False)
     return handed
+
+
+def _check_way(directory: str) -> None:
+    """Raise ConfigError where others than root could put the directory of the socket aside, or one above it, for one of theirs."""
+    above = directory
+    while above != "/":
+        above = os.path.dirname(above)
+        try:
+            found = os.stat(above, follow_symlinks=False)
+        except OSError:
+            continue  # Then the directory cannot be made either, which is said next.
+        # In a sticky directory, as /tmp is, nobody moves what is another's (unlink(2), EPERM).
+        is_open = bool(found.st_mode & 0o022) and not found.st_mode & stat.S_ISVTX
+        if is_open or found.st_uid not in (0, os.geteuid()):
+            words = f"{above}: others than root may put what is in it aside, and take the kernel's cores"
+            raise ConfigError(words, hint="a place below /run, where only root writes")
 
 
 def _open_directory(path: str) -> int:

@@ -104,6 +104,30 @@ def test_a_directory_that_others_may_enter_is_refused(place: Path, mode: int) ->
     assert "chmod 700" in (refused.value.hint or "")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+@pytest.mark.parametrize("how", ["writable by all", "writable by a group", "another's"])
+def test_a_place_that_others_could_put_aside_is_refused(how: str, tmp_path: Path) -> None:
+    """Whoever may rename a directory on the way has the kernel find another, and hand every core of the machine over there."""
+    above = tmp_path / "above"
+    (above / "between").mkdir(parents=True, mode=0o755)
+    if how == "another's":
+        os.chown(above, 1000, 0)
+    else:
+        above.chmod(0o777 if how == "writable by all" else 0o775)
+    with pytest.raises(ConfigError, match=f"^{above}: others than root may") as refused:
+        open_listener(str(above / "between" / "own" / "coredump.sock"), {}, os.getpid())
+
+    assert refused.value.hint
+    assert list((above / "between").iterdir()) == []
+
+
+def test_a_directory_where_nobody_moves_what_is_anothers_is_no_obstacle(tmp_path: Path) -> None:
+    """The sticky bit, as of /tmp."""
+    (tmp_path / "above").mkdir()
+    (tmp_path / "above").chmod(0o1777)
+    open_listener(str(tmp_path / "above" / "own" / "coredump.sock"), {}, os.getpid()).close()
+
+
 def test_a_linked_directory_is_refused(place: Path, tmp_path: Path) -> None:
     """The kernel follows no link on its way, so nobody would be found there."""
     (tmp_path / "real").mkdir(mode=0o700)
