@@ -12,7 +12,7 @@ EPILOG: Final = f"""\b
 Examples:
   securecore agent
   securecore agent --settings /etc/securecore/handler.json --socket {AGENT_SOCKET}
-  sysctl kernel.core_pattern=@@{AGENT_SOCKET}            as `securecore setup sender` does it for good
+  securecore setup sender --kernel agent              has systemd run it, and the kernel connect to it
 """
 
 
@@ -25,8 +25,11 @@ def command(settings_path: str, socket_path: str, no_chores: bool) -> int:
 
     It does what the crash handler does, by the same settings, and sooner. It also flushes the spool when that is due, and looks
     once a day whether the certificate is to be renewed. It takes the socket from systemd, or makes it. SIGTERM ends it, with 0,
-    once the crashes that it has are settled; SIGHUP has it look after spool and certificate now. What becomes of each crash stands
-    in the system's log.
+    once the crashes that it has are settled; SIGHUP has it see now to what is due of spool and certificate. What becomes of each
+    crash stands in the system's log.
+
+    The kernel connects where core_pattern leads it: `securecore setup sender` has that changed when the agent is ready, and back
+    when it ends.
     """
     from securecore.errors import ConfigError
     from securecore.sender import agent, agent_chores, privileges

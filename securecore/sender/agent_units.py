@@ -2,9 +2,9 @@
 
 systemd makes the socket and keeps it while the agent is started again; what connects meanwhile waits in its backlog. core_pattern
 leads to the socket only while the agent runs: when it is ready, and before it stops, its unit has cli/machine/handover.py change
-the pattern. At all other times, at boot above all, the kernel starts the handler for each crash, as sysctl.d has it. A socket that
-is there from the first moment of a boot on would lose no more, and could hold the boot up: a process that crashes before the agent
-can run is held until it does, and the agent may wait for the very unit of that process.
+the pattern. At all other times, at boot above all, the kernel starts the handler for each crash, as sysctl.d has it. A pattern that
+leads there from the first moment of a boot on would lose no more, and could hold the boot up: a process that crashes before the
+agent can run is held until it does, and the agent may wait for the very unit of that process.
 """
 
 import os
