@@ -178,14 +178,19 @@ def _unit(cgroup: str | None) -> str | None:
 
 def _container(thread: int, cgroup: str | None, proc: str) -> str | None:
     """Return a container's id, "unknown" when the process lives in other namespaces without one; None on the host itself (R5)."""
-    own = _link(None, os.path.join(proc, "self/ns/mnt")), _link(None, os.path.join(proc, "self/ns/pid"))
+    host = _host_namespace("mnt", proc), _host_namespace("pid", proc)
     its = _link(thread, "ns/mnt"), _link(thread, "ns/pid")
-    if its == own and all(own):
+    if its == host and all(host):
         return None
     import re  # only few crashed processes live in a container; loaded, where there is TLS, in any case
 
     identifier = re.search(_CONTAINER_ID, cgroup or "")
     return identifier.group() if identifier else "unknown"
+
+
+def _host_namespace(name: str, proc: str) -> str:
+    """Return init's namespace; our own where init's is not to be read. The agent's unit gives it mounts that are not the host's."""
+    return _link(None, os.path.join(proc, "1/ns", name)) or _link(None, os.path.join(proc, "self/ns", name))
 
 
 def _link(directory: int | None, name: str) -> str:

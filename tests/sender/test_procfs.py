@@ -217,6 +217,21 @@ def test_a_container_is_told_by_its_namespaces_and_its_id(proc: Proc) -> None:
     assert proc.snapshot()["container"] == identifier
 
 
+def test_a_reader_with_mounts_of_its_own_takes_no_process_for_a_container_s(proc: Proc) -> None:
+    """R5: the host is where init is. The unit of the agent gives it mounts of its own; a process in those is still told apart."""
+    (proc.path / "1/ns").mkdir(parents=True)
+    for name in ("mnt", "pid"):
+        (proc.path / "1/ns" / name).symlink_to(f"{name}:[1]")
+    (proc.path / "self/ns/mnt").unlink()
+    (proc.path / "self/ns/mnt").symlink_to("mnt:[2]")
+    on_the_host = proc.snapshot()
+    (proc.process / "ns/mnt").unlink()
+    (proc.process / "ns/mnt").symlink_to("mnt:[2]")
+
+    assert "container" not in on_the_host
+    assert proc.snapshot()["container"] == "unknown"
+
+
 @pytest.mark.parametrize("missing", ["4711/ns", "self/ns"])
 def test_namespaces_that_cannot_be_read_are_a_container_s(proc: Proc, missing: str) -> None:
     """R5: the answer in doubt is that it is one, also where our own cannot be read either."""
