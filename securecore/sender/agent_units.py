@@ -107,6 +107,7 @@ UMask=0077
 # The kernel's own mark of a handler (fs/coredump.c), which the agent gives its children, and 0 could not be raised to it.
 LimitCORE=1
 CapabilityBoundingSet={capabilities}
+# No ProtectHostname=: a report has the machine's name as it is at the crash, and that would keep the one of the agent's start.
 NoNewPrivileges=yes
 ProtectSystem=strict
 ReadWritePaths={directory} -{spool} -{identity}
@@ -115,7 +116,6 @@ DevicePolicy=closed
 DeviceAllow=/dev/kmsg r
 ProtectClock=yes
 ProtectControlGroups=yes
-ProtectHostname=yes
 ProtectKernelModules=yes
 ProtectKernelTunables=yes
 RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
@@ -126,6 +126,7 @@ LockPersonality=yes
 MemoryDenyWriteExecute=yes
 SystemCallArchitectures=native
 SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
 
 [Install]
 WantedBy=multi-user.target

@@ -73,6 +73,22 @@ def test_one_child_that_is_killed_costs_no_other_its_dump() -> None:
     assert values(service(), "KillMode") == ["process"]
 
 
+def test_the_agent_reports_the_hosts_name_as_it_is_at_the_crash() -> None:
+    """ProtectHostname= would keep the name of the agent's start; without CAP_SYS_ADMIN it cannot change it anyhow."""
+    assert values(service(), "ProtectHostname") == []
+    assert "CAP_SYS_ADMIN" not in values(service(), "CapabilityBoundingSet")[0].split(" ")
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [service().encode(), installation.flush_service("/bin/true"), renewal_units.renew_service("/bin/true", IDENTITY)],
+    ids=["agent", "flush", "renew"],
+)
+def test_a_call_that_is_forbidden_fails_and_kills_nobody(unit: bytes) -> None:
+    """What a later C library tries first, it has another way for; a signal would cost the core that is being taken."""
+    assert values(unit.decode(), "SystemCallErrorNumber") == ["EPERM"]
+
+
 def test_an_agent_may_write_nowhere_but_to_spool_and_identity() -> None:
     """A path that would say more in a unit is refused."""
     assert values(service(), "ProtectSystem") == ["strict"]
