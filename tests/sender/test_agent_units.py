@@ -1,5 +1,6 @@
 """The agent's units, and those of the renewal: systemd understands them, and what they run can live with what they forbid."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from securecore.errors import ConfigError
-from securecore.sender import agent_units, installation, renewal_units
+from securecore.sender import agent_units, installation, renewal_units, stateless
 
 IDENTITY = "/etc/securecore/identity"
 SPOOL = "/var/lib/securecore/spool"
@@ -98,6 +99,13 @@ def test_an_agent_may_write_nowhere_but_to_spool_and_identity() -> None:
             agent_units.agent_service("/bin/true", *paths)
     with pytest.raises(ConfigError, match="systemd unit"):
         renewal_units.renew_service("/bin/true", "/a b")
+
+
+def test_an_agent_can_note_that_it_has_said_a_line() -> None:
+    """Without a spool that is what keeps a storm from filling the log. Of all of /run its unit lets it write beside its socket."""
+    writable = values(service(), "ReadWritePaths")[0].split(" ")
+
+    assert os.path.dirname(stateless.STAMPS[0]) in writable
 
 
 def test_a_renewal_is_spread_over_the_day_and_made_up_for() -> None:

@@ -71,7 +71,7 @@ def test_without_a_spool_a_crash_now_and_then_has_its_lines(
 ) -> None:
     """Nothing counts them there, and whoever crashes on and on must not fill the log: why it is so, and what was declined."""
     stamp = tmp_path / "stamp"
-    monkeypatch.setattr(stateless, "STAMP", str(stamp))
+    monkeypatch.setattr(stateless, "STAMPS", (str(tmp_path / "none/stamp"), str(stamp)))
     monkeypatch.setattr(tally.privileges, "drop", lambda uid, gid: None)
     admission = Admission(rules=(Rule(EXCLUDE),))
 
@@ -96,7 +96,7 @@ def test_without_a_spool_a_crash_now_and_then_has_its_lines(
 
 def test_where_nothing_can_be_noted_every_line_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As without the directory, or where what stands there is no file."""
-    monkeypatch.setattr(stateless, "STAMP", str(tmp_path / "none/stamp"))
+    monkeypatch.setattr(stateless, "STAMPS", (str(tmp_path / "none/stamp"), "/dev/full/stamp"))
 
     assert [stateless.is_due(NOW) for _ in range(3)] == [True] * 3
 
