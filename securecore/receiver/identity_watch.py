@@ -30,7 +30,8 @@ class IdentityWatch:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._taken = self._last = _stamp(path)
+        self._taken: _Stamp | None = _stamp(path)
+        self._last: _Stamp | None = self._taken
 
     def look(self, path: Path) -> bool:
         """Return whether the directory, now at *path*, has changed and is at rest again; then it counts as taken.
@@ -39,8 +40,8 @@ class IdentityWatch:
         """
         found = _stamp(path)
         if path != self._path:
-            # Whoever has changed the path has had it loaded.
-            self._path, self._taken = path, found
+            # Whoever has changed the path has had it loaded, but nobody knows what it looked like then: once more is no harm.
+            self._path, self._taken, self._last = path, None, None
         is_at_rest, self._last = found == self._last, found
         if found == self._taken or not is_at_rest:
             return False
