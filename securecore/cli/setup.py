@@ -326,7 +326,8 @@ def _systemctl(root: Root, *commands: list[str], is_optional: bool = False) -> N
     for arguments in commands:
         answer = subprocess.run(["systemctl", *arguments], capture_output=True, check=False, text=True)
         if answer.returncode != 0 and not is_optional:
-            _warn([f"systemctl {' '.join(arguments)}: {answer.stderr.strip().splitlines()[-1:] or answer.returncode}"])
+            said = answer.stderr.strip().splitlines() or [f"ended with {answer.returncode}"]
+            _warn([f"systemctl {' '.join(arguments)}: {said[-1]}"])
 
 
 def _say(done: Done) -> None:

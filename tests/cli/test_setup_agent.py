@@ -254,6 +254,17 @@ def test_an_agent_that_does_not_start_is_told(
     assert "because the agent does not run: systemctl status securecore-agent.service" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("said", "words"), [("Job failed.\\nSee journalctl.", "See journalctl."), ("", "ended with 4")])
+def test_what_systemd_refuses_is_told_in_its_words(
+    said: str, words: str, awake: Path, tmp_path: Path, told: Callable[[], list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its last line, or without one the code: a sentence for a person."""
+    (tmp_path / "programs/systemctl").write_text(f"#!/bin/sh\nprintf '{said}' >&2\nexit 4\n")
+    assert setup(awake, "sender", *SENDER) == 0
+    assert told() == []
+    assert f"warning: systemctl restart securecore-agent.service: {words}\n" in capsys.readouterr().err
+
+
 def test_cores_that_are_to_stay_here_need_no_agent(awake: Path) -> None:
     """Local mode has the pipe: its units go with the change, and a kernel that went by the agent starts the handler again."""
     setup(awake, "sender", *SENDER)
