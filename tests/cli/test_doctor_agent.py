@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from securecore.cli.machine import systemd
 from securecore.sender import agent_units, installation, renewal_units
 from tests.support.checkups import NOWHERE, SETUP, Fault, Machine, needs_root, replace_in, tree, write
 from tests.support.machines import awaken, setup
@@ -126,6 +127,28 @@ def test_a_socket_costs_no_core_while_the_handler_has_them(fault: Callable[[Mach
 
     assert seen.code == 0
     assert "so the kernel goes on starting the handler" in seen.find("agent", "warning")["words"]
+
+
+@pytest.mark.parametrize(
+    ("is_handed_back", "is_flushed", "level", "words"),
+    [
+        (False, False, "wrong", "its socket is there, and no agent: crashed processes wait"),
+        (True, False, "wrong", "does not run, nor does securecore-flush.timer: nothing delivers what waits in the spool"),
+        (True, True, "warning", "does not run, and securecore-flush.timer delivers in its place"),
+    ],
+)
+def test_an_agent_that_was_stopped_is_told_with_what_it_costs(
+    is_handed_back: bool, is_flushed: bool, level: str, words: str, agents: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """systemd keeps its socket: nobody waits there once the kernel starts the handler again, but who delivers the spool?"""
+    monkeypatch.setattr(systemd, "is_running", lambda root: True)
+    monkeypatch.setattr(systemd, "is_active", lambda unit: is_flushed and unit == "securecore-flush.timer")
+    if is_handed_back:
+        handler_again(agents)
+    found = agents.doctor("--offline").find("agent", level)
+
+    assert found["words"] == words
+    assert RESTART in (found["remedy"] or "").replace("securecore-agent.socket ", "")
 
 
 @needs_root

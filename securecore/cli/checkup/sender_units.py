@@ -65,8 +65,7 @@ def check_agent(said: SenderConfiguration, root: Root) -> Iterator[Finding]:
 def _socket(root: Root) -> Iterable[Finding]:
     """Yield what is wrong with the socket: where it is, whose, and whether somebody listens; nobody connects to it for that."""
     # While the kernel starts the handler, a socket that is out of order costs no core.
-    is_used = read_setting(CORE_PATTERN, root) == installation.agent_pattern()
-    say, cost = (wrong, "and crashes are lost") if is_used else (warning, "so the kernel goes on starting the handler")
+    say, cost = (wrong, "and crashes are lost") if _is_used(root) else (warning, "so the kernel goes on starting the handler")
     for path, mode, is_kind in ((_DIRECTORY, 0o700, stat.S_ISDIR), (installation.AGENT_SOCKET, 0o600, stat.S_ISSOCK)):
         place, status = root.outside(path), root.status(path)
         if status is None:
@@ -85,7 +84,17 @@ def _socket(root: Root) -> Iterable[Finding]:
         yield say("agent", f"nobody listens at {root.outside(installation.AGENT_SOCKET)}, {cost}", _RESTART)
 
 
+def _is_used(root: Root) -> bool:
+    return read_setting(CORE_PATTERN, root) == installation.agent_pattern()
+
+
 def _runs(root: Root) -> Finding:
+    """Return whether the agent runs; without it the handler has the crashes, but the spool is delivered by nobody, or a timer."""
     if systemd.is_running(root) and not systemd.is_active(sender_units.AGENT_SERVICE):
-        return wrong("agent", "its socket is there, and no agent: crashed processes wait", _RESTART)
+        if _is_used(root):
+            return wrong("agent", "its socket is there, and no agent: crashed processes wait", _RESTART)
+        timer = sender_units.FLUSH_TIMER
+        if not systemd.is_active(timer):
+            return wrong("agent", f"does not run, nor does {timer}: nothing delivers what waits in the spool", _RESTART)
+        return warning("agent", f"does not run, and {timer} delivers in its place", _RESTART)
     return ok("agent", f"listens at {root.outside(installation.AGENT_SOCKET)}")
