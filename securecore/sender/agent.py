@@ -161,8 +161,8 @@ class Agent:
 
     def _conclude_chore(self, planned: Planned, code: int, now: float) -> None:
         planned.put_off(now)
-        if code not in (0, planned.last_code):
-            # Its own words are in the journal of the agent's unit; that it goes on so is no news.
+        if code not in (0, planned.last_code) and self._is_listening:
+            # Its own words are in the journal of the agent's unit. That it goes on so is no news, nor that we end it to stop.
             log("untidy", error=f"{planned.chore.name} has ended with {code}")
         planned.last_code = code
 

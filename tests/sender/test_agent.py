@@ -155,6 +155,21 @@ def test_a_chore_that_hangs_is_in_nobodys_way(installed: Installed, tmp_path: Pa
     assert not Path(f"/proc/{found[1]}").exists()
 
 
+def test_a_chore_that_ends_with_the_agent_is_no_failure(installed: Installed, tmp_path: Path, notes: Path) -> None:
+    """A restart in the middle of a long flush is nobody's to look at: there is no line about its end."""
+    said = tmp_path / "said"
+    telling = (
+        "\nfrom securecore.sender import agent\n"
+        f"agent.log = lambda event, **facts: print(event, file=open({str(said)!r}, 'a'), flush=True)\n"
+    )
+    beginning = planned(notes, "become(['/bin/sleep', '600'])") + telling
+    with running_agent(installed, tmp_path, beginning, options=()) as agent:
+        lines(notes, 1)
+        stopped = agent.stop()
+
+    assert (stopped, said.read_text().split()) == (0, ["agent-ready", "agent-stopped"])
+
+
 def test_sighup_brings_a_chore_forward(installed: Installed, tmp_path: Path, notes: Path) -> None:
     """It would be due in an hour."""
     with running_agent(installed, tmp_path, planned(notes, "return 0"), options=()) as agent:
