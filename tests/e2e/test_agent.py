@@ -35,6 +35,8 @@ pytestmark = [needs_kernel, needs_coredump_socket, pytest.mark.root, pytest.mark
 CRASHERS = Path(__file__).parents[2] / "scripts" / "crashers"
 FREE = StormLimit(0, 1)
 NOWHERE = Address("127.0.0.1:9")
+CONTAINED_NOWHERE = 77
+"""What contained.c ends with where there are no namespaces for it."""
 NOISY = """
 #include <stdint.h>
 #include <stdlib.h>
@@ -463,6 +465,22 @@ def test_settings_that_are_broken_cost_their_crashes_and_no_more(
         host.wait_for_receipts(1)
 
     assert (os.WCOREDUMP(lost), os.WCOREDUMP(kept)) == (False, True)
+
+
+def test_in_a_container_the_report_has_the_machines_numbers_and_names(host: Host, programs: Path, tmp_path: Path) -> None:
+    """R4 and R5: the kernel connects for pid 1 of namespaces of its own too; pidfd and /proc are read from outside of them."""
+    program = build_crasher(CRASHERS / "contained.c", programs)
+    with running_agent(host, tmp_path) as agent, crashing_into_socket(agent.socket):
+        contained = start_crash([str(program), "../../collector"], programs, stdout=subprocess.PIPE)
+        inner, _ = contained.communicate()
+        if contained.returncode == CONTAINED_NOWHERE:
+            pytest.skip("this kernel makes no user namespaces for us")
+        host.wait_for_receipts(1)
+    (report,) = stored_reports(tmp_path / "store")
+
+    assert contained.returncode == 0
+    assert (report["pid"], report["tid"], report["uid"], report["signal"]) == (int(inner), int(inner), 0, signal.SIGSEGV)
+    assert (report["metadata"], report["container"], report["node"]) == ("verified", "unknown", os.uname().nodename)
 
 
 @pytest.fixture
