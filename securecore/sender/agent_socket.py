@@ -22,6 +22,10 @@ _PATH_MAX: Final = 107
 """Bytes: sun_path of unix(7) has 108, one of them for the end."""
 _FIRST_FD: Final = 3
 """SD_LISTEN_FDS_START of sd_listen_fds(3)."""
+_FLAGS_FIELD, _PATH_FIELD = 3, 7
+"""Of a line of proc_net(5)'s list of sockets."""
+_ACCEPTS: Final = 0x10000
+"""__SO_ACCEPTCON of uapi/linux/net.h: listen(2) was called."""
 _LOCK: Final = "agent.lock"
 _DIRECTORY_MODE: Final = 0o700
 _SOCKET_MODE: Final = 0o600
@@ -116,7 +120,11 @@ def _check_handed(handed: socket, directory: int, path: str) -> socket:
     kind = handed.family, handed.getsockopt(SOL_SOCKET, SO_TYPE), handed.getsockopt(SOL_SOCKET, SO_ACCEPTCONN)
     if kind != (AF_UNIX, SOCK_STREAM, 1) or handed.getsockname() != path:
         raise ConfigError(f"the socket from LISTEN_FDS does not listen at {path}", hint="ListenStream= and --socket must agree")
-    mode = os.stat(os.path.basename(path), dir_fd=directory, follow_symlinks=False).st_mode
+    try:
+        mode = os.stat(os.path.basename(path), dir_fd=directory, follow_symlinks=False).st_mode
+    except OSError as error:
+        hint = "systemctl restart securecore-agent.socket securecore-agent.service"
+        raise ConfigError(f"{path}: the file of systemd's socket is not there any more", hint=hint) from error
     if stat.S_IMODE(mode) & 0o077:
         raise ConfigError(f"{path}: mode is {stat.S_IMODE(mode):04o}, others may connect", hint="SocketMode=0600")
     # A socket that listens takes another bound: systemd's own is 4096 (Backlog= of systemd.socket(5)), a storm of held processes.
@@ -175,12 +183,15 @@ def _take_lock(directory: int, path: str) -> int:
 
 
 def _make(directory: int, path: str) -> socket:
-    """Return a socket that listens at *path*, in the place of one that nobody listens at: its agent would hold the lock."""
+    """Return a socket that listens at *path*, in the place of one that nobody listens at."""
     name = os.path.basename(path)
     try:
         try:
             if not stat.S_ISSOCK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
                 raise StorageError(f"{path}: something else than a socket stands there", hint="look at it, then remove it")
+            if _is_listened_at(path):
+                # No agent's, which would hold the lock. With ours in its place the kernel would find nobody once we have ended.
+                raise BusyError(f"systemd, or another, listens at {path}", hint="`systemctl start securecore-agent`, or --socket")
             os.unlink(name, dir_fd=directory)
         except FileNotFoundError:
             pass
@@ -196,3 +207,12 @@ def _make(directory: int, path: str) -> socket:
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}") from error
     return made
+
+
+def _is_listened_at(path: str) -> bool:
+    """Return whether a socket that was made at *path* listens, by proc_net(5): to connect would have systemd start its agent."""
+    with open("/proc/net/unix", "rb") as sockets:
+        return any(
+            words[_PATH_FIELD:] == [path.encode("ascii")] and int(words[_FLAGS_FIELD], 16) & _ACCEPTS
+            for words in map(bytes.split, sockets)
+        )

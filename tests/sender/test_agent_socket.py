@@ -68,6 +68,17 @@ def test_a_socket_that_a_killed_agent_has_left_is_replaced(place: Path) -> None:
     made.close()
 
 
+def test_a_socket_that_systemd_listens_at_is_left_alone(place: Path, systemds: socket.socket) -> None:
+    """Its agent was stopped, so nobody has the lock: with another in its place the kernel would find nobody once that has ended."""
+    with pytest.raises(BusyError, match="listens at") as refused:
+        open_listener(str(place), {}, os.getpid())
+
+    assert "systemctl start securecore-agent" in (refused.value.hint or "")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(place))
+        systemds.accept()[0].close()
+
+
 def test_a_socket_of_our_own_ends_with_us(place: Path, listening: Listener) -> None:
     """Where it is gone, anybody sees that no agent is there; the next one may come."""
     listening.close()
@@ -233,6 +244,12 @@ def test_a_socket_of_systemds_that_others_may_connect_to_is_refused(place: Path,
     """SocketMode= is 0666 unless the unit says otherwise."""
     place.chmod(0o666)
     assert "mode is 0666, others may connect" in activate(place, systemds.fileno())
+
+
+def test_a_socket_of_systemds_that_nobody_can_reach_is_refused(place: Path, systemds: socket.socket) -> None:
+    """Somebody has removed its file: the agent would wait there for ever, and the kernel, handed over to it, lose every crash."""
+    place.unlink()
+    assert activate(place, systemds.fileno()) == f"ConfigError {place}: the file of systemd's socket is not there any more"
 
 
 @pytest.mark.parametrize("count", ["0", "2", "x", "-1", "1" * 500])
