@@ -27,7 +27,8 @@ MAX_LISTS: Final = 2 * chain.MAX_ANCHORS
 """CRLs in one file: one for each CA, twice while old and new lie side by side."""
 
 _BEGIN: Final = b"-----BEGIN X509 CRL-----"
-_BLOCK: Final = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
+_BLOCK: Final = re.compile(rb"-----BEGIN X509 CRL-----[^-]*-----END X509 CRL-----")
+"""Base64 has no hyphen. Without that stop each of a million beginnings would have all that is behind it searched for its end."""
 _EXTENSIONS: Final = {ExtensionOID.CRL_NUMBER, ExtensionOID.AUTHORITY_KEY_IDENTIFIER}
 _HINT: Final = "run `securecore pki crl` where the CA is, and copy the file that it names over the receiver's crl.pem"
 _OLDER: Final = (

@@ -27,6 +27,7 @@ MAX_FILE_BYTES: Final = limits.MAX_CRL_BYTES
 """The largest file that there is to inspect is a CRL."""
 
 _BLOCK: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
+_BEGIN: Final = b"-----BEGIN "
 _MAX_BLOCKS: Final = 64
 _MAX_ENTRIES: Final = 1000
 
@@ -38,9 +39,10 @@ def describe(data: bytes, what: str) -> list[Description]:
 
     Raises PkiError when the file holds nothing that is known or a part that does not parse.
     """
+    # Before they are looked for: each beginning without an end has the rest of the file searched for it.
+    if (begun := data.count(_BEGIN)) > _MAX_BLOCKS:
+        raise PkiError(f"{what}: {begun} parts, at most {_MAX_BLOCKS} are shown")
     blocks = [(match.group(1), match.group(0)) for match in _BLOCK.finditer(data)]
-    if len(blocks) > _MAX_BLOCKS:
-        raise PkiError(f"{what}: {len(blocks)} parts, at most {_MAX_BLOCKS} are shown")
     try:
         if blocks:
             together = [x509.load_pem_x509_certificate(block) for label, block in blocks if label == b"CERTIFICATE"]

@@ -275,6 +275,13 @@ def test_number_and_size_of_lists_are_bounded(hierarchy: Hierarchy) -> None:
         RevocationLists.parse(b"x" * (limits.MAX_CRL_BYTES + 1), hierarchy.anchors)
 
 
+def test_a_million_beginnings_are_read_once(hierarchy: Hierarchy) -> None:
+    """An enroller in a thief's hands, or a bundle, may hold that: as long as such a file may be, it is refused at once."""
+    begin = b"-----BEGIN X509 CRL-----\n"
+    with pytest.raises(ConfigError, match="begin, 0 are whole"):
+        RevocationLists.parse(begin * (limits.MAX_CRL_BYTES // len(begin)), hierarchy.anchors)
+
+
 @given(st.data())
 def test_changed_list_is_refused_or_means_the_same(data: st.DataObject) -> None:
     """Whatever byte of a CRL's text is changed, the revocation it names is not lost silently."""

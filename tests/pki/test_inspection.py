@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from securecore.certs.profiles import HOST
 from securecore.errors import PkiError
-from securecore.pki.inspection import describe
+from securecore.pki.inspection import MAX_FILE_BYTES, describe
 from tests.support.certificates import DOMAIN, HOST_NAME, RECEIVER_NAME, Fleet, Hierarchy, make_crl, mint
 
 
@@ -94,6 +94,13 @@ def test_a_file_cut_at_every_offset_is_refused(fleet: Fleet, hierarchy: Hierarch
             with pytest.raises(PkiError):
                 describe(whole[:cut], "x")
         assert describe(whole, "x")
+
+
+def test_a_million_beginnings_are_counted_before_their_ends_are_looked_for() -> None:
+    """To look for each would take days."""
+    begin = b"-----BEGIN CERTIFICATE-----\n"
+    with pytest.raises(PkiError, match="parts, at most 64 are shown"):
+        describe(begin * (MAX_FILE_BYTES // len(begin)), "x")
 
 
 @given(st.binary(max_size=400))
