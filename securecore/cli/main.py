@@ -121,12 +121,20 @@ def run(arguments: list[str]) -> int:
 def _fail(message: str, hint: str | None, code: int, name: str, as_json: bool) -> int:
     if as_json:
         document: dict[str, Any] = {"error": {"name": name, "message": message, "hint": hint, "exit_code": code}}
-        print(json.dumps(document))
+        _print_document(json.dumps(document))
     else:
         print(f"securecore: {message}", file=sys.stderr)
         if hint:
             print(f"  hint: {hint}", file=sys.stderr)
     return code
+
+
+def _print_document(text: str) -> None:
+    """Print an error's document; where standard output is what failed, on standard error."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        print(text, file=sys.stderr)
 
 
 def _click_message(error: click.ClickException) -> str:

@@ -1,6 +1,7 @@
 """Enrolment on line as people use it: `pki token`, `pki serve`, `enroll`, `renew`, `pki fetch`, in real processes."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -217,3 +218,20 @@ def test_a_token_is_recalled(pki: Runner) -> None:
     assert f"{token_id}  {HOST_NAME}  recalled" in pki("token", "--list").out
     made = json.loads(pki("token", "db-2", "--json").out)
     assert set(made) == {"token", "id", "host", "expires"}
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_token_that_nobody_has_seen_counts_no_more(form: list[str], pki: Runner) -> None:
+    """Onto a full disk or to a reader who has gone it is recalled; without standard output none is made."""
+    command = [*SECURECORE, "pki", "token", "web-1", *form, "--dir", str(Path("fleet-pki").resolve())]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full", "wb") as full, os.fdopen(writer, "wb") as unread:
+        done = [subprocess.run(command, cwd=ROOT, stdout=out, stderr=subprocess.PIPE, check=False) for out in (full, unread)]
+    assert [one.returncode for one in done] == [5, 141]
+    assert b"is recalled: No space left on device" in done[0].stderr
+    assert b"Traceback" not in done[0].stderr
+    closed = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], cwd=ROOT, capture_output=True, check=False)
+    assert closed.returncode == 3
+    tokens = open_pki(Path("fleet-pki")).ledger.read().tokens.values()
+    assert [one.is_recalled for one in tokens] == [True, True]

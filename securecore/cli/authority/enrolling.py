@@ -3,7 +3,8 @@
 import logging
 import signal
 import sys
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -13,10 +14,12 @@ import click
 from securecore.cli import terminal
 from securecore.cli.authority.options import asking, dir_option, echo_json, host_name, now, open_directory, passphrase_option
 from securecore.cli.options import address, duration, json_option
+from securecore.errors import ConfigError, StorageError
 from securecore.names import Address
 
 if TYPE_CHECKING:
-    from securecore.pki.ledger import State
+    from securecore.pki.directory import PkiDirectory
+    from securecore.pki.ledger import State, Token
 
 _STDERR: Final = 2
 
@@ -69,13 +72,35 @@ def token(host: str | None, directory: Path, ttl: timedelta, is_list: bool, reca
         made = recall_token(pki, recall, now())
         click.echo(f"token {made.id} for {made.name} counts no more")
         return
+    if sys.stdout is None:
+        raise ConfigError("standard output is closed, and a token is printed there or nowhere")
     text, made = make_token(pki, host_name(host or "", pki), ttl, now())
-    if as_json:
-        echo_json({"token": text, "id": made.id, "host": made.name, "expires": format_time(made.expires)})
-        return
-    click.echo(text)
+    with _recalled_unless_printed(pki, made):
+        if as_json:
+            echo_json({"token": text, "id": made.id, "host": made.name, "expires": format_time(made.expires)})
+            return
+        click.echo(text)
     click.echo(f"token {made.id} is for {made.name}, once, until {made.expires:%Y-%m-%d %H:%M} UTC", err=True)
     click.echo("next: on the host: securecore enroll ADDR:PORT --ca-fingerprint HEX --token-file - --identity IDENTITY", err=True)
+
+
+@contextmanager
+def _recalled_unless_printed(pki: "PkiDirectory", made: "Token") -> Iterator[None]:
+    """Recall a token that could not be printed: nobody has it, or somebody a part of what was on its way to another.
+
+    Raises StorageError for what the disk or pipe behind standard output said.
+    """
+    from securecore.pki.tokens import recall_token
+
+    is_printed = False
+    try:
+        yield
+        is_printed = True
+    except OSError as error:
+        raise StorageError(f"the token can't be printed, and is recalled: {error.strerror}") from error
+    finally:
+        if not is_printed:
+            recall_token(pki, made.id, now())
 
 
 @click.command(epilog=SERVE_EPILOG)
