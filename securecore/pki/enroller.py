@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from securecore.certs.chain import key_fingerprint
 from securecore.certs.judge import Judgement, Purpose, Reason, Refusal, judge
 from securecore.certs.profiles import HOST, HOSTS_CA
-from securecore.errors import PkiError
+from securecore.errors import BrokenError, PkiError
 from securecore.names import HostName
 from securecore.pki.directory import PkiDirectory
 from securecore.pki.enrolment import Answer, Denied, Request, encode_answer
@@ -27,6 +28,7 @@ from securecore.pki.known_keys import find_key_problem
 from securecore.pki.ledger import Fields, Issued, State, Token
 from securecore.pki.limits import ANSWER_DEADLINE_S, RENEWALS_PER_DAY
 from securecore.pki.minting import Authority
+from securecore.pki.noting import find_lost
 from securecore.pki.publication import Publication
 from securecore.pki.recording import Subject, mint_judged, record
 from securecore.pki.reply import encode_reply
@@ -37,6 +39,8 @@ from securecore.pki.tokens import is_mac, stolen_token_answer
 
 _MAX_HOST: Final = 253
 """Characters of a name that are repeated: RFC 1035 allows no more."""
+
+AFTER_A_RESTORE: Final = "what it has forgotten may have been used or revoked: pki/runbooks/after-a-restore.md"
 
 _RESCUE: Final = "a new token: `securecore pki token HOST` where the PKI is, then `securecore enroll` on the host"
 
@@ -58,13 +62,26 @@ class Done(NamedTuple):
 class Enroller:
     """Answers requests, for several threads; *clock* returns the moment, aware."""
 
-    def __init__(self, pki: PkiDirectory, ask_passphrase: AskPassphrase, clock: Callable[[], datetime]) -> None:
-        """Unlock the hosts CA; raises as PkiDirectory.authority does."""
-        self._pki, self._clock = pki, clock
+    def __init__(
+        self, pki: PkiDirectory, ask_passphrase: AskPassphrase, clock: Callable[[], datetime], note: Path | None = None
+    ) -> None:
+        """Unlock the hosts CA; raises as PkiDirectory.authority does, and BrokenError when find_lost finds something."""
+        self._pki, self._clock, self._note = pki, clock, note
         self._ask = Remembered(ask_passphrase)
         self._guard = threading.Lock()
         self._publication = Publication(pki)
         self._authority = pki.authority(HOSTS_CA.name, self._ask)
+        self._lost = self.find_lost()
+        if self._lost is not None:
+            raise BrokenError(self._lost, hint=AFTER_A_RESTORE)
+
+    def find_lost(self) -> str | None:
+        """Return how the PKI is an older copy, in which used tokens are open again; None when it is not.
+
+        Until it is found not to be, nobody is certified. Notes how far the ledger has come; raises as noting.find_lost does.
+        """
+        self._lost = find_lost(self._pki, self._note)
+        return self._lost
 
     def answer(self, request: Request, peer_der: bytes | None, server_der: bytes) -> Done:
         """Answer a request of who showed a certificate, or none, to the server with a certificate; both leaves, as DER.
@@ -74,6 +91,8 @@ class Enroller:
         if request.op in ("roots", "lists"):
             answer, line = self._publication.find(request.op)
             return Done(answer, encoded=line)
+        if self._lost is not None:
+            raise BrokenError(self._lost, hint=AFTER_A_RESTORE)
         return self._enroll(request, peer_der, server_der) if request.op == "enroll" else self._renew(request, peer_der)
 
     def sign_crls(self) -> tuple[SignedCrl, ...]:
@@ -85,8 +104,7 @@ class Enroller:
         name = HostName(self._check_mac(self._pki.ledger.follow(), request, server_der).name)
         with _told_of(name):
             key, authority = _requested_key(request), self._find_authority()
-            with self._pki.lock(ANSWER_DEADLINE_S):
-                now, state = self._clock(), self._pki.ledger.follow()
+            with self._state() as (now, state):
                 token = self._check_mac(state, request, server_der)
                 if token.used_for is not None:
                     return self._repeat(state, token, key, peer_der, now)
@@ -104,12 +122,18 @@ class Enroller:
             # Before the lock: whose certificate was revoked must not keep others waiting.
             _renewable(self._pki.ledger.follow(), judged)
             key, authority = _requested_key(request), self._find_authority()
-            with self._pki.lock(ANSWER_DEADLINE_S):
-                now, state = self._clock(), self._pki.ledger.follow()
+            with self._state() as (now, state):
                 one = _renewable(state, judged)
                 _check_key(state, key, judged.name, now)
                 _check_number(state, judged.name, now)
                 return self._issue(state, judged.name, key, authority, {"renews": f"{one.serial:x}"}, now)
+
+    @contextmanager
+    def _state(self) -> Iterator[tuple[datetime, State]]:
+        """Yield the moment and the ledger's state under the PKI's lock; raises BrokenError when an older copy was put back."""
+        with self._pki.lock(ANSWER_DEADLINE_S):
+            self._pki.ledger.check_goes_on()
+            yield self._clock(), self._pki.ledger.follow()
 
     def _judge_host(self, peer_der: bytes) -> Judgement:
         try:

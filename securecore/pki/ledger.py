@@ -233,6 +233,7 @@ class Ledger:
         self.path = path
         self._guard = threading.Lock()
         self._replayed = _Replayed()
+        self._acknowledged = _Replayed()
 
     def read(self) -> State:
         """Return the state after checking every line; a last line without its newline was never acknowledged and does not count.
@@ -252,6 +253,17 @@ class Ledger:
         """
         return self._catch_up().state
 
+    def check_goes_on(self) -> None:
+        """Raise BrokenError when lines are gone that an earlier call has found or append() written; else as follow().
+
+        The caller holds the PKI's lock: a line whose writer has it still may be taken back.
+        """
+        known, before = self._catch_up(), self._acknowledged
+        if self._read_from(before) is None:
+            words = f"{self.path}: it had {before.lines} lines, and is an older copy now, or another one"
+            raise BrokenError(words, hint="pki/runbooks/after-a-restore.md")
+        self._acknowledged = replace(known, state=State())
+
     def digests(self) -> list[str]:
         """Return the SHA-256 of each line, as the line after it has it; raises StorageError. Not checked: that they fit."""
         descriptor = open_own(self.path, os.O_RDONLY)
@@ -270,6 +282,7 @@ class Ledger:
             raise NotFoundError(f"{self.path}: no directory for a ledger")
         with disk_errors(self.path), os.fdopen(descriptor, "r+b", buffering=0) as file:
             _append_line(file, known.size, line)
+        self._acknowledged = _Replayed(lines=known.lines + 1, size=known.size + len(line) + 1, last=line)
 
     def _catch_up(self) -> _Replayed:
         with self._guard:
@@ -278,21 +291,23 @@ class Ledger:
 
     def _go_on(self, known: _Replayed) -> _Replayed:
         """Return what is known with the lines behind it, or the whole file anew where it is not the one that is known."""
-        descriptor = open_own(self.path, os.O_RDONLY)
-        if descriptor is None:
-            self._check_new(known)
-            return known
-        with disk_errors(self.path), os.fdopen(descriptor, "rb") as file:
-            file.seek(known.last_offset)
-            is_another = bool(known.lines) and file.read(len(known.last) + 1) != known.last + b"\n"
-            if is_another:
-                file.seek(0)
-            lines = _whole_lines(file.read())
-        if is_another:
+        lines = self._read_from(known)
+        if lines is None:
+            lines = self._read_from(_Replayed()) or []
             if not lines:
                 self._check_new(known)
             known = _Replayed()
         return self._replay(known, lines) if lines else known
+
+    def _read_from(self, known: _Replayed) -> list[bytes] | None:
+        """Return the whole lines behind those that are known; None where the last of these is not there any more."""
+        descriptor = open_own(self.path, os.O_RDONLY)
+        if descriptor is None:
+            return None if known.lines else []
+        with disk_errors(self.path), os.fdopen(descriptor, "rb") as file:
+            file.seek(known.last_offset)
+            is_there = not known.lines or file.read(len(known.last) + 1) == known.last + b"\n"
+            return _whole_lines(file.read()) if is_there else None
 
     def _check_new(self, known: _Replayed) -> None:
         """Raise BrokenError when a ledger without a line had some."""

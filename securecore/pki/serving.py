@@ -21,7 +21,7 @@ from securecore.certs.judge import Judgement, Purpose, judge
 from securecore.errors import PeerError, SecurecoreError, UnreachableError
 from securecore.pki import channel
 from securecore.pki.clients import THIS_MACHINE, Client, Clients, Tally, host, stranger, stranger_at
-from securecore.pki.enroller import Enroller
+from securecore.pki.enroller import AFTER_A_RESTORE, Enroller
 from securecore.pki.enrolment import ALPN, Denied, encode_denial, parse_request
 from securecore.pki.limits import (
     ANSWER_DEADLINE_S,
@@ -97,6 +97,7 @@ class Server:
             self._tell("stopped: some connections end with the process")
         if checker.is_alive():
             checker.join(_STOP_DEADLINE_S)
+        self._look_for_loss()
         self._tally.summarise()
         self._wakeup.close()
         self._waker.close()
@@ -112,11 +113,12 @@ class Server:
         self._wake()
 
     def check(self) -> None:
-        """Take a renewed certificate, sign what CRLs are due, say what was counted and what ends soon."""
+        """Take a renewed certificate, look for what was lost, sign what CRLs are due, say what was counted and what ends soon."""
         is_asked, self._is_reload_asked = self._is_reload_asked, False
         self._tally.summarise()
         # Before the CRLs, for which a lock may have to be waited for.
         self._take_material(is_asked=is_asked)
+        self._look_for_loss()
         try:
             for crl in self._enroller.sign_crls():
                 until = f"{crl.next_update:%Y-%m-%d}"
@@ -138,6 +140,16 @@ class Server:
         self._material = loaded
         if is_new or is_asked:
             self._tell(f"loaded certificate {loaded.own.serial:x}, valid until {loaded.own.not_after:%Y-%m-%d}")
+
+    def _look_for_loss(self) -> None:
+        """Say when an older copy of the PKI was put back, from which nobody is certified."""
+        try:
+            lost = self._enroller.find_lost()
+        except (SecurecoreError, OSError) as error:
+            self._tell(f"whether the PKI is an older copy can't be found out: {_words(error)}")
+            return
+        if lost is not None:
+            self._tell(f"nobody is certified: {lost}; {AFTER_A_RESTORE}")
 
     def _wake(self) -> None:
         try:

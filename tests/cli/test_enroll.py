@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -208,6 +209,17 @@ def test_what_is_wrong_is_said_in_a_line(pki: Runner, tmp_path: Path) -> None:
     fails(pki(*serve, "--identity", "collector"), 11, "exactly serverAuth securecoreEnroller")
     Path("fleet-pki/hosts/key.pem").rename("hosts-key.pem")
     fails(pki(*serve, "--identity", "enroller"), 4, "the key of the hosts-ca is not here")
+
+
+def test_no_server_starts_on_an_old_copy(pki: Runner, tmp_path: Path) -> None:
+    """Which shows by what the last one has noted."""
+    shutil.copytree("fleet-pki", "backup")
+    token_for(pki)
+    serve = ("serve", "--listen", "127.0.0.1:0", "--passphrase-file", "words", "--identity", "enroller", "--note", "noted")
+    assert pki("status", "--note", "noted").code == 0
+    shutil.rmtree("fleet-pki")
+    shutil.move("backup", "fleet-pki")
+    fails(pki(*serve), 6, "lines are missing at its end", "after-a-restore.md")
 
 
 def test_a_token_is_recalled(pki: Runner) -> None:

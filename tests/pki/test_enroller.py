@@ -1,5 +1,6 @@
 """What an enroller gives and to whom, without a network: tokens once, renewals by whom they are due to, and what is on record."""
 
+import shutil
 import threading
 from datetime import timedelta
 from pathlib import Path
@@ -9,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from securecore.certs.chain import load_pem_certificates
 from securecore.certs.profiles import HOST, HOSTS_CA
-from securecore.errors import NotFoundError
+from securecore.errors import BrokenError, NotFoundError
 from securecore.names import HostName
 from securecore.pki.directory import open_pki
 from securecore.pki.enroller import Enroller
@@ -20,7 +21,7 @@ from securecore.pki.limits import RENEWALS_PER_DAY
 from securecore.pki.revocation import revoke_name, revoke_older, revoke_serial
 from securecore.pki.rotation import finish, start, switch
 from securecore.pki.signing_request import make_request, request_der
-from securecore.pki.tokens import recall_token
+from securecore.pki.tokens import make_token, recall_token
 from securecore.pki.verification import verify_log
 from tests.support.certificates import DOMAIN, HOST_NAME, Made, make_hierarchy, mint, no_passphrase
 from tests.support.certificates import make_key as make_hostile_key
@@ -315,3 +316,60 @@ def test_the_ledger_holds_after_all_of_it(place: Place) -> None:
     place.enroller().answer(asking(secret, csr(), place.server_der), None, place.server_der)
     place.enroller().answer(Request("renew", csr=csr()), renewing(place), place.server_der)
     assert [check.problem for check in verify_log(place.pki, None)] == [None] * 5
+
+
+def used_token(place: Place, enroller: Enroller) -> tuple[bytes, Request]:
+    """Have a token used up; return the ledger from before, and the request of somebody else who has the token."""
+    secret, _ = place.token()
+    before = place.pki.ledger.path.read_bytes()
+    enroller.answer(asking(secret, csr(), place.server_der), None, place.server_der)
+    return before, asking(secret, csr(), place.server_der)
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_token_is_not_used_twice_by_putting_the_ledger_back(goes_on: bool, place: Place) -> None:
+    """While the enroller runs: nobody is certified, also when others have gone on with it, until the newer one is back."""
+    enroller, shown = place.enroller(), renewing(place)
+    before, thief = used_token(place, enroller)
+    newer = place.pki.ledger.path.read_bytes()
+    place.pki.ledger.path.write_bytes(before)
+    if goes_on:
+        make_token(open_pki(place.pki.path), HostName(f"db-2.{DOMAIN}"), HOUR, place.now)
+    left = place.pki.ledger.path.read_bytes()
+    for request, peer in ((thief, None), (Request("renew", csr=csr()), shown)):
+        with pytest.raises(BrokenError, match="is an older copy now, or another one"):
+            enroller.answer(request, peer, place.server_der)
+    assert place.pki.ledger.path.read_bytes() == left
+    place.pki.ledger.path.write_bytes(newer)
+    with pytest.raises(Denied, match="used already"):
+        enroller.answer(thief, None, place.server_der)
+
+
+def test_an_old_ledger_beside_newer_lists_enrols_nobody(place: Place) -> None:
+    """Put back before the start, or found by a look while it runs; CAs and lists are given to receivers all the same."""
+    enroller = place.enroller()
+    before, thief = used_token(place, enroller)
+    revoke_name(place.pki, HostName(HOST_NAME), "keyCompromise", no_passphrase, place.now)
+    place.pki.ledger.path.write_bytes(before)
+    with pytest.raises(BrokenError, match="the ledger is an older copy"):
+        place.enroller()
+    assert "the ledger is an older copy" in (enroller.find_lost() or "")
+    with pytest.raises(BrokenError, match="the ledger is an older copy"):
+        enroller.answer(thief, None, place.server_der)
+    assert enroller.answer(Request("lists"), None, place.server_der).answer.crl == place.pki.crl_path.read_text()
+
+
+def test_an_old_copy_of_the_whole_pki_enrols_nobody(place: Place) -> None:
+    """It was put back while nothing ran, and shows by what was noted elsewhere."""
+    def start_up() -> Enroller:
+        return Enroller(open_pki(place.pki.path), no_passphrase, lambda: place.now, place.directory / "noted")
+
+    enroller = start_up()
+    secret, _ = place.token()
+    shutil.copytree(place.pki.path, place.directory / "backup")
+    enroller.answer(asking(secret, csr(), place.server_der), None, place.server_der)
+    assert start_up().find_lost() is None
+    shutil.rmtree(place.pki.path)
+    shutil.copytree(place.directory / "backup", place.pki.path)
+    with pytest.raises(BrokenError, match="lines are missing at its end"):
+        start_up()

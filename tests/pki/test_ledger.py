@@ -142,6 +142,21 @@ def test_who_follows_sees_a_ledger_that_was_put_back(tmp_path: Path) -> None:
     assert ledger.follow() == Ledger(ledger.path).read()
 
 
+def test_a_line_that_its_writer_took_back_is_not_missed(tmp_path: Path) -> None:
+    """Whoever read it meanwhile goes on without it; what was found under the lock, or appended, has to stay."""
+    ledger = filled(tmp_path)
+    ledger.check_goes_on()
+    data = ledger.path.read_bytes()
+    Ledger(ledger.path).append(NOW, "discard", {"serial": "a"})
+    ledger.follow()
+    ledger.path.write_bytes(data)
+    ledger.check_goes_on()
+    ledger.append(NOW, "discard", {"serial": "a"})
+    ledger.path.write_bytes(data)
+    with pytest.raises(BrokenError, match="and is an older copy now"):
+        ledger.check_goes_on()
+
+
 @pytest.mark.parametrize("left", [None, b"", b"{"])
 def test_who_follows_takes_no_emptied_ledger_for_a_new_one(left: bytes | None, tmp_path: Path) -> None:
     """Gone, empty or torn in its first line: nothing is appended, for that would begin it anew, with nobody revoked."""

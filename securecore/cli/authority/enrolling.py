@@ -109,13 +109,19 @@ def _recalled_unless_printed(pki: "PkiDirectory", made: "Token") -> Iterator[Non
 )
 @dir_option
 @click.option("--identity", type=click.Path(path_type=Path), required=True, help="The enroller's identity directory.")
+@click.option("--note", type=click.Path(path_type=Path), help="A file elsewhere, to note how far the ledger has come.")
 @passphrase_option
-def serve(listen: tuple[Address, ...], directory: Path, identity: Path, passphrase_file: Path | None) -> None:
+def serve(
+    listen: tuple[Address, ...], directory: Path, identity: Path, note: Path | None, passphrase_file: Path | None
+) -> None:
     """Enrol hosts by token, renew them, and give receivers CAs and CRLs, until SIGTERM.
 
     Of the CA keys it needs that of the hosts CA only: keep the others elsewhere. It signs the CRLs that are due, at the start and
     each hour, for the keys that it has, and takes a renewed certificate of its own; on SIGHUP at once. Where it listens is said on
     standard output, the log goes to standard error.
+
+    From an older copy of the PKI, in which used tokens are open again, nobody is certified. That of the whole directory, put back
+    while nothing ran, shows only with --note.
     """
     from securecore.pki.enroller import Enroller
     from securecore.pki.serving import Server
@@ -124,7 +130,7 @@ def serve(listen: tuple[Address, ...], directory: Path, identity: Path, passphra
     from securecore.receiver.log_writer import LogWriter
 
     pki = open_directory(directory)
-    enroller = Enroller(pki, asking(passphrase_file), now)
+    enroller = Enroller(pki, asking(passphrase_file), now, note)
     handler = LogWriter(_STDERR) if sys.stderr is not None else logging.NullHandler()
     logging.basicConfig(handlers=[handler], level=logging.INFO, format="%(asctime)s %(message)s")
     with ExitStack() as undo:
