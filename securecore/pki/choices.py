@@ -10,7 +10,7 @@ from typing import Final
 
 from securecore.errors import NotFoundError, PkiError
 from securecore.names import HostName
-from securecore.pki.ledger import Issued, State, find_serial
+from securecore.pki.ledger import Issued, State
 
 KEY_COMPROMISE: Final = "keyCompromise"
 """The reason (RFC 5280 section 5.3.1) that is about the key, not about one certificate of it."""
@@ -64,3 +64,11 @@ def find_same_key(state: State, chosen: Sequence[Issued], now: datetime) -> list
     return [
         one for one in state.issued.values() if one.public_key in keys and one.serial not in serials and one.state(now) == "valid"
     ]
+
+
+def find_serial(state: State, serial: int) -> Issued:
+    """Return the certificate with a serial number; raises NotFoundError."""
+    if serial not in state.issued:
+        hint = "see `securecore pki list`; if an older copy of the PKI was put back: pki/runbooks/after-a-restore.md"
+        raise NotFoundError(f"this PKI never made a certificate with serial number {serial:x}", hint=hint)
+    return state.issued[serial]

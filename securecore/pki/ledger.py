@@ -156,6 +156,8 @@ class State:
             if stranger is not None:
                 one = replace(one, revoked_at=stranger.revoked_at, reason=stranger.reason)
             self.issued[one.serial] = one
+            if "learned" in fields:
+                self._put_in_order(one)
             if one.token is not None:
                 self.tokens[one.token] = replace(self.tokens[one.token], used_for=one.serial)
             if one.profile.endswith("-ca"):
@@ -195,6 +197,12 @@ class State:
             self.issued[one.serial] = replace(self.issued[one.serial], revoked_at=one.revoked_at, reason=one.reason)
         else:
             self.strangers[one.serial] = one
+
+    def _put_in_order(self, one: Issued) -> None:
+        """Have the newer certificates of a name behind one that was learned after them: the last of a name counts as its newest."""
+        for other in [*self.issued.values()]:
+            if other.names[:1] == one.names[:1] and other.not_before > one.not_before:
+                self.issued[other.serial] = self.issued.pop(other.serial)
 
     def succession(self, profile: str) -> Succession:
         """Return the CAs of one profile; raises BrokenError when the ledger has none, which only a lost one has not."""
@@ -349,14 +357,6 @@ def _append_line(file: FileIO, size: int, line: bytes) -> None:
     except OSError:
         file.truncate(size)
         raise
-
-
-def find_serial(state: State, serial: int) -> Issued:
-    """Return the certificate with a serial number; raises NotFoundError."""
-    if serial not in state.issued:
-        hint = "see `securecore pki list`; if an older copy of the PKI was put back: pki/runbooks/after-a-restore.md"
-        raise NotFoundError(f"this PKI never made a certificate with serial number {serial:x}", hint=hint)
-    return state.issued[serial]
 
 
 def format_time(moment: datetime) -> str:

@@ -12,10 +12,11 @@ from securecore.certs.profiles import HOST, HOSTS_CA
 from securecore.errors import BrokenError, ConfigError, NotFoundError, PkiError
 from securecore.names import HostName
 from securecore.pki.directory import PkiDirectory, open_pki
+from securecore.pki.holders import find_newest
 from securecore.pki.issue import issue_host
 from securecore.pki.learning import Learned, Source, learn
 from securecore.pki.noting import find_lost
-from securecore.pki.revocation import MAX_NUMBER_JUMP, revoke_name, revoke_serial, sign_crls
+from securecore.pki.revocation import MAX_NUMBER_JUMP, revoke_name, revoke_older, revoke_serial, sign_crls
 from securecore.pki.rotation import start
 from securecore.pki.tokens import make_token
 from securecore.pki.verification import verify_log
@@ -252,6 +253,20 @@ def test_a_file_cut_at_every_offset_tells_whole_things_or_nothing(restored: Rest
             taken.add((len(learned.certificates), len(learned.revoked)))
             restored.pki.ledger.path.write_bytes(before)
     assert taken == {(0, 0), (0, 2), (1, 2)}
+
+
+def test_what_another_copy_issued_before_is_not_taken_for_the_newest(restored: Restored) -> None:
+    """The one that the host has is renewed and kept by `--older`, whatever is learned later, in whatever order."""
+    pki, path = restored.pki, restored.identity.parent
+    issue_host(pki, NEW, path / "in-use", no_passphrase, LATER + timedelta(hours=3))
+    in_use = load_identity(path / "in-use").certificates[0].serial_number
+    restored.learn((restored.identity / "cert.pem").read_bytes())
+    restored.learn((path / "new-1" / "cert.pem").read_bytes(), restored.crl)
+    for state in (pki.ledger.follow(), pki.ledger.read()):
+        assert find_newest(state, NEW).serial == in_use
+    revoke_older(pki, NEW, "superseded", no_passphrase, LATER + timedelta(hours=4))
+    assert pki.ledger.follow().issued[in_use].revoked_at is None
+    assert len([one for one in pki.ledger.follow().issued.values() if one.names == (str(NEW),)]) == 3
 
 
 def test_an_old_ledger_beside_newer_lists_signs_nothing(restored: Restored) -> None:

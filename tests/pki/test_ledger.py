@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from securecore.errors import BrokenError, NotFoundError
-from securecore.pki.ledger import Fields, Ledger, State, find_serial, format_time, parse_time
+from securecore.pki.choices import find_serial
+from securecore.pki.ledger import Fields, Ledger, State, format_time, parse_time
 
 NOW = datetime(2026, 11, 22, 3, 0, tzinfo=UTC)
 
