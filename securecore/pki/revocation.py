@@ -38,6 +38,9 @@ REASONS: Final = (
 """CRLReason of RFC 5280 section 5.3.1, without the two that can be taken back: a revocation here is for good."""
 
 
+_WAIT_S: Final = 30.0
+"""For who only looks: to revoke and sign takes a second, and a monitoring system waits no longer."""
+
 MAX_NUMBER_JUMP: Final = 1_000_000
 """How far a list's number may be put ahead: a CA that signs each five minutes for ten years gets there. A receiver never goes back
 from a number, so that a slip of the keyboard must not use them up (RFC 5280 section 5.2.3: 20 octets)."""
@@ -164,6 +167,29 @@ def find_unlisted(pki: PkiDirectory, state: State, name: str) -> str | None:
         return f"it is another list of number {number} than the last that was signed"
     missing = [one.serial for one in _entries(state, issuer) if one.serial not in listed]
     return f"it does not list {missing[0]:x}, which was revoked" if missing else None
+
+
+def find_unready(pki: PkiDirectory, state: State) -> dict[int, str]:
+    """Return why receivers can't have the last list of a CA yet, in words, by the serial number of that CA.
+
+    A command that signs at this moment is waited for; raises PkiError when it is not done within _WAIT_S, else as find_unlisted.
+    """
+    if not _find_unready(pki, state):
+        return {}
+    with pki.lock(_WAIT_S):
+        return _find_unready(pki, pki.ledger.follow())
+
+
+def _find_unready(pki: PkiDirectory, state: State) -> dict[int, str]:
+    found: dict[int, str] = {}
+    together = read_public(pki.crl_path, MAX_CRL_BYTES) if pki.crl_path.exists() else b""
+    for name, folder in pki.authorities(state).items():
+        problem = find_unlisted(pki, state, name)
+        if problem is None and read_public(folder / "crl.pem", MAX_CRL_BYTES) not in together:
+            problem = f"it is not in {pki.crl_path.name}, which receivers are given"
+        if problem is not None:
+            found[pki.certificate(name).serial_number] = problem
+    return found
 
 
 def _is_due(pki: PkiDirectory, state: State, name: str, now: datetime) -> bool:

@@ -1,11 +1,15 @@
 """What ends soon: every certificate in use, every CA and every CRL, judged like a monitoring plug-in.
 
+A CRL is judged too by whether receivers can have the last one: it may lack a revocation that nobody could sign yet.
+
 In use are, of each name and kind, the newest certificate, whatever came before it, unless it was revoked; each CA that can still
 sign; the last CRL of each CA. A machine whose newest certificate ended long ago counts as gone, not as an outage.
 """
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from enum import IntEnum
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from securecore.certs.profiles import ENROLLER, HOST, PROFILES, RECEIVER, RECEIVERS_CA, ROOT_CA
@@ -61,12 +65,12 @@ class Status(NamedTuple):
         return max((item.level for item in self.items), default=Level.OK)
 
 
-def find_status(state: State, now: datetime) -> Status:
-    """Return how a PKI stands at *now*.
+def find_status(state: State, now: datetime, unready: Mapping[int, str] = MappingProxyType({})) -> Status:
+    """Return how a PKI stands at *now*; *unready* is what revocation.find_unready has found.
 
     A leaf: a warning in the last third of its life, when renewal is due; critical in the last tenth, and expired. A CRL: the same
-    warning; critical once it has expired, for receivers then go by their grace. A CA: a warning once it can't outlive the longest
-    certificate that it may be asked for; critical once it can't outlive one of the usual length.
+    warning; critical once it has expired, for receivers then go by their grace, and while it is not ready. A CA: a warning once it
+    can't outlive the longest certificate that it may be asked for; critical once it can't outlive one of the usual length.
     """
     newest: dict[tuple[str, str], Issued] = {}
     for one in state.issued.values():
@@ -79,7 +83,9 @@ def find_status(state: State, now: datetime) -> Status:
         for serial in (succession.current, succession.next, succession.previous):
             if serial is not None and state.issued[serial].revoked_at is None:
                 one = state.issued[serial]
-                items += [_crl(state, one, now), *([_authority(one, now)] if serial == succession.current else [])]
+                items.append(_crl(state, one, now, unready.get(serial)))
+                if serial == succession.current:
+                    items.append(_authority(one, now))
     items.sort(key=lambda item: (-item.level, item.ends, item.name))
     return Status(tuple(items), len(gone))
 
@@ -113,7 +119,7 @@ def _authority(one: Issued, now: datetime) -> Item:
     return Item(level, one.profile, one.profile, one.serial, one.not_after, problem)
 
 
-def _crl(state: State, issuer: Issued, now: datetime) -> Item:
+def _crl(state: State, issuer: Issued, now: datetime, unready: str | None) -> Item:
     last = state.crls.get(issuer.serial)
     if last is None:
         words = "was never signed: run `securecore pki crl`"
@@ -124,6 +130,8 @@ def _crl(state: State, issuer: Issued, now: datetime) -> Item:
         answer = f"bring its key, {answer}"
     if left < timedelta(0):
         level, problem = Level.CRITICAL, f"expired {_days(-left)} ago: {answer}"
+    elif unready is not None:
+        level, problem = Level.CRITICAL, f"{unready}: {answer}"
     elif left <= (last.next_update - last.this_update) / _LAST_THIRD:
         level, problem = Level.WARNING, f"ends in {_days(left)}: {answer}"
     return Item(level, "crl", issuer.profile, issuer.serial, last.next_update, problem)

@@ -61,6 +61,21 @@ def test_the_log_is_verified_from_a_noted_place(pki: Runner) -> None:
     fails(pki("log", "verify", "--noted", "junk"), 2, "--noted is LINES:DIGEST")
 
 
+@pytest.mark.parametrize("missing", [("hosts/crl.pem", "crl.pem"), ("crl.pem",)])
+def test_a_revocation_that_no_receiver_can_have_yet_is_critical(missing: tuple[str, ...], pki: Runner) -> None:
+    """It was recorded, and then the run was killed or the disk was full. The command that is named ends it."""
+    before = {name: Path("fleet-pki", name).read_bytes() for name in missing}
+    assert pki("revoke", "web-1", "--reason", "keyCompromise").code == 0
+    assert pki("status").code == 0
+    for name, data in before.items():
+        Path("fleet-pki", name).write_bytes(data)
+    ran = pki("status")
+    assert (ran.code, ran.out.splitlines()[0]) == (2, "CRITICAL - 1 of 6 need something")
+    assert "run `securecore pki crl` and distribute it" in ran.out
+    assert pki("crl").code == 0
+    assert pki("status").code == 0
+
+
 def put_back(pki: Runner) -> None:
     """Revoke web-1 and put the PKI back from a backup that was made before; its list is at hand as crl.pem."""
     shutil.copytree("fleet-pki", "backup")

@@ -42,11 +42,13 @@ def status(directory: Path, everything: bool, note: Path | None, as_json: bool) 
     from the place that an earlier run has noted there.
     """
     from securecore.pki.noting import find_lost
+    from securecore.pki.revocation import find_unready
     from securecore.pki.status import find_status
 
     pki = open_directory(directory)
     lost = find_lost(pki, note)
-    found = find_status(pki.ledger.follow(), now())._replace(lost=lost)
+    state = pki.ledger.follow()
+    found = find_status(state, now(), find_unready(pki, state))._replace(lost=lost)
     if as_json:
         items = [_as_json(item) for item in found.items]
         echo_json({"level": found.level.name.lower(), "gone": found.gone, "lost": found.lost, "items": items})
