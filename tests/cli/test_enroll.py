@@ -154,6 +154,22 @@ def test_a_server_goes_on_when_it_is_told_to_reload(pki: Runner, tmp_path: Path)
         assert enrolling(pki, server).code == 0
 
 
+def test_a_reload_that_comes_before_the_start_is_over_ends_no_server(pki: Runner, tmp_path: Path) -> None:
+    """It waits for its passphrase; what it loads then is new anyhow. To systemd an end by SIGHUP is a clean one."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe, 0o600)
+    places = ["--dir", tmp_path / "fleet-pki", "--identity", tmp_path / "enroller", "--passphrase-file", pipe]
+    command = [*SECURECORE, "pki", "serve", "--listen", "127.0.0.1:0", *places]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as popen:
+        try:
+            with open(pipe, "wb") as writer:
+                popen.send_signal(signal.SIGHUP)
+                writer.write(f"{WORDS}\n".encode())
+            assert Process(popen).addresses
+        finally:
+            popen.kill()
+
+
 @pytest.mark.parametrize("cut", range(0, 64, 7))
 def test_a_fingerprint_is_64_digits_in_every_usual_form(cut: int) -> None:
     """As we and openssl print it; cut anywhere, or with a digit more, it is refused."""

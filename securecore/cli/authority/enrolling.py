@@ -129,6 +129,8 @@ def serve(
     from securecore.receiver.listeners import listen as listeners_of
     from securecore.receiver.log_writer import LogWriter
 
+    # A reload that comes while we start asks for nothing: what we are about to load is the newest there is.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     pki = open_directory(directory)
     enroller = Enroller(pki, asking(passphrase_file), now, note)
     handler = LogWriter(_STDERR) if sys.stderr is not None else logging.NullHandler()
