@@ -30,6 +30,7 @@ from securecore.pki.keys import AskPassphrase, make_key, make_log_key, private_p
 from securecore.pki.ledger import Issued, format_time
 from securecore.pki.minting import Address
 from securecore.pki.recording import Subject, deliver, mint_judged, others_of
+from securecore.pki.revocation import check_not_behind
 from securecore.pki.staging import PRIVATE_MODE, PUBLIC_MODE, StagedDirectory, check_free, stage
 
 LOG_NAME: Final = "{receiver}/securecore"
@@ -151,6 +152,7 @@ def _issue(
     issuer = pki.authority(subject.profile.signed_by, ask_passphrase)
     with pki.lock():
         state = pki.ledger.follow()
+        check_not_behind(pki)
         key = make_key()
         leaf = mint_judged(pki, state, subject, key.public_key(), issuer, now, days)
         with stage(out) as staged:

@@ -23,6 +23,7 @@ from securecore.pki.known_keys import check_key
 from securecore.pki.ledger import Issued
 from securecore.pki.recording import Subject, deliver, mint_judged, others_of
 from securecore.pki.reply import encode_reply
+from securecore.pki.revocation import check_not_behind
 from securecore.pki.signing_request import MAX_REQUEST_BYTES, requested_key
 from securecore.pki.staging import PUBLIC_MODE, check_free, stage_file
 
@@ -46,6 +47,7 @@ def sign(
     issuer = pki.authority(subject.profile.signed_by, ask_passphrase)
     with pki.lock():
         state = pki.ledger.follow()
+        check_not_behind(pki)
         check_key(state, public_key, subject, now)
         leaf = mint_judged(pki, state, subject, public_key, issuer, now, subject.profile.default_days if days is None else days)
         reply = encode_reply(pki, leaf, issuer.certificate, subject)

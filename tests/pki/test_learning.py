@@ -18,6 +18,7 @@ from securecore.pki.learning import Learned, Source, learn
 from securecore.pki.noting import find_lost
 from securecore.pki.revocation import MAX_NUMBER_JUMP, revoke_name, revoke_older, revoke_serial, sign_crls
 from securecore.pki.rotation import start
+from securecore.pki.signing import renew
 from securecore.pki.tokens import make_token
 from securecore.pki.verification import verify_log
 from securecore.receiver.material import Material, load_material
@@ -270,7 +271,7 @@ def test_what_another_copy_issued_before_is_not_taken_for_the_newest(restored: R
 
 
 def test_an_old_ledger_beside_newer_lists_signs_nothing(restored: Restored) -> None:
-    """The ledger alone was put back: it is found, nothing is written over the lists, and they are what to learn from."""
+    """The ledger alone was put back: nothing is written over the lists, and no key certified that may be stolen."""
     pki = restored.pki
     for name in ("hosts/crl.pem", "crl.pem"):
         shutil.copy(restored.fleet.pki.path.with_name("lost") / name, pki.path / name)
@@ -282,6 +283,12 @@ def test_an_old_ledger_beside_newer_lists_signs_nothing(restored: Restored) -> N
         revoke_name(pki, WEB, "superseded", no_passphrase, LATER)
     with pytest.raises(BrokenError, match="older copy"):
         start(pki, HOSTS_CA, no_passphrase, LATER)
+    out = restored.noted.with_name("out")
+    with pytest.raises(BrokenError, match="older copy"):
+        issue_host(pki, NEW, out, no_passphrase, LATER)
+    with pytest.raises(BrokenError, match="older copy"):
+        renew(pki, WEB, None, out, no_passphrase, LATER)
+    assert not out.exists()
     assert {path: path.read_bytes() for path in pki.path.rglob("*") if path.is_file()} == before
     restored.learn(pki.crl_path.read_bytes())
     assert find_lost(pki, None) is None
