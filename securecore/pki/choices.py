@@ -23,7 +23,9 @@ def choose_name(state: State, name: HostName, now: datetime) -> list[Issued]:
         raise NotFoundError(f"this PKI never made a certificate for {str(name)!r}", hint="see `securecore pki list`")
     chosen = [one for one in found if one.state(now) in ("valid", "revoked")]
     if not chosen:
-        raise PkiError(f"no certificate of {str(name)!r} is valid any more, so there is nothing to revoke")
+        command = f"securecore pki revoke --serial {found[-1].serial:x} --reason {KEY_COMPROMISE}"
+        hint = f"so that its key is not certified again: `{command}`"
+        raise PkiError(f"no certificate of {str(name)!r} is valid any more, so there is nothing to revoke", hint=hint)
     return chosen
 
 

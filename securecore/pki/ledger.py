@@ -10,7 +10,7 @@ serial number, because a host may rightly have several.
 ``issue``   serial, profile, names, addresses, not_before, not_after, issuer, fingerprint, public_key; on line also token, the
             id of the token that it uses up, or renews, the serial of the certificate that asked for it
 ``discard`` serial: it was recorded, but its key was destroyed before anybody had it
-``revoke``  serial, reason
+``revoke``  serial, reason; a second one gives another reason, the date stays
 ``crl``     issuer, number, this_update, next_update, revoked
 ``learn``   serial, issuer, revoked_at, reason: a revocation that a CRL names and the ledger did not have (learning.py), also of a
             certificate that it does not have
@@ -163,8 +163,8 @@ class State:
             if one.profile.endswith("-ca"):
                 self.successions.setdefault(one.profile, Succession(one.serial))
         elif event == "revoke":
-            serial = _serial(fields["serial"])
-            self.issued[serial] = replace(self.issued[serial], revoked_at=time, reason=str(fields["reason"]))
+            one = self.issued[_serial(fields["serial"])]
+            self.issued[one.serial] = replace(one, revoked_at=one.revoked_at or time, reason=str(fields["reason"]))
         elif event == "learn":
             self._learn(Stranger(
                 _serial(fields["serial"]), _serial(fields["issuer"]), parse_time(fields["revoked_at"]), str(fields["reason"])

@@ -223,11 +223,16 @@ def _revoke(
         if not set(_authorities_of(pki, chosen)) <= set(authorities):
             raise PkiError("a certificate of that name was issued by another CA at this moment", hint="run the command again")
         fresh = [one for one in chosen if one.revoked_at is None]
-        for one in fresh:
+        for one in (*fresh, *(one for one in chosen if _is_worse(one, reason))):
             pki.ledger.append(now, "revoke", {"serial": f"{one.serial:x}", "reason": reason})
         crls = _sign(pki, pki.ledger.follow(), authorities, now)
     already = tuple(one for one in chosen if one.revoked_at is not None)
     return Revocation(tuple(fresh), already, crls, tuple(find_same_key(state, chosen, now)))
+
+
+def _is_worse(one: Issued, reason: str) -> bool:
+    """Whether the key of a certificate that was revoked for another reason is called compromised now: it is for ever, then."""
+    return one.revoked_at is not None and reason == KEY_COMPROMISE != one.reason
 
 
 def _authorities_of(pki: PkiDirectory, chosen: Sequence[Issued]) -> list[str]:

@@ -66,6 +66,22 @@ def test_a_key_that_is_found_stolen_after_its_certificate_was_revoked_is_out_too
     assert states_of(fleet) == ["revoked", "revoked", "revoked", "valid"]
 
 
+def test_a_key_that_is_called_stolen_later_is_not_certified_again(tmp_path: Path) -> None:
+    """One of its certificates was superseded, the other has expired: the reason is a new one, the date is not."""
+    fleet, late = make_fleet(tmp_path, now=NOW), NOW + timedelta(days=91)
+    renew(fleet.pki, NAME, None, tmp_path / "reply", no_passphrase, NOW)
+    revoke_older(fleet.pki, NAME, "superseded", no_passphrase, NOW)
+    revoke_name(fleet.pki, NAME, "keyCompromise", no_passphrase, late)
+    first, second = certificates_of(fleet, HOST_NAME)
+    assert (first.reason, first.revoked_at, second.state(late)) == ("keyCompromise", NOW, "expired")
+    with pytest.raises(PkiError, match=r"of this key was revoked \(keyCompromise\)"):
+        renew(fleet.pki, NAME, None, tmp_path / "again", no_passphrase, late)
+    before = fleet.pki.ledger.path.read_bytes()
+    revoke_serial(fleet.pki, first.serial, "superseded", no_passphrase, late)
+    assert certificates_of(fleet, HOST_NAME)[0].reason == "keyCompromise"
+    assert b'"event":"revoke"' not in fleet.pki.ledger.path.read_bytes()[len(before) :]
+
+
 def test_the_newest_is_not_left_with_a_key_that_is_called_stolen(tmp_path: Path) -> None:
     """`--older` would leave the thief a certificate: it says so, and nothing is revoked."""
     fleet = make_fleet(tmp_path, now=NOW)

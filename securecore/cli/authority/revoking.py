@@ -64,7 +64,8 @@ def revoke(host: str | None, directory: Path, serial: str | None, older: bool, r
     for one in done.revoked:
         click.echo(f"revoked {one.serial:x}, {_holder(one)} ({reason})")
     for one in done.already:
-        click.echo(f"{one.serial:x} was revoked already, on {day(one.revoked_at or now())} ({one.reason})")
+        more = f", now {reason}" if reason == "keyCompromise" != one.reason else ""
+        click.echo(f"{one.serial:x} was revoked already, on {day(one.revoked_at or now())} ({one.reason}{more})")
     if serial is not None:
         for one in done.same_key:
             click.echo(f"its key lives on in {one.serial:x}, {_holder(one)}, valid until {day(one.not_after)}")
