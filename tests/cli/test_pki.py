@@ -108,6 +108,19 @@ def test_a_key_that_lives_on_is_told(pki: Runner) -> None:
     assert states == ["revoked", "revoked"]
 
 
+def test_a_token_that_is_open_still_is_told_where_its_host_is_revoked(pki: Runner) -> None:
+    """Who has it could enrol again; one of another host, and one that was recalled, is nobody's concern here."""
+    assert pki("issue", "host", "web-1", "--out", "w").code == 0
+    assert pki("token", "db-2").code == 0
+    recalled, left = (json.loads(pki("token", "web-1", "--json").out)["id"] for _ in range(2))
+    assert pki("token", "--recall", recalled).code == 0
+    said = pki("revoke", "web-1", "--reason", "keyCompromise").out
+    assert [line for line in said.splitlines() if left in line or recalled in line] == [
+        f"token {left} still lets its holder enrol as {HOST_NAME}",
+        f"  if others may have it: securecore pki token --recall {left}",
+    ]
+
+
 def test_bad_input_is_one_line_a_hint_and_an_exit_code(pki: Runner) -> None:
     """Every command, every kind of mistake that a person makes."""
     Path("taken").mkdir()

@@ -17,6 +17,7 @@ from securecore.cli.authority.options import (
 )
 
 if TYPE_CHECKING:
+    from securecore.pki.directory import PkiDirectory
     from securecore.pki.ledger import Issued
     from securecore.pki.revocation import SignedCrl
 
@@ -70,6 +71,8 @@ def revoke(host: str | None, directory: Path, serial: str | None, older: bool, r
         for one in done.same_key:
             click.echo(f"its key lives on in {one.serial:x}, {_holder(one)}, valid until {day(one.not_after)}")
             click.echo(f"  if others may have the key: securecore pki revoke --serial {one.serial:x} --reason keyCompromise")
+    if not older:
+        _echo_open_tokens(pki, {name for one in (*done.revoked, *done.already) for name in one.names})
     _echo_crls(done.crls)
     click.echo(f"next: copy {pki.crl_path} over crl.pem in each receiver's identity directory and send the receiver SIGHUP")
     click.echo("until then nothing changes")
@@ -104,6 +107,15 @@ def crl(directory: Path, is_forced: bool, after: int | None, passphrase_file: Pa
 
 def _holder(one: "Issued") -> str:
     return f"{one.profile} {one.names[0] if one.names else ''}".rstrip()
+
+
+def _echo_open_tokens(pki: "PkiDirectory", names: set[str]) -> None:
+    """Say which tokens still let somebody enrol under one of the names: perhaps whoever the certificates were revoked for."""
+    moment = now()
+    for one in pki.ledger.follow().tokens.values():
+        if one.name in names and one.state(moment) == "open":
+            click.echo(f"token {one.id} still lets its holder enrol as {one.name}")
+            click.echo(f"  if others may have it: securecore pki token --recall {one.id}")
 
 
 def _echo_crls(crls: "tuple[SignedCrl, ...]", *, err: bool = False) -> None:
