@@ -71,16 +71,19 @@ class Enroller:
         self._guard = threading.Lock()
         self._publication = Publication(pki)
         self._authority = pki.authority(HOSTS_CA.name, self._ask)
-        self._lost = self.find_lost()
-        if self._lost is not None:
-            raise BrokenError(self._lost, hint=AFTER_A_RESTORE)
+        self._lost = find_lost(pki, note)
+        self._check_not_lost()
 
     def find_lost(self) -> str | None:
         """Return how the PKI is an older copy, in which used tokens are open again; None when it is not.
 
-        Until it is found not to be, nobody is certified. Notes how far the ledger has come; raises as noting.find_lost does.
+        Until it is found not to be, nobody is certified and no CRL signed. Notes how far the ledger has come; raises as
+        noting.find_lost does for all but a broken ledger.
         """
-        self._lost = find_lost(self._pki, self._note)
+        try:
+            self._lost = find_lost(self._pki, self._note)
+        except BrokenError as error:
+            return error.message  # It is found at each request, too, and no longer than it is so.
         return self._lost
 
     def answer(self, request: Request, peer_der: bytes | None, server_der: bytes) -> Done:
@@ -91,13 +94,20 @@ class Enroller:
         if request.op in ("roots", "lists"):
             answer, line = self._publication.find(request.op)
             return Done(answer, encoded=line)
-        if self._lost is not None:
-            raise BrokenError(self._lost, hint=AFTER_A_RESTORE)
+        self._check_not_lost()
         return self._enroll(request, peer_der, server_der) if request.op == "enroll" else self._renew(request, peer_der)
 
     def sign_crls(self) -> tuple[SignedCrl, ...]:
-        """Sign the CRLs that are due, of the CAs whose key is here; raises as revocation.sign_crls does, within the deadline."""
+        """Sign the CRLs that are due, of the CAs whose key is here; raises as revocation.sign_crls does, within the deadline.
+
+        BrokenError, too, when find_lost has found something: receivers would take the list, and let in who was revoked since.
+        """
+        self._check_not_lost()
         return sign_crls(self._pki, self._ask, self._clock(), lock_timeout_s=ANSWER_DEADLINE_S)
+
+    def _check_not_lost(self) -> None:
+        if self._lost is not None:
+            raise BrokenError(self._lost, hint=AFTER_A_RESTORE)
 
     def _enroll(self, request: Request, peer_der: bytes | None, server_der: bytes) -> Done:
         # Before the lock: who has no token must not keep others waiting.
@@ -132,8 +142,7 @@ class Enroller:
     def _state(self) -> Iterator[tuple[datetime, State]]:
         """Yield the moment and the ledger's state under the PKI's lock; raises BrokenError when an older copy was put back."""
         with self._pki.lock(ANSWER_DEADLINE_S):
-            self._pki.ledger.check_goes_on()
-            yield self._clock(), self._pki.ledger.follow()
+            yield self._clock(), self._pki.ledger.acknowledge()
 
     def _judge_host(self, peer_der: bytes) -> Judgement:
         try:

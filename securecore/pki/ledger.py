@@ -256,21 +256,19 @@ class Ledger:
         """Return the state as read() does, and raise like it, after reading only the lines that are new since the last time.
 
         All are read again when the file is shorter, or the last line that was read is another one: somebody has put an old copy
-        back. Of one that had lines and has none any more BrokenError is raised: to begin it anew would bring all back that was
-        revoked. Not checked: that the lines before it are still what they were; read() does that.
+        back. BrokenError is raised where a line is gone that append() or acknowledge() had, and where none is left: to go on there
+        would bring back all that was revoked. Not checked: that the lines before it are still what they were; read() does that.
         """
         return self._catch_up().state
 
-    def check_goes_on(self) -> None:
-        """Raise BrokenError when lines are gone that an earlier call has found or append() written; else as follow().
+    def acknowledge(self) -> State:
+        """Return the state as follow() does; each line of it has to stay from now on, as those that append() writes.
 
         The caller holds the PKI's lock: a line whose writer has it still may be taken back.
         """
-        known, before = self._catch_up(), self._acknowledged
-        if self._read_from(before) is None:
-            words = f"{self.path}: it had {before.lines} lines, and is an older copy now, or another one"
-            raise BrokenError(words, hint="pki/runbooks/after-a-restore.md")
+        known = self._catch_up()
         self._acknowledged = replace(known, state=State())
+        return known.state
 
     def digests(self) -> list[str]:
         """Return the SHA-256 of each line, as the line after it has it; raises StorageError. Not checked: that they fit."""
@@ -303,8 +301,12 @@ class Ledger:
         if lines is None:
             lines = self._read_from(_Replayed()) or []
             if not lines:
-                self._check_new(known)
+                hint = "put it back from a backup: written aside, then renamed"
+                raise BrokenError(f"{self.path}: it had {known.lines} lines, and now has none", hint=hint)
             known = _Replayed()
+        if known.lines < self._acknowledged.lines and self._read_from(self._acknowledged) is None:
+            words = f"{self.path}: it had {self._acknowledged.lines} lines, and is an older copy now, or another one"
+            raise BrokenError(words, hint="pki/runbooks/after-a-restore.md")
         return self._replay(known, lines) if lines else known
 
     def _read_from(self, known: _Replayed) -> list[bytes] | None:
@@ -316,12 +318,6 @@ class Ledger:
             file.seek(known.last_offset)
             is_there = not known.lines or file.read(len(known.last) + 1) == known.last + b"\n"
             return _whole_lines(file.read()) if is_there else None
-
-    def _check_new(self, known: _Replayed) -> None:
-        """Raise BrokenError when a ledger without a line had some."""
-        if known.lines:
-            hint = "put it back from a backup: written aside, then renamed"
-            raise BrokenError(f"{self.path}: it had {known.lines} lines, and now has none", hint=hint)
 
     def _replay(self, known: _Replayed, lines: list[bytes]) -> _Replayed:
         state, previous = known.state.copy(), known.digest

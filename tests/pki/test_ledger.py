@@ -82,6 +82,7 @@ def test_torn_last_line_heals_at_every_length(tmp_path: Path) -> None:
     begin = data.rstrip(b"\n").rfind(b"\n") + 1
     for length in range(begin, len(data)):
         ledger.path.write_bytes(data[:length])
+        ledger = Ledger(ledger.path)
         assert not ledger.read().issued[0xB].is_discarded
         ledger.append(NOW, "discard", {"serial": "b"})
         assert data == ledger.path.read_bytes()
@@ -130,7 +131,7 @@ def test_who_follows_reads_only_what_is_new(tmp_path: Path, monkeypatch: pytest.
 
 def test_who_follows_sees_a_ledger_that_was_put_back(tmp_path: Path) -> None:
     """A shorter one, one that goes on differently from there, and the newer one again."""
-    ledger = filled(tmp_path)
+    ledger = Ledger(filled(tmp_path).path)
     data = ledger.path.read_bytes()
     older = b"".join(data.splitlines(keepends=True)[:3])
     ledger.follow()
@@ -146,16 +147,16 @@ def test_who_follows_sees_a_ledger_that_was_put_back(tmp_path: Path) -> None:
 def test_a_line_that_its_writer_took_back_is_not_missed(tmp_path: Path) -> None:
     """Whoever read it meanwhile goes on without it; what was found under the lock, or appended, has to stay."""
     ledger = filled(tmp_path)
-    ledger.check_goes_on()
+    ledger.acknowledge()
     data = ledger.path.read_bytes()
     Ledger(ledger.path).append(NOW, "discard", {"serial": "a"})
     ledger.follow()
     ledger.path.write_bytes(data)
-    ledger.check_goes_on()
+    ledger.acknowledge()
     ledger.append(NOW, "discard", {"serial": "a"})
     ledger.path.write_bytes(data)
     with pytest.raises(BrokenError, match="and is an older copy now"):
-        ledger.check_goes_on()
+        ledger.acknowledge()
 
 
 @pytest.mark.parametrize("left", [None, b"", b"{"])

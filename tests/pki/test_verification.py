@@ -7,7 +7,7 @@ import pytest
 
 from securecore.certs.identity_directory import load_identity
 from securecore.names import HostName
-from securecore.pki.directory import PkiDirectory
+from securecore.pki.directory import PkiDirectory, open_pki
 from securecore.pki.issue import issue_host
 from securecore.pki.revocation import revoke_name, sign_crls
 from securecore.pki.verification import Head, parse_head, verify_log
@@ -36,7 +36,7 @@ def head(pki: PkiDirectory) -> Head:
 
 def failed(fleet: Fleet, noted: Head | None = None) -> list[str]:
     """Return the checks that do not hold."""
-    return [one.what for one in verify_log(fleet.pki, noted) if one.problem is not None]
+    return [one.what for one in verify_log(open_pki(fleet.pki.path), noted) if one.problem is not None]
 
 
 def test_what_is_whole_passes_every_check(fleet: Fleet, tmp_path: Path) -> None:
