@@ -15,19 +15,16 @@ from securecore.store.layout import Store
 def check_at_start(store: Store, committer: Committer, material: Material) -> None:
     """Raise ConfigError when *material* has an older list of some CA than the store, and keep its lists; raises StorageError.
 
-    A store that keeps none yet has nothing to compare with; there a commit or a reload keeps the first. Lists of CAs that are
-    believed no more are passed over, as are kept ones that can't be read.
+    Also at a first start, after which no dump may come for long. Lists of CAs that are believed no more are passed over, as are
+    kept ones that can't be read.
     """
-    is_first = True
     for pem in kept_crls(store):
-        is_first = False
         try:
             known = RevocationLists.parse_known(pem, material.identity.anchors)
         except ConfigError:
             continue
         material.revocation.check_not_older_than(known, material.identity.anchors)
-    if not is_first:
-        committer.keep_lists(material.crl)
+    committer.keep_lists(material.crl)
 
 
 def keep_after_reload(committer: Committer, material: Material) -> None:

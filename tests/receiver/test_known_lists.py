@@ -87,6 +87,16 @@ def test_lists_that_came_by_a_reload_are_known_although_no_dump_was_judged_by_th
         pass
 
 
+def test_the_lists_of_a_first_start_are_known(own_fleet: Fleet, tmp_path: Path) -> None:
+    """Although nobody has sent anything since: hosts seldom crash, and who was revoked is not to be the first."""
+    older = revoke_web(own_fleet)
+    with running_receiver(own_fleet.receiver, tmp_path / "store"):
+        pass
+    (own_fleet.receiver / "crl.pem").write_bytes(older)
+    with pytest.raises(ConfigError, match=ROLLED_BACK), running_receiver(own_fleet.receiver, tmp_path / "store"):
+        pass
+
+
 @pytest.mark.slow
 def test_the_command_says_what_is_wrong_and_what_to_do(own_fleet: Fleet, tmp_path: Path) -> None:
     """One line, a hint, the exit code of a wrong configuration."""
