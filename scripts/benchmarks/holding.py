@@ -33,6 +33,8 @@ _BUDGETS: Final[dict[tuple[str, str], float]] = {(HEAP, ZSTD): 0.70, (HEAP, DISC
 _ORDER: Final = (DISCARDING, OURS, EVEN, ZSTD, GZIP, SOCAT)
 HANDLER_MIB: Final = 64.0
 """What a handler may have resident, whatever the core."""
+_AGENT_HOLD: Final = 0.5
+"""Of a small core: no program is started for it, so its process is held for less than half as long as by the pipe's handler."""
 _SMALL_MIB: Final = 10
 _HEADS: Final = ("corpus", "taken by", "hold", "MB/s", "CPU, s per GB", "memory", "other end's CPU", "its memory", "stored")
 
@@ -73,8 +75,8 @@ def measure_kinds(run: Run) -> Findings:
     holds = {name: tuple(held.hold_s for held in found) for name, found in helds.items()}
     cpus = {name: tuple(held.settled.weight.cpu_s for held in found) for name, found in helds.items()}
     for name in holds.keys() - {first}:
-        rows.append(Row(f"hold, {what} {name}", holds[name], "s", f"by the {first}", holds[first], 1.0))
-        rows.append(Row(f"CPU, {what} {name}", cpus[name], "s", f"by the {first}", cpus[first], 1.0))
+        rows.append(Row(f"hold, {what} {name}", holds[name], "s", f"by the {first}", holds[first], _AGENT_HOLD))
+        rows.append(Row(f"CPU, {what} {name}", cpus[name], "s", f"by the {first}", cpus[first], None))
     return Findings(tuple(rows))
 
 
