@@ -29,6 +29,7 @@ from tests.support.certificates import Fleet
 from tests.support.kernel import NOBODY, Host, build_crasher, needs_kernel, start_crash, wait_until
 from tests.support.launchers import limited
 from tests.support.receivers import running_receiver
+from tests.support.sizes import size_of
 
 pytestmark = [needs_kernel, needs_coredump_socket, pytest.mark.root, pytest.mark.slow]
 
@@ -294,7 +295,7 @@ def test_without_a_receiver_the_core_is_spooled_and_flushed_by_the_agent(
 
 def wait_for_part(host: Host) -> Path:
     """Return the core of the only dump in the spool, of which a part is there."""
-    return wait_until(lambda: next((core for core in (host.spool / "dumps").glob("*/core.zst") if core.stat().st_size), None))
+    return wait_until(lambda: next((core for core in (host.spool / "dumps").glob("*/core.zst") if size_of(core)), None))
 
 
 def test_a_dump_whose_handler_is_killed_is_labelled(fleet: Fleet, lonely: Host, programs: Path, tmp_path: Path) -> None:

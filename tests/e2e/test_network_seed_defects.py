@@ -33,6 +33,7 @@ from tests.support.launchers import as_by_the_kernel
 from tests.support.processes import SECURECORE, receiving, send_file
 from tests.support.proxies import NEVER, cutting
 from tests.support.receivers import papers_of, running_receiver, send_bytes
+from tests.support.sizes import size_of
 from tests.support.stores import Commands, published
 from tests.test_documents import DOCUMENTS, text_of
 
@@ -177,7 +178,7 @@ def test_3_a_dead_sender_never_looks_like_success(
     incoming = tmp_path / "store" / "incoming"
     with handling(installed) as popen:
         feed(popen, random.Random(3).randbytes(9 * limits.MIB))
-        wait_until(lambda: next((core for core in incoming.glob("*/*/core.zst") if core.stat().st_size > limits.MIB), None))
+        wait_until(lambda: next((core for core in incoming.glob("*/*/core.zst") if size_of(core) > limits.MIB), None))
         popen.kill()
         popen.wait()
     wait_until(lambda: True if receiver.session_count == 0 else None)

@@ -15,6 +15,7 @@ from securecore import limits
 from tests.support.certificates import Fleet
 from tests.support.kernel import Host, build_crasher, crashing_into, needs_kernel, start_crash, wait_until
 from tests.support.processes import SECURECORE, receiving
+from tests.support.sizes import size_of
 
 pytestmark = [needs_kernel, pytest.mark.root, pytest.mark.slow]
 
@@ -23,7 +24,7 @@ CRASHER = Path(__file__).parents[2] / "scripts" / "crashers" / "large-heap.c"
 
 def incoming_bytes(store: Path) -> int:
     """Return how much of a core the store holds that is still coming in."""
-    return sum(path.stat().st_size for path in store.glob("incoming/*/*/core.zst"))
+    return sum(size_of(path) for path in store.glob("incoming/*/*/core.zst"))
 
 
 def spooled_whole(host: Host) -> Path | None:

@@ -31,6 +31,7 @@ from securecore.store.layout import open_store
 from tests.support.certificates import Fleet
 from tests.support.local_files import noise, small_disk
 from tests.support.receivers import Hold, new_dump_id, papers_of, send_bytes
+from tests.support.sizes import size_of
 
 NOWHERE: Final = Address("127.0.0.1:9")
 CORE: Final = noise(6 * limits.PIECE_BYTES)
@@ -157,7 +158,7 @@ def test_a_disk_that_fills_up_before_the_end_is_stated_leaves_a_cut_dump(
 def wait_for_bytes(disk: Path, size: int) -> None:
     """Wait until an entry's core is as long."""
     deadline = time.monotonic() + 20
-    while not any(path.stat().st_size >= size for path in (disk / "spool/dumps").glob("*/core.zst")):
+    while not any(size_of(path) >= size for path in (disk / "spool/dumps").glob("*/core.zst")):
         assert time.monotonic() < deadline
         time.sleep(0.002)
 

@@ -33,6 +33,7 @@ from tests.support.launchers import as_by_the_kernel
 from tests.support.local_handlers import LocalHost
 from tests.support.receivers import papers_of, running_receiver
 from tests.support.scripted import Peer, forge_receipt, scripted_receiver
+from tests.support.sizes import size_of
 
 pytestmark = pytest.mark.slow
 
@@ -243,7 +244,7 @@ def test_a_handler_that_does_not_even_hear_of_its_deadline_is_killed(fleet: Flee
     assert handler.stdin is not None
     handler.stdin.write(NOISE[: 3 * limits.PIECE_BYTES])
     handler.stdin.flush()
-    wait_until(lambda: any(core.stat().st_size for core in (installed.spool / "dumps").glob("*/core.zst")) or None)
+    wait_until(lambda: any(size_of(core) for core in (installed.spool / "dumps").glob("*/core.zst")) or None)
     handler.send_signal(signal.SIGSTOP)
     code = handler.wait(60)
     manifest = flushed_manifest(installed, fleet, tmp_path)

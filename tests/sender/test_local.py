@@ -21,6 +21,7 @@ from tests.support.elf import Segment, write_core
 from tests.support.kernel import NOBODY, OWNER, kernel_arguments, wait_until, write_script
 from tests.support.local_files import KINDS, filter_through, heap, noise, small_disk
 from tests.support.local_handlers import LocalHost, is_well_named
+from tests.support.sizes import size_of
 
 CORE: Final = write_core([Segment(heap(2 * limits.MIB)), Segment(bytes(2 * limits.MIB)), Segment(noise(100_000))])
 
@@ -255,7 +256,7 @@ def test_a_killed_handlers_core_is_kept_by_the_next(host: LocalHost) -> None:
     assert handler.stdin is not None
     for number in range(12):
         handler.stdin.write(noise(limits.MIB, number))
-    wait_until(lambda: next((path for path in host.cores.glob(".*.gz.new") if path.stat().st_size > limits.MIB), None))
+    wait_until(lambda: next((path for path in host.cores.glob(".*.gz.new") if size_of(path) > limits.MIB), None))
     handler.kill()
     handler.wait()
     handler.stdin.close()

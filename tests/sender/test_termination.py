@@ -33,6 +33,7 @@ from tests.support.local_files import noise
 from tests.support.local_handlers import LocalHost
 from tests.support.receivers import papers_of, running_receiver
 from tests.support.scripted import Peer, scripted_receiver
+from tests.support.sizes import size_of
 
 pytestmark = pytest.mark.slow
 
@@ -105,7 +106,7 @@ def test_what_was_read_for_the_spool_is_durable_there(fleet: Fleet, tmp_path: Pa
     installed = Installed(tmp_path, fleet.host, [NOWHERE])
     handler = start(installed, handlers)
     begin(handler)
-    wait_until(lambda: any(core.stat().st_size for core in (installed.spool / "dumps").glob("*/core.zst")) or None)
+    wait_until(lambda: any(size_of(core) for core in (installed.spool / "dumps").glob("*/core.zst")) or None)
     handler.send_signal(signal.SIGTERM)
     code = handler.wait(60)
     manifest = flushed_manifest(installed, fleet, tmp_path)
@@ -200,7 +201,7 @@ def test_a_local_core_is_durable_under_a_name_that_says_that_it_was_cut(tmp_path
     handler = host.start()
     handlers.append(handler)
     begin(handler)
-    wait_until(lambda: any(core.stat().st_size for core in host.cores.glob(".*.zst.new")) or None)
+    wait_until(lambda: any(size_of(core) for core in host.cores.glob(".*.zst.new")) or None)
     handler.send_signal(signal.SIGTERM)
     code = handler.wait(60)
     (name,) = host.cores_kept()

@@ -16,6 +16,7 @@ from tests.support.checker import Truth
 from tests.support.kernel import UNLIMITED, Installed, kernel_arguments
 from tests.support.launchers import Limits, limited
 from tests.support.processes import SECURECORE
+from tests.support.sizes import size_of
 
 ROOT: Final = Path(__file__).parents[2]
 PATIENCE_S: Final = 60.0
@@ -117,7 +118,7 @@ class Sender(Installed):
 
     def held_bytes(self, store: Path) -> int:
         """Return how many bytes of cores are coming in from this host."""
-        return sum(path.stat().st_size for path in self.incoming(store).glob("*/core.zst"))
+        return sum(size_of(path) for path in self.incoming(store).glob("*/core.zst"))
 
     def truths(self, *stores: Path) -> list[Truth]:
         """Return what was crashed, for the checker; fails where nobody has anything of a dump."""
