@@ -215,6 +215,7 @@ def test_a_dump_that_was_received_since_it_was_chosen_stays(receiver: Receiver, 
     dumps = [new_dump_id() for _ in range(2)]
     for dump in dumps:
         assert send_bytes(CORE, papers_of(fleet.host), receiver.addresses, dump=dump).receipt is not None
+    wait_until_idle(receiver)  # A session has its dump for a moment longer than its sender waits.
     with open_store(str(tmp_path / "store")) as opened:
         with opened.open_dump(HOST, dumps[1]) as files:
             said = row_of(files).received_at
