@@ -13,7 +13,7 @@ ROOT: Final = Path(__file__).parents[1] / "securecore"
 
 EVERYBODYS: Final = {
     "declarations", "plain_json", "errors", "limits", "names", "networks", "identity", "report", "elfsize", "elfid", "merkle",
-    "toml_table", "units", "__version__",
+    "systemd", "toml_table", "units", "__version__",
 }  # fmt: skip
 """Modules at the top that every room may use; they use each other and the standard library."""
 

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from securecore.errors import ConfigError
+from securecore import systemd
 
 SERVICE: Final = "/etc/systemd/system/securecore-fetch.service"
 TIMER: Final = "/etc/systemd/system/securecore-fetch.timer"
@@ -14,14 +14,12 @@ def fetch_service(interpreter: str, identity: str, user: str, group: str | None 
 
     The receiver notices by itself (identity_watch.py). Raises ConfigError when a path cannot stand in a unit.
     """
-    for path in (interpreter, identity):
-        if not path.isprintable() or set(path) & set(" \"'\\%$"):
-            raise ConfigError(f"{path!a}: a path in a systemd unit must not have spaces, quotes, backslashes, % or $")
+    systemd.check_paths(interpreter, identity)
     return _SERVICE.format(
         command=f"{interpreter} -I -m securecore.cli.main pki fetch --identity {identity}",
-        user=user,
-        group=f"Group={group}\n" if group is not None else "",
+        user=systemd.run_as(user, group),
         identity=identity,
+        sandbox=systemd.NO_DEVICES + systemd.SANDBOX + systemd.SERVICE_USER,
     ).encode()
 
 
@@ -39,34 +37,14 @@ After=network-online.target
 [Service]
 Type=oneshot
 ExecStart={command}
-User={user}
-{group}TimeoutStartSec=15min
+{user}TimeoutStartSec=15min
 UMask=0077
 LimitCORE=0
-NoNewPrivileges=yes
 CapabilityBoundingSet=
 ProtectSystem=strict
 ReadWritePaths={identity}
-ProtectHome=yes
-PrivateTmp=yes
-PrivateDevices=yes
-ProtectClock=yes
-ProtectControlGroups=yes
-ProtectHostname=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
 RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallFilter=~@privileged
-SystemCallErrorNumber=EPERM
-"""
+{sandbox}"""
 
 _TIMER: Final = """\
 [Unit]

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
 
-from securecore import limits
-from securecore.errors import ConfigError
+from securecore import limits, systemd
 from securecore.names import Address
 
 CONFIGURATION: Final = "/etc/securecore/receiver.toml"
@@ -35,18 +34,16 @@ def receiver_service(
     path cannot stand in a unit. MemoryDenyWriteExecute holds for Python and the cryptography library as they are
     (tests/receiver/test_installation.py runs a receiver under it).
     """
-    for path in (interpreter, store):
-        if not path.isprintable() or set(path) & set(" \"'\\%$"):
-            raise ConfigError(f"{path!a}: a path in a systemd unit must not have spaces, quotes, backslashes, % or $")
+    systemd.check_paths(interpreter, store)
     capability = "CAP_NET_BIND_SERVICE" if any(0 < address.port < _PRIVILEGED_PORTS for address in listen) else ""
     return _SERVICE.format(
         command=f"{interpreter} -I -m securecore.cli.main receive --config {CONFIGURATION}",
-        user=user,
-        group=f"Group={group}\n" if group is not None else "",
+        user=systemd.run_as(user, group),
         store=store,
         capability=capability,
         files=connections * _FILES_PER_CONNECTION,
         stop_s=_STOP_S,
+        sandbox=systemd.NO_DEVICES + systemd.SANDBOX + systemd.SERVICE_USER,
     ).encode()
 
 
@@ -60,41 +57,21 @@ After=network-online.target
 Type=exec
 ExecStart={command}
 ExecReload=/bin/kill -HUP $MAINPID
-User={user}
-{group}Restart=on-failure
+{user}Restart=on-failure
 RestartSec=5s
 TimeoutStopSec={stop_s}s
 UMask=0077
 LimitNOFILE={files}
 # Its memory holds the TLS key.
 LimitCORE=0
-NoNewPrivileges=yes
 CapabilityBoundingSet={capability}
 AmbientCapabilities={capability}
 ProtectSystem=strict
 ReadWritePaths={store}
-ProtectHome=yes
-PrivateTmp=yes
-PrivateDevices=yes
-ProtectClock=yes
-ProtectControlGroups=yes
-ProtectHostname=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
 ProtectProc=invisible
 RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
 RemoveIPC=yes
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallFilter=~@privileged
-SystemCallErrorNumber=EPERM
-
+{sandbox}
 [Install]
 WantedBy=multi-user.target
 """

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from securecore.errors import ConfigError
+from securecore import systemd
 from securecore.receiver.installation import CONFIGURATION
 
 SERVICE: Final = "/etc/systemd/system/securecore-vacuum.service"
@@ -15,14 +15,12 @@ def vacuum_service(interpreter: str, store: str, user: str, group: str | None = 
 
     The store is that of the file: what systemd must know beforehand. Raises ConfigError when a path cannot stand in a unit.
     """
-    for path in (interpreter, store):
-        if not path.isprintable() or set(path) & set(" \"'\\%$"):
-            raise ConfigError(f"{path!a}: a path in a systemd unit must not have spaces, quotes, backslashes, % or $")
+    systemd.check_paths(interpreter, store)
     return _SERVICE.format(
         command=f"{interpreter} -I -m securecore.cli.main vacuum --if-any --config {CONFIGURATION}",
-        user=user,
-        group=f"Group={group}\n" if group is not None else "",
+        user=systemd.run_as(user, group),
         store=store,
+        sandbox=systemd.NO_DEVICES + systemd.SANDBOX + systemd.SERVICE_USER,
     ).encode()
 
 
@@ -38,38 +36,18 @@ Description=securecore: delete the dumps that receiver.toml says are not to be k
 [Service]
 Type=oneshot
 ExecStart={command}
-User={user}
-{group}TimeoutStartSec=6h
+{user}TimeoutStartSec=6h
 UMask=0077
 Nice=10
 IOSchedulingClass=idle
 # It may load the key of the audit log.
 LimitCORE=0
-NoNewPrivileges=yes
 CapabilityBoundingSet=
 ProtectSystem=strict
 ReadWritePaths={store}
-ProtectHome=yes
-PrivateTmp=yes
-PrivateDevices=yes
 PrivateNetwork=yes
-ProtectClock=yes
-ProtectControlGroups=yes
-ProtectHostname=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
 RestrictAddressFamilies=AF_UNIX
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallFilter=~@privileged
-SystemCallErrorNumber=EPERM
-"""
+{sandbox}"""
 
 _TIMER: Final = """\
 [Unit]

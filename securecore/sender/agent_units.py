@@ -10,7 +10,7 @@ agent can run is held until it does, and the agent may wait for the very unit of
 import os
 from typing import Final
 
-from securecore.errors import ConfigError
+from securecore import systemd
 from securecore.sender import agent_limits
 from securecore.sender.installation import AGENT_SOCKET
 
@@ -44,9 +44,7 @@ def agent_service(interpreter: str, spool: str, identity: str) -> bytes:
     That is the spool, the identity, because the agent renews it, and beside its socket, where it has a lock. Raises ConfigError
     when a path cannot stand in a unit.
     """
-    for path in (interpreter, spool, identity):
-        if not path.isprintable() or set(path) & set(" \"'\\%$"):
-            raise ConfigError(f"{path!a}: a path in a systemd unit must not have spaces, quotes, backslashes, % or $")
+    systemd.check_paths(interpreter, spool, identity)
     return _SERVICE.format(
         interpreter=interpreter,
         directory=os.path.dirname(AGENT_SOCKET),
@@ -56,6 +54,7 @@ def agent_service(interpreter: str, spool: str, identity: str) -> bytes:
         starts=_STARTS,
         within=_STARTS_WITHIN_S,
         stop_s=_STOP_S,
+        sandbox=systemd.SANDBOX,
     ).encode()
 
 
@@ -108,26 +107,12 @@ UMask=0077
 LimitCORE=1
 CapabilityBoundingSet={capabilities}
 # No ProtectHostname=: a report has the machine's name as it is at the crash, and that would keep the one of the agent's start.
-NoNewPrivileges=yes
 ProtectSystem=strict
 ReadWritePaths={directory} -{spool} -{identity}
-PrivateTmp=yes
 DevicePolicy=closed
 DeviceAllow=/dev/kmsg r
-ProtectClock=yes
-ProtectControlGroups=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
 RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallErrorNumber=EPERM
-
+{sandbox}
 [Install]
 WantedBy=multi-user.target
 Also=securecore-agent.socket

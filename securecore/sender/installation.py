@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from securecore import limits
+from securecore import limits, systemd
 from securecore.errors import ConfigError
 from securecore.sender.kernel_arguments import SPECIFIERS
 from securecore.sender.local_mode import LocalMode
@@ -107,7 +107,12 @@ def flush_service(interpreter: str, settings: str = SETTINGS) -> bytes:
     next to the 9 of systemd-coredump@.service; the same disk priority; and where memory is short it goes as early (500, which that
     unit has too), for what it has not delivered is in the spool still. It may have FLUSH_MEMORY_BYTES of memory.
     """
-    return _FLUSH_SERVICE.format(interpreter=interpreter, settings=settings, memory=limits.FLUSH_MEMORY_BYTES).encode()
+    return _FLUSH_SERVICE.format(
+        interpreter=interpreter,
+        settings=settings,
+        memory=limits.FLUSH_MEMORY_BYTES,
+        sandbox=systemd.NO_DEVICES + systemd.SANDBOX,
+    ).encode()
 
 
 def flush_timer() -> bytes:
@@ -133,26 +138,9 @@ OOMScoreAdjust=500
 MemoryMax={memory}
 LimitCORE=0
 CapabilityBoundingSet=CAP_SETUID CAP_SETGID CAP_DAC_READ_SEARCH
-NoNewPrivileges=yes
 ProtectSystem=full
-PrivateTmp=yes
-PrivateDevices=yes
-ProtectClock=yes
-ProtectControlGroups=yes
-ProtectHostname=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
 RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallErrorNumber=EPERM
-"""
+{sandbox}"""
 
 _FLUSH_TIMER: Final = """\
 [Unit]

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from securecore.errors import ConfigError
+from securecore import systemd
 
 SERVICE: Final = "/etc/systemd/system/securecore-renew.service"
 TIMER: Final = "/etc/systemd/system/securecore-renew.timer"
@@ -14,10 +14,8 @@ def renew_service(interpreter: str, identity: str) -> bytes:
 
     Root without a capability: the directory and all in it are root's. Raises ConfigError when a path cannot stand in a unit.
     """
-    for path in (interpreter, identity):
-        if not path.isprintable() or set(path) & set(" \"'\\%$"):
-            raise ConfigError(f"{path!a}: a path in a systemd unit must not have spaces, quotes, backslashes, % or $")
-    return _SERVICE.format(interpreter=interpreter, identity=identity).encode()
+    systemd.check_paths(interpreter, identity)
+    return _SERVICE.format(interpreter=interpreter, identity=identity, sandbox=systemd.NO_DEVICES + systemd.SANDBOX).encode()
 
 
 def renew_timer() -> bytes:
@@ -39,27 +37,10 @@ UMask=0077
 # It reads the TLS key.
 LimitCORE=0
 CapabilityBoundingSet=
-NoNewPrivileges=yes
 ProtectSystem=strict
 ReadWritePaths={identity}
-PrivateTmp=yes
-PrivateDevices=yes
-ProtectClock=yes
-ProtectControlGroups=yes
-ProtectHostname=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
 RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallErrorNumber=EPERM
-"""
+{sandbox}"""
 
 _TIMER: Final = """\
 [Unit]
