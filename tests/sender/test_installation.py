@@ -101,6 +101,14 @@ def test_units_are_what_systemd_understands(tmp_path: Path) -> None:
     assert [line for line in answer.stderr.splitlines() if "securecore" in line] == []
 
 
+@pytest.mark.parametrize("interpreter", ["/opt/100%/bin/python", "/opt/$x/bin/python", "/opt/it's/bin/python"])
+def test_flush_refuses_a_path_that_systemd_takes_apart(interpreter: str) -> None:
+    """The kernel would run such an interpreter, and nothing would deliver what its handler spools."""
+    assert installation.handler_script(interpreter).startswith(f"#!{interpreter} ".encode())
+    with pytest.raises(ConfigError, match="systemd unit"):
+        installation.flush_service(interpreter)
+
+
 def test_a_flush_stands_behind_a_handler() -> None:
     """Nobody waits for a flush: it has less of the processor and no more of the disk, goes as early, and its memory is bound."""
     lines = installation.flush_service("/bin/true").decode().splitlines()
