@@ -48,6 +48,12 @@ def test_what_never_was_root_may_make_no_call_of_roots(name: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("unit", [AGENT, OF_A_USER["receiver"], OF_A_USER["vacuum"]], ids=["agent", "receiver", "vacuum"])
+def test_a_service_waits_for_the_disk_that_it_writes_to(unit: bytes) -> None:
+    """Before a disk is there, its empty mount point would be taken for an empty store or spool, and what is put there is hidden."""
+    assert f"\nRequiresMountsFor={PLACE}" in unit.decode().partition("[Service]")[0]
+
+
 @pytest.mark.parametrize("path", ["/a b", "/a%b", "/a$b", '/a"b', "/a'b", "/a\\b", "/a\nUser=root"])
 def test_a_path_that_would_say_more_is_refused_wherever_it_stands(path: str) -> None:
     """No other path makes up for it."""

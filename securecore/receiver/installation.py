@@ -52,6 +52,8 @@ _SERVICE: Final = """\
 Description=securecore receiver: takes core dumps from hosts into a store
 Wants=network-online.target
 After=network-online.target
+# A disk that comes late (nofail, or a network's) is waited for: in its empty mount point the receiver would make a new store.
+RequiresMountsFor={store}
 
 [Service]
 Type=exec

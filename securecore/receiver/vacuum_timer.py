@@ -32,6 +32,7 @@ def vacuum_timer() -> bytes:
 _SERVICE: Final = """\
 [Unit]
 Description=securecore: delete the dumps that receiver.toml says are not to be kept
+RequiresMountsFor={store}
 
 [Service]
 Type=oneshot

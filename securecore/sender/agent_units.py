@@ -80,6 +80,8 @@ After=securecore-agent.socket
 # Without the agent these do what it does beside the crashes.
 Conflicts=securecore-flush.timer securecore-renew.timer
 OnFailure=securecore-flush.timer securecore-renew.timer
+# Without the disk that its spool is on the kernel stays with the handler.
+RequiresMountsFor={spool} {identity}
 StartLimitIntervalSec={within}s
 StartLimitBurst={starts}
 
