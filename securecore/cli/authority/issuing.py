@@ -37,6 +37,10 @@ def _reply_out(command: _Command) -> _Command:
     return click.option("--out", type=click.Path(path_type=Path), required=True, help=words)(command)
 
 
+def _request(command: _Command) -> _Command:
+    return click.argument("request", type=click.Path(path_type=Path))(command)
+
+
 def _days(command: _Command) -> _Command:
     words = "How long the certificate is valid."
     return click.option("--days", type=int, default=90, show_default=True, help=words)(command)
@@ -73,15 +77,21 @@ def issue_host(name: str, directory: Path, out: Path, days: int, passphrase_file
     _echo_identity_next(issued)
 
 
-def _server(command: _Command) -> _Command:
-    """Add what the making of a receiver and of an enroller is told."""
-    for add in (passphrase_option, _days, _addresses, _identity_out, dir_option, click.argument("name")):
-        command = add(command)
-    return command
+def _server(*told: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    """Return what adds that which a receiver's and an enroller's certificate is made of; *told* is where it comes from and goes."""
+
+    adding: list[Callable[[_Command], _Command]] = [click.argument("name"), dir_option, *told, _addresses, _days, passphrase_option]
+
+    def add_all(command: _Command) -> _Command:
+        for add in reversed(adding):
+            command = add(command)
+        return command
+
+    return add_all
 
 
 @issue.command("receiver")
-@_server
+@_server(_identity_out)
 def issue_receiver(**told: Any) -> None:
     """Make the identity of a receiver, with its log key. NAME without a dot is completed with the fleet's domain."""
     from securecore.pki import issue as issuing
@@ -90,7 +100,7 @@ def issue_receiver(**told: Any) -> None:
 
 
 @issue.command("enroller")
-@_server
+@_server(_identity_out)
 def issue_enroller(**told: Any) -> None:
     """Make the identity of a server that enrols hosts (`securecore pki serve`), which no host takes for a receiver."""
     from securecore.pki import issue as issuing
@@ -123,7 +133,7 @@ def sign() -> None:
 
 @sign.command("host", epilog=SIGN_EPILOG)
 @click.argument("name")
-@click.argument("request", type=click.Path(path_type=Path))
+@_request
 @dir_option
 @_reply_out
 @_days
@@ -140,33 +150,17 @@ def sign_host(name: str, request: Path, directory: Path, out: Path, days: int, p
 
 
 @sign.command("receiver", epilog=SIGN_EPILOG)
-@click.argument("name")
-@click.argument("request", type=click.Path(path_type=Path))
-@dir_option
-@_reply_out
-@_addresses
-@_days
-@passphrase_option
-def sign_receiver(
-    name: str, request: Path, directory: Path, out: Path, addresses: tuple[str, ...], days: int, passphrase_file: Path | None
-) -> None:
+@_server(_request, _reply_out)
+def sign_receiver(**told: Any) -> None:
     """Certify the key in REQUEST as that of receiver NAME, whatever the request says of itself."""
-    _sign_server("receiver", name, request, directory, out, addresses, days, passphrase_file)
+    _sign_server("receiver", **told)
 
 
 @sign.command("enroller", epilog=SIGN_EPILOG)
-@click.argument("name")
-@click.argument("request", type=click.Path(path_type=Path))
-@dir_option
-@_reply_out
-@_addresses
-@_days
-@passphrase_option
-def sign_enroller(
-    name: str, request: Path, directory: Path, out: Path, addresses: tuple[str, ...], days: int, passphrase_file: Path | None
-) -> None:
+@_server(_request, _reply_out)
+def sign_enroller(**told: Any) -> None:
     """Certify the key in REQUEST as that of enroller NAME (`securecore pki serve`), whatever the request says of itself."""
-    _sign_server("enroller", name, request, directory, out, addresses, days, passphrase_file)
+    _sign_server("enroller", **told)
 
 
 def _sign_server(
