@@ -10,7 +10,7 @@ import click
 from securecore.audit.checkpoint import verifier_key
 from securecore.audit.rekeying import rekey
 from securecore.audit.statement import LogKey
-from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, json_option
+from securecore.cli.options import json_option, receiver_identity_option
 
 EPILOG: Final = """\b
 Examples:
@@ -21,10 +21,7 @@ Exit code 3: the identity is not whole, or its log key cannot sign. What was int
 
 
 @click.command("rekey", epilog=EPILOG)
-@click.option(
-    "--identity", type=click.Path(path_type=Path), default=DEFAULT_RECEIVER_IDENTITY, show_default=True,
-    help="The receiver's identity directory.",
-)  # fmt: skip
+@receiver_identity_option("The receiver's identity directory.")
 @click.option(
     "--lost", type=click.Path(path_type=Path), metavar="DIRECTORY",
     help="The log key before is lost and can sign nothing: here is its statement, log-key.jws. The store, or the identity itself.",

@@ -8,7 +8,7 @@ import click
 
 from securecore import limits
 from securecore.cli import options, tombstones
-from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, host_option, json_option, store_option
+from securecore.cli.options import host_option, json_option, receiver_identity_option, store_option
 from securecore.errors import NotFoundError
 from securecore.receiver import control, standalone
 from securecore.store.layout import open_store
@@ -25,10 +25,7 @@ Examples:
 @click.option("--reason", metavar="TEXT", help="Why, for the audit log.")
 @store_option
 @host_option
-@click.option(
-    "--identity", type=click.Path(path_type=Path), default=DEFAULT_RECEIVER_IDENTITY, show_default=True,
-    help="The receiver's identity, to sign the audit entry with where no receiver runs.",
-)  # fmt: skip
+@receiver_identity_option("The receiver's identity, to sign the audit entry with where no receiver runs.")
 @json_option
 def command(text: str, reason: str | None, store_path: str, host_text: str | None, identity: Path, as_json: bool) -> None:
     """Delete one dump, also one that is incomplete; it can't be undone.

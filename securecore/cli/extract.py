@@ -13,7 +13,7 @@ from securecore.audit.entry import RECEIVED, parse_entry, parse_incomplete
 from securecore.audit.proof import parse_proof
 from securecore.certs import jws
 from securecore.cli import holdings, options, terminal, tombstones
-from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, host_option, store_option
+from securecore.cli.options import host_option, receiver_identity_option, store_option
 from securecore.cli.sources import check_stream
 from securecore.cli.state import state_of
 from securecore.dump import directory as files
@@ -47,10 +47,7 @@ Exit code 7: the dump is incomplete, and --partial was not given. 6: something i
 @click.option("--stored", is_flag=True, help="The frames as they are stored (zstd), which `audit check --core` can prove.")
 @store_option
 @host_option
-@click.option(
-    "--identity", type=click.Path(path_type=Path), default=DEFAULT_RECEIVER_IDENTITY, show_default=True,
-    help="The receiver's identity, to sign the audit entry with where no receiver runs.",
-)  # fmt: skip
+@receiver_identity_option("The receiver's identity, to sign the audit entry with where no receiver runs.")
 def command(
     text: str, output: str, partial: bool, stored: bool, store_path: str, host_text: str | None, identity: Path
 ) -> None:

@@ -101,6 +101,13 @@ def host_option(command: _Command) -> _Command:
     return click.option("--host", "host_text", metavar="HOST", help="Only this host; the domain may be left out.")(command)
 
 
+def receiver_identity_option(words: str) -> Callable[[_Command], _Command]:
+    """Return what adds ``--identity``, a receiver's, usually where its set-up expects it; *words* say what it is for."""
+    return click.option(
+        "--identity", type=click.Path(path_type=Path), default=DEFAULT_RECEIVER_IDENTITY, show_default=True, help=words
+    )  # fmt: skip
+
+
 def json_option(command: _Command) -> _Command:
     """Add ``--json``."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document, errors too.")(command)

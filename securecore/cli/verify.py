@@ -17,7 +17,7 @@ from securecore.audit.statement import LogKey
 from securecore.audit.verification import DumpVerification, verify_dump
 from securecore.certs.chain import Anchors
 from securecore.cli import evidence, holdings, options, terminal, tombstones
-from securecore.cli.options import DEFAULT_RECEIVER_IDENTITY, host_option, json_option, root_option, store_option
+from securecore.cli.options import host_option, json_option, receiver_identity_option, root_option, store_option
 from securecore.cli.recording import Recorder
 from securecore.cli.state import State, state_of
 from securecore.dump.manifest import Manifest
@@ -54,10 +54,7 @@ _GONE: Final = "not in the store as the audit log says"
 @store_option
 @host_option
 @root_option
-@click.option(
-    "--identity", type=click.Path(path_type=Path), default=DEFAULT_RECEIVER_IDENTITY, show_default=True,
-    help="The receiver's identity, to sign what --record writes where no receiver runs.",
-)  # fmt: skip
+@receiver_identity_option("The receiver's identity, to sign what --record writes where no receiver runs.")
 @json_option
 def command(
     text: str | None,
