@@ -41,6 +41,17 @@ def open_directory(name: str, parent: int) -> int | None:
         raise disk_refused(error, f"cannot open directory {name!r}") from error
 
 
+def exists(name: str, directory: int, what: str) -> bool:
+    """Return whether anything has this name, a link that leads nowhere included; raises StorageError, of *what*."""
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise disk_refused(error, what) from error
+    return True
+
+
 def make_directory(name: str, parent: int, *, is_durable: bool = True) -> bool:
     """Make the directory *name* in *parent*; return whether it is new. What already stands there is left as it is.
 

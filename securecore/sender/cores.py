@@ -186,16 +186,7 @@ class CoreDirectory:
 
     def _is_taken(self, stem: str) -> bool:
         """Return whether any name of a stem is there: a few looks, however many files the directory has, for a process waits."""
-        return any(self._exists(name) for name in names_of(stem))
-
-    def _exists(self, name: str) -> bool:
-        try:
-            os.stat(name, dir_fd=self._fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise files.disk_refused(error, f"cannot look at {name!r}") from error
-        return True
+        return any(files.exists(name, self._fd, f"cannot look at {name!r}") for name in names_of(stem))
 
     def _leave_report(self, stem: str, report: bytes) -> None:
         """Write the report where recover looks for it, should this handler be killed; not yet durable, for a process waits."""

@@ -133,13 +133,7 @@ class DumpFiles:
 
     def has_manifest(self) -> bool:
         """Return whether anything stands in the manifest's place, sound or not."""
-        try:
-            os.stat(MANIFEST, dir_fd=self.fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise directory.disk_refused(error, f"cannot look at dump {self.dump_id}") from error
-        return True
+        return directory.exists(MANIFEST, self.fd, f"cannot look at dump {self.dump_id}")
 
     def read_receipt(self) -> bytes | None:
         """Return the receipt, a tlog-proof, unverified; None when it is missing."""

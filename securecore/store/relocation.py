@@ -34,18 +34,10 @@ def _move(store: Store, host: HostName, dump_id: DumpId, source: Place, target: 
 
 def rename_dump(dump_id: DumpId, source_fd: int, target_fd: int, what: str) -> None:
     """Move a dump from one host's directory to another, replacing nothing and not durably yet; raises StorageError for *what*."""
+    if directory.exists(str(dump_id), target_fd, what):
+        raise StorageError(f"{what}: one of that name is there")
     try:
-        if _is_there(str(dump_id), target_fd):
-            raise StorageError(f"{what}: one of that name is there")
         # A directory never replaces a file, a link or a directory that holds something: rename(2).
         os.rename(str(dump_id), str(dump_id), src_dir_fd=source_fd, dst_dir_fd=target_fd)
     except OSError as error:
         raise directory.disk_refused(error, what) from error
-
-
-def _is_there(name: str, parent: int) -> bool:
-    try:
-        os.stat(name, dir_fd=parent, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True

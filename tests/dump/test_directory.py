@@ -155,6 +155,16 @@ def test_missing_files_are_none(fd: int) -> None:
     directory.remove_file("file", fd)
 
 
+def test_a_name_is_there_whatever_has_it(fd: int, tmp_path: Path) -> None:
+    """A link that leads nowhere has it too, and a disk that does not say is no answer."""
+    plant_dangling_link(tmp_path / "own/link")
+
+    assert directory.exists("link", fd, "cannot look")
+    assert not directory.exists("absent", fd, "cannot look")
+    with pytest.raises(StorageError, match=r"^cannot look: file name too long"):
+        directory.exists("x" * 300, fd, "cannot look")
+
+
 def test_full_disk_has_a_hint() -> None:
     """A full disk is a StorageError that says what to do."""
     full = os.open("/dev/full", os.O_WRONLY)
