@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -72,8 +71,6 @@ def find_lack(kind: str) -> str | None:
     """Return why a kind cannot be measured here."""
     if kind != "agent":
         return None
-    if find_spec("securecore.cli.agent") is None:
-        return "this version has no agent"
     if not _CORE_MODES.exists() or "socket" not in _CORE_MODES.read_text().split():
         return "this kernel has no coredump sockets"
     return None
