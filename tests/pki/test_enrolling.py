@@ -23,8 +23,8 @@ from securecore.pki.rotation import finish, start, switch
 from securecore.pki.signing_request import request_der
 from securecore.pki.tokens import recall_token
 from securecore.receiver.material import load_material
-from tests.pki.test_issue import FailingDisk
 from tests.support.certificates import DOMAIN, HOST_NAME, RECEIVER_NAME, make_hierarchy, no_passphrase
+from tests.support.disk import FailingDisk
 from tests.support.enrolment import Place, asking, impostor, leaf_of
 
 NAME = HostName(HOST_NAME)
@@ -394,7 +394,7 @@ def test_a_disk_that_fails_leaves_a_receiver_that_can_start(
         fatal, failures = 1, 0
         while failures == fatal - 1:
             with monkeypatch.context() as patch:
-                patch.setattr(os, "fsync", FailingDisk(fatal, is_kill=False))
+                patch.setattr(os, "fsync", FailingDisk(fatal))
                 try:
                     fetch(address, collector, place.now, is_dropping=step == "drop")
                 except StorageError:

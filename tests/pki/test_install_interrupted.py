@@ -17,8 +17,8 @@ from securecore.pki.issue import issue_host, issue_receiver
 from securecore.pki.request import request
 from securecore.receiver.material import load_material
 from tests.pki.test_install import LATER, NAME, files, receiver_reply, reply_of
-from tests.pki.test_issue import FailingDisk
 from tests.support.certificates import NOW, RECEIVER_NAME, no_passphrase
+from tests.support.disk import FailingDisk
 from tests.support.power import Loss, ended_at_each_call
 from tests.support.processes import ROOT
 
@@ -117,7 +117,7 @@ def test_a_disk_that_refuses_is_told_in_a_line(pki: PkiDirectory, tmp_path: Path
     issue_host(pki, NAME, identity, no_passphrase, NOW)
     request(identity)
     reply = reply_of(pki, identity, now=LATER)
-    monkeypatch.setattr(os, "fsync", FailingDisk(1, is_kill=False))
+    monkeypatch.setattr(os, "fsync", FailingDisk(1))
     with pytest.raises(StorageError, match=os.strerror(errno.ENOSPC)):
         install(identity, reply, LATER)
     load_identity(identity)

@@ -23,6 +23,7 @@ from securecore.pki.creation import create_pki
 from securecore.pki.directory import PkiDirectory, open_pki
 from securecore.pki.issue import Issuance, issue_host, issue_receiver, parse_address
 from tests.support.certificates import DOMAIN, HOST_NAME, NOW, RECEIVER_NAME, no_passphrase
+from tests.support.disk import FailingDisk
 from tests.support.power import Loss, ended_at_each_call
 
 
@@ -176,24 +177,6 @@ def test_absent_ca_key_is_named(pki: PkiDirectory, tmp_path: Path) -> None:
         issue_receiver(pki, HostName(RECEIVER_NAME), [], tmp_path / "r", no_passphrase, NOW)
 
 
-class FailingDisk:
-    """An fsync that fails, or ends the process, the *fatal*-th time it is called."""
-
-    def __init__(self, fatal: int, *, is_kill: bool) -> None:
-        self.calls = 0
-        self.fatal = fatal
-        self.is_kill = is_kill
-        self.real = os.fsync
-
-    def __call__(self, descriptor: int) -> None:
-        self.calls += 1
-        if self.calls == self.fatal:
-            if self.is_kill:
-                os._exit(9)
-            raise OSError(errno.ENOSPC, "No space left on device")
-        self.real(descriptor)
-
-
 def identity_files(kind: str) -> int:
     """Return how many files an identity of a kind holds."""
     return {"host": 3, "receiver": 6}[kind]
@@ -215,7 +198,7 @@ def test_full_disk_at_any_step_leaves_nothing_and_a_rerun_succeeds(
     homes = tmp_path / "identities"
     homes.mkdir()
     for step in range(1, 50):
-        disk = FailingDisk(step, is_kill=False)
+        disk = FailingDisk(step)
         with monkeypatch.context() as patched:
             patched.setattr(os, "fsync", disk)
             with suppress(StorageError):

@@ -26,8 +26,8 @@ from securecore.pki.request import request
 from securecore.pki.revocation import revoke_name, revoke_serial
 from securecore.pki.signing import read_request, renew, sign
 from securecore.pki.signing_request import make_request, requested_key
-from tests.pki.test_issue import FailingDisk
 from tests.support.certificates import DOMAIN, HOST_NAME, NOW, RECEIVER_NAME, no_passphrase
+from tests.support.disk import FailingDisk
 
 NAME = HostName(HOST_NAME)
 LATER = NOW + timedelta(days=60)
@@ -273,7 +273,7 @@ def test_a_full_disk_at_any_step_leaves_nothing_and_a_rerun_succeeds(
     out = tmp_path / "replies"
     out.mkdir()
     for step in range(1, 20):
-        disk = FailingDisk(step, is_kill=False)
+        disk = FailingDisk(step)
         with monkeypatch.context() as patched:
             patched.setattr(os, "fsync", disk)
             with suppress(StorageError):

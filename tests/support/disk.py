@@ -4,6 +4,7 @@ The real calls are watched and done. A file survives with the bytes that it had 
 fsynced since it was given; so a missing fsync anywhere loses something, as it may on a real disk and almost never does in a test.
 """
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -172,3 +173,18 @@ def run_until(fatal: int | None, disk: Disk, work: Callable[[], _Answer]) -> _An
 def refuse(fd: int, data: bytes) -> None:
     """Be a full disk, in the place of directory.write_all."""
     raise StorageError("the disk is full")
+
+
+class FailingDisk:
+    """In the place of os.fsync: fails the *fatal*-th time it is called, for want of room."""
+
+    def __init__(self, fatal: int) -> None:
+        self.calls = 0
+        self.fatal = fatal
+        self.real = os.fsync
+
+    def __call__(self, descriptor: int) -> None:
+        self.calls += 1
+        if self.calls == self.fatal:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.real(descriptor)
