@@ -10,6 +10,7 @@ from typing import Any, Final, NoReturn
 import click
 
 from securecore import __version__
+from securecore.cli.output import Output
 from securecore.errors import Bug, SecurecoreError, StorageError
 
 # Each command's module and one line for --help: `securecore --help` loads none of them.
@@ -88,40 +89,41 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; whatever it meets becomes one line on stderr, or JSON where that was asked for."""
-    as_json = "--json" in arguments
+    output = Output(as_json="--json" in arguments)
     color = False if os.environ.get("NO_COLOR") else None  # no-color.org; None is colour on a terminal and nowhere else
     try:
-        result = securecore.main(args=arguments or ["--help"], prog_name="securecore", standalone_mode=False, color=color)
+        words = arguments or ["--help"]
+        result = securecore.main(args=words, prog_name="securecore", standalone_mode=False, color=color, obj=output)
     except SecurecoreError as error:
         if isinstance(error, StorageError) and isinstance(error.__cause__, BrokenPipeError):
             return _UNREAD  # Of a core on its way to standard output.
-        return _fail(error.message, error.hint, error.exit_code, error.name, as_json)
+        return _fail(error.message, error.hint, error.exit_code, error.name, output)
     except click.ClickException as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2 and later; older ones print the help themselves
             print(error.format_message())
             return 0
-        return _fail(_click_message(error), _click_hint(error), error.exit_code, "usage", as_json)
+        return _fail(_click_message(error), _click_hint(error), error.exit_code, "usage", output)
     except (click.Abort, KeyboardInterrupt):
-        return _fail("interrupted", None, 130, "interrupted", as_json)
+        return _fail("interrupted", None, 130, "interrupted", output)
     except SystemExit:
         # click's answer where whoever read our output has gone (`securecore list | head`), its only one for us. What
         # was to be said was not, so this is no 0: of a verification the outcome may not be known yet.
         return _UNREAD
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        return _fail(f"{(error.strerror or str(error)).lower()}{where}", None, 5, "storage", as_json)
+        return _fail(f"{(error.strerror or str(error)).lower()}{where}", None, 5, "storage", output)
     except Exception as error:  # a top level: no traceback for anybody but those who ask for one
         if os.environ.get("SECURECORE_TRACEBACK"):
             raise
         hint = "this is a bug in securecore; run again with SECURECORE_TRACEBACK=1 and report what it prints"
-        return _fail(f"{type(error).__name__}: {error}", hint, Bug.exit_code, Bug.name, as_json)
+        return _fail(f"{type(error).__name__}: {error}", hint, Bug.exit_code, Bug.name, output)
     return result if isinstance(result, int) else 0
 
 
-def _fail(message: str, hint: str | None, code: int, name: str, as_json: bool) -> int:
-    if as_json:
+def _fail(message: str, hint: str | None, code: int, name: str, output: Output) -> int:
+    if output.as_json:
         document: dict[str, Any] = {"error": {"name": name, "message": message, "hint": hint, "exit_code": code}}
-        _print_document(json.dumps(document))
+        _print_document(json.dumps(document), output)
     else:
         print(f"securecore: {message}", file=sys.stderr)
         if hint:
@@ -129,8 +131,11 @@ def _fail(message: str, hint: str | None, code: int, name: str, as_json: bool) -
     return code
 
 
-def _print_document(text: str) -> None:
-    """Print an error's document; where standard output is what failed, on standard error."""
+def _print_document(text: str, output: Output) -> None:
+    """Print an error's document; on standard error where standard output is what failed, or has another document in part."""
+    if output.is_in_part:
+        print(text, file=sys.stderr)
+        return
     try:
         print(text, flush=True)
     except OSError:

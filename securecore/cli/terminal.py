@@ -11,6 +11,7 @@ from typing import Final
 import click
 
 from securecore import limits, units
+from securecore.cli import output
 from securecore.errors import StorageError
 
 _SIGNALS: Final = (
@@ -105,14 +106,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def lines(texts: Iterable[str], *, between: str = "\n", end: str = "\n") -> int:
     """Print texts that may be many, *between* each two and *end* behind the last; return how many there were.
 
-    So many at a time go out together: each look at the terminal, and each write, costs as much as several lines.
+    So many at a time go out together: each look at the terminal, and each write, costs as much as several lines. Where an error
+    ends *texts* there is no *end*: it would make a document of a part.
     """
-    number, left = 0, iter(texts)
+    number, left, said = 0, iter(texts), output.current()
     while block := list(islice(left, _LINES)):
+        said.is_in_part = True
         click.echo((between if number else "") + between.join(block), nl=False)
         number += len(block)
     if number:
         click.echo(end, nl=False)
+    said.is_in_part = False
     return number
 
 
