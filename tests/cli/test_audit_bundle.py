@@ -10,60 +10,15 @@ from typing import Any, Final
 
 import pytest
 
-from securecore.audit.bundle import Bundle, read_bundle
-from securecore.cli import audit_prove
-from securecore.cli.main import run
 from securecore.dump.reader import open_container
 from securecore.names import DumpId, HostName
 from securecore.store.layout import open_store
-from tests.support.certificates import Fleet, make_fleet
 from tests.support.dumps import begin
 from tests.support.receivers import new_dump_id, running_receiver
-from tests.support.samples import Sample
-from tests.support.stores import CORE, DB, WEB, Ran, flip, give_up
+from tests.support.stores import CORE, DB, WEB, flip, give_up
+from tests.support.third_parties import Evidence
 
 REPORT: Final = "the report is the one that was sent"
-
-
-class Evidence:
-    """A store, and a third party with nothing but the root."""
-
-    def __init__(self, sample: Sample, place: Path, capture: pytest.CaptureFixture[str]) -> None:
-        self.sample = sample
-        self.path = place / "bundle.tar"
-        self.root = place / "ca.pem"
-        shutil.copyfile(sample.fleet.host / "ca.pem", self.root)
-        self._capture = capture
-
-    def prove(self, dump: object, *arguments: object) -> Ran:
-        """Run ``audit prove`` on the store."""
-        return self.sample("audit", "prove", dump, "-o", self.path, "--root", self.root, *arguments)
-
-    def check(self, *arguments: object) -> Ran:
-        """Run ``audit check`` where no store is named, and none is there to be found."""
-        chosen = arguments if "--root" in arguments else ("--root", self.root, *arguments)
-        code = run(["audit", "check", str(self.path), *map(str, chosen)])
-        output = self._capture.readouterr()
-        return Ran(code, output.out, output.err)
-
-    def read(self) -> Bundle:
-        """Return the bundle."""
-        with self.path.open("rb") as file:
-            return read_bundle(file)
-
-    def document(self, *arguments: object) -> dict[str, Any]:
-        """Return what ``audit check --json`` says, once it holds."""
-        ran = self.check("--json", *arguments)
-        assert ran.code == 0, ran
-        return dict(ran.document)
-
-
-@pytest.fixture
-def evidence(sample: Sample, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Evidence:
-    """A store of two hosts."""
-    monkeypatch.delenv("SECURECORE_STORE", raising=False)
-    monkeypatch.delenv("SECURECORE_ROOT", raising=False)
-    return Evidence(sample, tmp_path, capsys)
 
 
 def left_out(document: dict[str, Any]) -> list[str]:
@@ -220,116 +175,6 @@ def test_nothing_is_written_over(evidence: Evidence) -> None:
     ran = evidence.prove(evidence.sample.dumps[0])
     assert (ran.code, ran.err.splitlines()[0]) == (5, f"securecore: {evidence.path}: already exists")
     assert evidence.path.read_bytes() == b"mine"
-
-
-def break_the_manifest(sample: Sample) -> str:
-    flip(sample.first / "manifest.jws", -5)
-    return "cannot be proved: the manifest is signed"
-
-
-def lose_the_manifest(sample: Sample) -> str:
-    (sample.first / "manifest.jws").unlink()
-    return "cannot be proved: the manifest is signed: manifest.jws is missing"
-
-
-def swap_the_manifest(sample: Sample) -> str:
-    shutil.copyfile(sample.dump(sample.dumps[2]) / "manifest.jws", sample.first / "manifest.jws")
-    return "cannot be proved: the manifest speaks of this dump, host and store"
-
-
-def change_the_report(sample: Sample) -> str:
-    (sample.first / "report.json").write_bytes(b"{}")
-    return "cannot be proved: the report is the one that was sent"
-
-
-def lose_the_report(sample: Sample) -> str:
-    (sample.first / "report.json").unlink()
-    return "report.json is missing"
-
-
-def lose_the_lists(sample: Sample) -> str:
-    shutil.rmtree(sample.store / "crls")
-    return "cannot be proved: the certificate was not revoked, by the lists of that time"
-
-
-def change_the_log(sample: Sample) -> str:
-    flip(sample.log() / "entries.jsonl", -4)
-    return f"the audit log of {WEB} proves nothing: the log does not begin as it was signed"
-
-
-def forge_the_checkpoint(sample: Sample) -> str:
-    flip(sample.log() / "checkpoint", -5)
-    return f"the audit log of {WEB} proves nothing: checkpoint "
-
-
-def lose_the_log(sample: Sample) -> str:
-    shutil.rmtree(sample.log())
-    return f"the audit log of {WEB} says nothing of "
-
-
-def lose_the_dump(sample: Sample) -> str:
-    shutil.rmtree(sample.first)
-    return "is not in the store, and its audit log says received"
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        break_the_manifest,
-        lose_the_manifest,
-        swap_the_manifest,
-        change_the_report,
-        lose_the_report,
-        lose_the_lists,
-        change_the_log,
-        forge_the_checkpoint,
-        lose_the_log,
-        lose_the_dump,
-    ],
-)
-def test_evidence_that_does_not_hold_makes_no_bundle(damage: Any, evidence: Evidence) -> None:
-    """What is wrong is said instead, and no file is left behind."""
-    words = damage(evidence.sample)
-    ran = evidence.prove(evidence.sample.dumps[0], "--with-report")
-    assert (ran.code, ran.out) == (6, "")
-    assert words in ran.err
-    assert "hint: " in ran.err
-    assert not evidence.path.exists()
-
-
-def test_a_dump_that_is_moved_on_meanwhile_is_looked_at_again(evidence: Evidence, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The log's word on it had changed by the time that its files were read."""
-    read, looks = audit_prove.prove_standing, []
-
-    def outdated(*arguments: Any) -> Any:
-        looks.append(arguments)
-        (entry, other) = (read(*arguments), read(*arguments[:3], evidence.sample.dumps[2]))
-        return entry if len(looks) > 1 else other
-
-    monkeypatch.setattr(audit_prove, "prove_standing", outdated)
-    assert evidence.prove(evidence.sample.dumps[0]).code == 0
-    assert len(looks) == 2
-    assert evidence.document()["id"] == str(evidence.sample.dumps[0])
-
-
-def test_another_root_believes_none_of_it(evidence: Evidence, tmp_path: Path) -> None:
-    """A PKI with the same names is another one."""
-    evidence.prove(evidence.sample.dumps[0])
-    other: Fleet = make_fleet(tmp_path / "other")
-    ran = evidence.check("--root", other.host / "ca.pem")
-    assert ran.code == 6
-    assert "FAIL  the log key is a receiver's, under the root" in ran.out
-    assert "-  BROKEN  the log key is a receiver's, under the root" in ran.out
-    found = evidence.check("--json", "--root", other.host / "ca.pem").document
-    assert (found["ok"], found["host"], found["is_signed_by_host"]) == (False, None, False)
-
-
-def test_there_is_no_root_but_the_one_that_is_named(evidence: Evidence, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not one of the environment either."""
-    evidence.prove(evidence.sample.dumps[0])
-    monkeypatch.setenv("SECURECORE_ROOT", str(evidence.root))
-    assert run(["audit", "check", str(evidence.path)]) == 2
-    assert evidence.check("--root", evidence.path.parent / "none.pem").code == 4
 
 
 def test_a_bundle_that_is_none_is_one_line(evidence: Evidence) -> None:

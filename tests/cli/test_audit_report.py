@@ -1,18 +1,12 @@
 """`audit report`: what logs say as a page, as JSON and as CSV, and what was verified of it."""
 
-import csv
-import io
 import json
 import os
 import re
 import shutil
-import stat
-import sys
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from html.parser import HTMLParser
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
 
 import pytest
 from cryptography import x509
@@ -22,77 +16,9 @@ from securecore.cli.overview import crashes, reading
 from securecore.cli.wide_log import NONE_YET
 from tests.support.certificates import Fleet, make_fleet
 from tests.support.chronicles import HOSTILE, Chronicle
+from tests.support.reports import DAY, NOW, Report
 from tests.support.samples import Sample
-from tests.support.stores import DB, WEB, Commands, flip
-
-NOW: Final = datetime.now(UTC)
-DAY: Final = timedelta(days=1)
-
-
-class Report(Commands):
-    """A store whose logs reach over weeks, and reports of it."""
-
-    def make(self, *arguments: object, root: Path | None = None) -> Any:
-        """Return what ``audit report --json`` prints, with the fleet's root and identity."""
-        return self.run(*arguments, "--json", root=root).document
-
-    def run(self, *arguments: object, root: Path | None = None) -> Any:
-        """Run ``audit report`` with them."""
-        anchors = root or self.fleet.host / "ca.pem"
-        return self("audit", "report", "--root", anchors, "--identity", self.fleet.receiver, *arguments)
-
-    def host(self, name: str, *arguments: object) -> dict[str, Any]:
-        """Return one host of it."""
-        (found,) = [host for host in self.make(*arguments)["hosts"] if host["host"].startswith(f"{name}.")]
-        return dict(found)
-
-    def page(self, *arguments: object) -> str:
-        """Return the page."""
-        output = self.store.parent / "report.html"
-        output.unlink(missing_ok=True)
-        ran = self.run(*arguments, "-o", output)
-        assert ran.code in (0, 6), ran.err
-        return output.read_text("utf-8")
-
-    def rows(self, *arguments: object) -> list[dict[str, str]]:
-        """Return the rows of ``audit report --csv``."""
-        return list(csv.DictReader(io.StringIO(self.run(*arguments, "--csv").out, newline=""), strict=True))
-
-
-def tell(chronicle: Chronicle) -> None:
-    """Let a month go by."""
-    start = NOW - 20 * DAY
-    first = chronicle.receive("web-1", start, "nginx", core=b"a" * 3000)
-    for number in range(4):
-        chronicle.receive("web-1", start + number * DAY, "nginx", signal=6 if number == 3 else 11)
-    chronicle.receive("web-1", start + 5 * DAY, "python3", outcome="cut", core=b"b" * 9000)
-    gone = chronicle.give_up("web-1", start + 6 * DAY, "java")
-    chronicle.extract("web-1", start + 7 * DAY, first)
-    chronicle.refuse("web-1", start + 8 * DAY, "this host is over its quota", others=41)
-    chronicle.refuse("web-1", start + 9 * DAY, "not by this name", code=106)
-    chronicle.delete("web-1", start + 10 * DAY, first, "customer data, ticket 4711")
-    chronicle.delete("web-1", start + 11 * DAY, gone, None)
-    chronicle.note("web-1", start + 12 * DAY, "resumed", frames=12)
-    for number, name in enumerate(HOSTILE.values()):
-        chronicle.receive("db-2", NOW - DAY + number * timedelta(minutes=1), name)
-    chronicle.begin("db-2", NOW - timedelta(minutes=9), HOSTILE["markup"])
-
-
-@pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Fleet, Path]:
-    """A fleet, and a store that `tell` has filled."""
-    place = tmp_path_factory.mktemp("told")
-    fleet = make_fleet(place / "fleet", now=NOW - 21 * DAY)
-    with Chronicle(fleet, place / "store") as chronicle:
-        tell(chronicle)
-    return fleet, place / "store"
-
-
-@pytest.fixture
-def report(told: tuple[Fleet, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Report:
-    """Reports of a copy of it."""
-    shutil.copytree(told[1], tmp_path / "store")
-    return Report(tmp_path / "store", told[0], capsys)
+from tests.support.stores import DB, WEB, flip
 
 
 def test_a_host_is_told_as_its_log_has_it(report: Report) -> None:
@@ -359,34 +285,9 @@ def test_a_host_whose_first_dump_is_coming_in_needs_no_log(report: Report, tmp_p
     assert (ran.code, web["verification"]["ok"], web["coming_in_total"]) == (0, None, 1)
 
 
-def test_the_file_is_ours_alone_and_nothing_is_overwritten(report: Report) -> None:
-    """0600, and a second run is refused with the first one's page untouched."""
-    output = report.store.parent / "once.html"
-    assert report.run("-o", output).code == 0
-    assert stat.S_IMODE(output.stat().st_mode) == 0o600
-    before = output.read_bytes()
-    ran = report.run("-o", output)
-    assert (ran.code, output.read_bytes()) == (5, before)
-    assert "already exists" in ran.err
-
-
-def test_forms_exclude_one_another(report: Report) -> None:
-    """Usage errors, before anything is read."""
-    assert report.run("--json", "--csv").code == 2
-    assert report.run("-o", "").code == 2
-
-
 def test_a_directory_that_is_not_there_is_said(report: Report) -> None:
     """Exit code 5, as for any disk that does not take a file."""
     assert report.run("-o", report.store.parent / "nowhere/report.html").code == 5
-
-
-def test_a_page_does_not_belong_on_a_terminal(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says where to instead."""
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    ran = report.run()
-    assert ran.code == 2
-    assert "-o report.html" in ran.err
 
 
 def test_nothing_in_the_store_is_changed(report: Report) -> None:
@@ -399,78 +300,6 @@ def test_nothing_in_the_store_is_changed(report: Report) -> None:
     report.page()
     report.run("--csv")
     assert look() == before
-
-
-class Reader(HTMLParser):
-    """What a browser would make of a page, in tags and attributes."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note a tag."""
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        """Note text."""
-        self.words.append(data)
-
-
-def test_hostile_names_are_text_on_the_page(report: Report) -> None:
-    """No tag but ours, no attribute that runs or loads anything, and no character that cannot be seen."""
-    page = report.page()
-    read = Reader(page)
-
-    assert {tag for tag, _ in read.tags} <= {
-        "html", "head", "meta", "title", "style", "body", "header", "main", "footer", "section", "div", "h1", "h2", "h3", "p", "ul",
-        "li", "b", "strong", "span", "bdi", "a", "code", "dl", "dt", "dd", "table", "caption", "thead", "tbody", "tr", "th", "td",
-        "svg", "desc", "line", "rect",
-    }  # fmt: skip
-    attributes = [(name, value or "") for _, found in read.tags for name, value in found.items()]
-    assert [name for name, _ in attributes if name.startswith("on") or name in ("src", "style", "srcset", "action")] == []
-    assert [value for name, value in attributes if name == "href" and not value.startswith("#")] == []
-    assert [character for character in page if not character.isprintable() and character != "\n"] == []
-    assert HOSTILE["markup"] in "".join(read.words)
-    assert "{{ 7 * 7 }}" in page
-    assert 'U+202E</span>gpj.exe' in page
-
-
-def test_the_page_loads_and_runs_nothing_by_its_own_policy(report: Report) -> None:
-    """Only the one style whose digest it names."""
-    page = report.page()
-    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
-    assert policy is not None
-    assert re.fullmatch(
-        r"default-src 'none'; style-src 'sha256-[\w+/]{43}='; base-uri 'none'; form-action 'none'", policy[1]
-    )  # fmt: skip
-    assert "http://" not in page
-    assert re.findall(r"https://[^\s<&]*", page.replace("https://example.org", "")) == []
-
-
-def test_tables_and_pictures_are_for_those_who_hear_the_page(report: Report) -> None:
-    """Each table has a caption and heads with a scope; each drawing a title and a description, or is hidden; ids are unique."""
-    tags = Reader(report.page()).tags
-    names = [tag for tag, _ in tags]
-    ids = [found["id"] for _, found in tags if "id" in found]
-
-    assert names.count("table") == names.count("caption") > 5
-    assert all(found.get("scope") in ("col", "row") for tag, found in tags if tag == "th")
-    pictures = [found for tag, found in tags if tag == "svg"]
-    assert all(found.get("aria-hidden") == "true" or found.get("role") == "img" for found in pictures)
-    named = [name for found in pictures if found.get("role") == "img" for name in (found.get("aria-labelledby") or "").split()]
-    assert set(named) <= set(ids)
-    assert len(ids) == len(set(ids))
-
-
-def test_only_the_page_needs_the_template_library(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
-    """JSON and CSV are there where it is not."""
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    assert report.run("--json").code == 0
-    assert report.run("--csv").code == 0
 
 
 def test_a_store_that_a_receiver_filled_is_told_as_list_tells_it(sample: Sample) -> None:

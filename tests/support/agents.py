@@ -1,5 +1,6 @@
 """The agent as a process of its own, and real crashes that the kernel hands to its socket; or a root who only pretends to."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,15 +8,37 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from securecore.cli import core_pattern
+from securecore.names import Address
 from securecore.sender import agent_limits
-from tests.support.kernel import Installed, wait_until
+from securecore.sender.admission import StormLimit
+from securecore.store.catalogue import open_catalogue
+from securecore.store.layout import open_store
+from tests.support.kernel import Installed, build_crasher, start_crash, wait_until
 
 NO_CHORES = ("--no-chores",)
 CORE_MODES = Path("/proc/sys/kernel/core_modes")
+
+CRASHERS = Path(__file__).parents[2] / "scripts" / "crashers"
+FREE = StormLimit(0, 1)
+NOWHERE = Address("127.0.0.1:9")
+NOISY = """
+#include <stdint.h>
+#include <stdlib.h>
+int main(int argc, char **argv) {
+    size_t count = (size_t)atoi(argv[1]) << 18;
+    uint32_t *heap = malloc(4 * count), word = 1;
+    for (size_t at = 0; at < count; at++) heap[at] = word = word * 1664525 + 1013904223;
+    abort();
+}
+"""
+"""Its memory hardly becomes smaller by compression, and anybody can say what it must be."""
+SLOW = "import time\nfrom securecore.sender import agent, crash\nsend = crash.send\n"
+"""The beginning of what has an agent's children do something first."""
 
 
 def has_coredump_sockets() -> bool:
@@ -96,3 +119,27 @@ def crashing_into_socket(socket: Path, prefix: str = "@@") -> Iterator[None]:
     """Have the kernel hand each crash to the socket while the block runs; waits for its turn where others borrow the pattern."""
     with core_pattern.borrowed(f"{prefix}{socket}", patience_s=120):
         yield
+
+
+def noisy(programs: Path, mib: int) -> list[str]:
+    """Return a command that crashes with so much memory that cannot be compressed."""
+    source = programs / "noisy.c"
+    source.write_text(NOISY)
+    return [str(build_crasher(source, programs)), str(mib)]
+
+
+def stored_reports(store: Path) -> list[dict[str, Any]]:
+    """Return the reports of the dumps in a store, each with its state."""
+    with open_store(str(store)) as opened, open_catalogue(opened) as catalogue:
+        catalogue.reconcile()
+        rows = catalogue.rows()
+    found = {path.parent.name: json.loads(path.read_bytes()) for path in store.glob("hosts/*/*/report.json")}
+    return [found[row.id] | {"state": row.state} for row in rows]
+
+
+def crash(command: Sequence[str], cwd: Path, user: int | None = None) -> int:
+    """Have a program crash and return how it ended, as wait(2) has it: with the bit that says whether a core was dumped."""
+    process = start_crash(command, cwd, user)
+    _, status = os.waitpid(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return status
