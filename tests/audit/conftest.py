@@ -11,14 +11,7 @@ from securecore.certs import jws
 from securecore.certs.profiles import RECEIVER
 from securecore.store.layout import create_store
 from tests.support.certificates import Hierarchy, make_hierarchy, mint
-from tests.support.dumps import (
-    LOG_NAME,
-    NOW,
-    logs_of,
-    make_log_signer,
-    make_signer,
-    store_dump,
-)
+from tests.support.dumps import LOG_NAME, NOW, logs_of, make_log_signer, make_signer, store_dump
 from tests.support.one_dump import CORE, ID, Stored
 
 
@@ -49,3 +42,10 @@ def stored(tmp_path: Path, own_hierarchy: Hierarchy) -> Iterator[Stored]:
 def signer() -> LogSigner:
     """A log key."""
     return make_log_signer()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """An empty log directory."""
+    (tmp_path / "log").mkdir(mode=0o700)
+    return tmp_path / "log"

@@ -2,11 +2,9 @@
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from hashlib import sha256
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -14,12 +12,25 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from securecore.audit.bundle import Bundle, read_bundle
-from securecore.audit.bundle_verification import BundleVerification
 from securecore.audit.entry import encode, parse_entry
 from securecore.certs.profiles import HOST
 from securecore.dump.manifest import MANIFEST_TYP
 from securecore.errors import BrokenError
-from tests.support.bundles import CORE, DB, Collector, container_of
+from tests.support.bundles import (
+    CORE,
+    DB,
+    DELETED,
+    GIVEN_UP,
+    GIVEN_UP_DELETED,
+    OTHER,
+    OTHER_DELETED,
+    OTHER_HOSTS,
+    RECEIVED,
+    Collector,
+    failed,
+    left_out,
+    world,
+)
 from tests.support.certificates import RECEIVER_NAME, make_crl, make_hierarchy, mint
 from tests.support.dumps import NOW, REPORT, WEB, Signer, dump_id
 from tests.support.kept_receipts import Notary
@@ -34,66 +45,6 @@ AGREES: Final = "the entry agrees with the manifest"
 CERTIFICATE: Final = "the certificate was the host's, under our root"
 UNREVOKED: Final = "the certificate was not revoked, by the lists of that time"
 REPORT_STEP: Final = "the report is the one that was sent"
-EXTENT: Final = "frames and bytes are as many as the manifest says"
-ROOT: Final = "the frames give the signed Merkle root"
-FRAMES: Final = "every frame decompresses, with the right checksum"
-LENGTH: Final = "the core is as long as the manifest says"
-PLAIN: Final = "the core's frames give the Merkle root"
-
-RECEIVED, OTHER, OTHER_HOSTS, GIVEN_UP, DELETED, OTHER_DELETED, GIVEN_UP_DELETED = range(1, 8)
-"""The dumps of a collector, by number; one is db-2's, the others are web-1's."""
-
-
-def fill(collector: Collector) -> Collector:
-    """Have a collector receive the dumps."""
-    collector.receive(RECEIVED)
-    collector.receive(OTHER, core=b"another core")
-    collector.receive(OTHER_HOSTS, DB)
-    collector.give_up(GIVEN_UP)
-    for number in (DELETED, OTHER_DELETED):
-        collector.receive(number)
-        collector.delete(number)
-    collector.give_up(GIVEN_UP_DELETED)
-    collector.delete(GIVEN_UP_DELETED)
-    return collector
-
-
-@dataclass
-class World:
-    """A collector, and others from which valid members come that are not its own."""
-
-    own: Collector
-    elsewhere: Collector
-    """Another receiver of the same PKI."""
-    other_store: Collector
-    """The same receiver, with the same keys, and another store."""
-    stranger: Collector
-    """Another PKI, in which everything has the same names."""
-
-
-@cache
-def world() -> World:
-    """Return the world of all tests: nobody changes it."""
-    hierarchy = make_hierarchy(now=NOW)
-    own = Collector.make(hierarchy)
-    elsewhere = Collector.make(hierarchy, RECEIVER_NAME.replace("collector", "collector-2"))
-    other_store = Collector(hierarchy, own.notary, Collector.make(hierarchy, store=b"1" * 16).store)
-    for collector in (elsewhere, other_store):
-        collector.signers = own.signers
-    fill(own)
-    return World(own, fill(elsewhere), fill(other_store), fill(Collector.make(make_hierarchy(now=NOW))))
-
-
-def failed(found: BundleVerification) -> set[str]:
-    """Return the checks that do not hold."""
-    assert [check.number for check in found.checks] == list(range(1, len(found.checks) + 1))
-    return {check.what for check in found.checks if check.ok is False}
-
-
-def left_out(found: BundleVerification) -> set[str]:
-    """Return the checks that could not be made."""
-    assert all("not checked" in check.detail for check in found.checks if check.ok is None)
-    return {check.what for check in found.checks if check.ok is None}
 
 
 def test_a_whole_bundle_proves_who_sent_what() -> None:
@@ -353,68 +304,6 @@ def test_every_hundredth_byte_of_each_member_is_refused() -> None:
             changed = bytearray(member)
             changed[at] ^= 1
             assert not own.verify(whole._replace(**{name: bytes(changed)})).ok, (name, at)
-
-
-@pytest.fixture
-def core(tmp_path: Path) -> Path:
-    """The dump's core.zst, in a file of its own."""
-    (tmp_path / "core").write_bytes(container_of(CORE))
-    return tmp_path / "core"
-
-
-def test_a_core_is_checked_in_full(core: Path) -> None:
-    """Frames, seek table, root."""
-    found = world().own.verify(world().own.bundle(RECEIVED), core)
-    assert found.ok, found.checks
-    assert (len(found.checks), left_out(found)) == (14, set())
-
-
-@pytest.mark.parametrize("event", ["incomplete", "received"])
-def test_so_is_the_core_of_a_dump_without_a_manifest(event: str, core: Path) -> None:
-    """Against what the proved entry says: of one that was given up, and of a copy of one that was deleted."""
-    own = world().own
-    bundle = own.tombstone(DELETED) if event == "received" else own.bundle(GIVEN_UP, event=event)
-    assert own.verify(bundle, core).ok
-    core.write_bytes(container_of(b"another"))
-    found = own.verify(bundle, core)
-    assert failed(found) == {"the frames give the entry's Merkle root", "frames and bytes are as many as the entry says", FRAMES}
-
-
-@pytest.mark.slow
-def test_any_changed_byte_of_a_core_is_refused(core: Path) -> None:
-    """And where frames can tell, the frame is named."""
-    own, whole = world().own, core.read_bytes()
-    for at in range(len(whole)):
-        changed = bytearray(whole)
-        changed[at] ^= 1
-        core.write_bytes(changed)
-        assert not own.verify(own.bundle(RECEIVED), core).ok, at
-
-
-def test_another_dumps_core_is_refused(core: Path) -> None:
-    """A sound one, too."""
-    core.write_bytes(container_of(b"another core"))
-    found = world().own.verify(world().own.bundle(RECEIVED), core)
-    assert failed(found) == {EXTENT, ROOT, FRAMES}
-
-
-@pytest.mark.parametrize(("plain", "missing"), [(CORE, set()), (CORE[:-1] + b"!", set()), (CORE[:-1], {LENGTH}), (b"", {LENGTH})])
-def test_plaintext_is_never_proved(plain: bytes, missing: set[str], core: Path) -> None:
-    """Its length is compared, and that its bytes are the dump's cannot be said: so the outcome is not ok."""
-    core.write_bytes(plain)
-    found = world().own.verify(world().own.bundle(RECEIVED), core)
-    assert not found.ok
-    assert (failed(found), left_out(found)) == (missing, {PLAIN})
-
-
-def test_an_empty_core_has_a_seek_table_and_no_frame(core: Path) -> None:
-    """It is no plaintext."""
-    own = Collector.make(make_hierarchy(now=NOW))
-    own.receive(1, core=b"")
-    core.write_bytes(container_of(b""))
-    assert own.verify(own.bundle(1), core).ok
-    core.write_bytes(b"")
-    assert not own.verify(own.bundle(1), core).ok
 
 
 def test_nothing_but_the_projects_own_words_comes_of_rubbish() -> None:

@@ -1,7 +1,7 @@
 """Bundles of dumps that never were on a disk, made from entries and keys without the code that assembles them."""
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -13,12 +13,15 @@ from securecore.certs.chain import Anchors
 from securecore.dump.container import FrameEntry, seek_table
 from securecore.merkle import leaf_hash, root_of
 from securecore.names import HostName, StoreId
-from tests.support.certificates import DOMAIN, RECEIVER_NAME, Hierarchy, make_crl
+from tests.support.certificates import DOMAIN, RECEIVER_NAME, Hierarchy, make_crl, make_hierarchy
 from tests.support.dumps import NOW, REPORT, WEB, Signer, core_bytes, dump_id, frames_of, make_signer
 from tests.support.kept_receipts import Notary
 
 DB: Final = HostName(f"db-2.{DOMAIN}")
 CORE: Final = core_bytes(2, 40)
+
+RECEIVED, OTHER, OTHER_HOSTS, GIVEN_UP, DELETED, OTHER_DELETED, GIVEN_UP_DELETED = range(1, 8)
+"""The dumps of a collector, by number; one is db-2's, the others are web-1's."""
 
 
 def container_of(core: bytes) -> bytes:
@@ -106,3 +109,55 @@ class Collector:
             return verify_bundle(bundle, self.root)
         with core.open("rb") as file:
             return verify_bundle(bundle, self.root, file.fileno())
+
+
+def fill(collector: Collector) -> Collector:
+    """Have a collector receive the dumps."""
+    collector.receive(RECEIVED)
+    collector.receive(OTHER, core=b"another core")
+    collector.receive(OTHER_HOSTS, DB)
+    collector.give_up(GIVEN_UP)
+    for number in (DELETED, OTHER_DELETED):
+        collector.receive(number)
+        collector.delete(number)
+    collector.give_up(GIVEN_UP_DELETED)
+    collector.delete(GIVEN_UP_DELETED)
+    return collector
+
+
+@dataclass
+class World:
+    """A collector, and others from which valid members come that are not its own."""
+
+    own: Collector
+    elsewhere: Collector
+    """Another receiver of the same PKI."""
+    other_store: Collector
+    """The same receiver, with the same keys, and another store."""
+    stranger: Collector
+    """Another PKI, in which everything has the same names."""
+
+
+@cache
+def world() -> World:
+    """Return the world of all tests: nobody changes it."""
+    hierarchy = make_hierarchy(now=NOW)
+    own = Collector.make(hierarchy)
+    elsewhere = Collector.make(hierarchy, RECEIVER_NAME.replace("collector", "collector-2"))
+    other_store = Collector(hierarchy, own.notary, Collector.make(hierarchy, store=b"1" * 16).store)
+    for collector in (elsewhere, other_store):
+        collector.signers = own.signers
+    fill(own)
+    return World(own, fill(elsewhere), fill(other_store), fill(Collector.make(make_hierarchy(now=NOW))))
+
+
+def failed(found: BundleVerification) -> set[str]:
+    """Return the checks that do not hold."""
+    assert [check.number for check in found.checks] == list(range(1, len(found.checks) + 1))
+    return {check.what for check in found.checks if check.ok is False}
+
+
+def left_out(found: BundleVerification) -> set[str]:
+    """Return the checks that could not be made."""
+    assert all("not checked" in check.detail for check in found.checks if check.ok is None)
+    return {check.what for check in found.checks if check.ok is None}
