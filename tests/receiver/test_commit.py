@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,114 +12,22 @@ from securecore.audit.entry import parse_entry
 from securecore.audit.proof import verify_receipt
 from securecore.dump.reader import open_container
 from securecore.errors import BrokenError, StorageError
-from securecore.receiver.arrivals import Arrivals
 from securecore.receiver.commit import Committer, ManifestRefused
-from securecore.receiver.log_keeper import LogKeeper
 from securecore.store.crls import CrlFile, read_crl
 from securecore.store.layout import Place, create_store, open_store
 from securecore.store.recovery import open_incoming
-from securecore.store.writer import AlreadyStored, IncomingDump
-from tests.receiver import test_deletion, test_giving_up_interrupted
+from securecore.store.writer import IncomingDump
+from tests.support.commits import AUDIT, CORE, CRL, ENDS, ID, INCOMING, PUBLISHED, WIDE, Life, live, token_of
 from tests.support.disk import Disk, Killed, run_until
-from tests.support.dumps import (
-    LOG_NAME,
-    NOW,
-    REPORT,
-    WEB,
-    Keys,
-    Signer,
-    begin,
-    core_bytes,
-    dump_id,
-    dump_path,
-    frames_of,
-    log_of,
-    logs_of,
-)
+from tests.support.dumps import LOG_NAME, NOW, REPORT, WEB, Keys, begin, dump_id, dump_path, log_of
 from tests.support.formats import read_note, tree_root
 from tests.support.stores import flip
-
-CORE = core_bytes(2, 40)
-FRAMES = frames_of(CORE)
-STORED = b"".join(frame for frame, _ in FRAMES)
-ENDS = [sum(len(frame) for frame, _ in FRAMES[: count + 1]) for count in range(len(FRAMES))]
-"""Bytes of the first frame, the first two, and so on."""
-
-CRL = CrlFile.of(b"the revocation lists in force")
-
-ID = dump_id(1)
-INCOMING, PUBLISHED, AUDIT, WIDE = f"incoming/{WEB}/{ID}", f"hosts/{WEB}/{ID}", f"audit/{WEB}", "audit/receiver"
 
 
 @pytest.fixture
 def tmp_path(in_memory: Path) -> Path:
     """Each end of a process has a store of its own."""
     return in_memory
-
-
-class Life:
-    """One life of a receiver: what a start does, then what a session does for one dump, and what it has promised."""
-
-    def __init__(self, path: Path, keys: Keys) -> None:
-        self.store = open_store(str(path))
-        self.logs = logs_of(self.store, keys.log)
-        self.keeper = LogKeeper(self.store, keys.log, lambda: NOW)
-        self.keeper.follow(self.logs)
-        self.committer = Committer(self.store, self.logs, lambda: NOW, lambda certificate: CRL)
-        self.arrivals = Arrivals(self.logs, lambda: NOW)
-        self.incoming: IncomingDump | None = None
-        self.acknowledged: int | None = None
-        """Frames that a sender was told to be durable; None while it was told nothing."""
-        self._host = keys.host
-
-    def start(self) -> None:
-        """Roll forward, and see that it was done."""
-        self.keeper.begin()
-        waiting = [f"{ID} of {WEB}" for path in Path(self.store.path).glob("incoming/*/*/manifest.jws")]
-        assert self.committer.roll_forward() == [(name, None) for name in waiting]
-        assert list(Path(self.store.path).glob("incoming/*/*/manifest.jws")) == []
-
-    def receive(self, on_promise: Callable[[str], None] = lambda promise: None) -> bytes:
-        """Take the dump as a session does; *on_promise* is told of what the sender is about to hear."""
-        try:
-            dump = self.incoming = open_incoming(self.store, WEB, ID, REPORT)
-        except AlreadyStored as stored:
-            return stored.receipt
-        self.arrivals.note(dump, self._host.made.der)
-        self.acknowledged = dump.frames
-        for frame in FRAMES[dump.frames :]:
-            dump.append(*frame)
-            dump.sync()
-            on_promise("ACK")
-            self.acknowledged = dump.frames
-        receipt = self.committer.finish(dump, token_of(self, self._host), REPORT, self._host.made.der, CRL)
-        on_promise("RECEIPT")
-        return receipt
-
-    def end(self) -> None:
-        """Give back what the operating system takes from a process that ends."""
-        if self.incoming is not None:
-            self.incoming.close()
-        self.keeper._drop()
-        self.logs.close()
-        self.store.close()
-
-
-def token_of(life: Life, signer: Signer) -> bytes:
-    """Return the signed manifest of the dump."""
-    return signer.sign(signer.manifest(ID, life.store.store_id, CORE))
-
-
-def live(life: Life) -> bytes:
-    """Start and receive, under the store's lock."""
-    lock = life.store.lock()
-    try:
-        life.start()
-        receipt = life.receive()
-        life.keeper.look()
-        return receipt
-    finally:
-        os.close(lock.fd)
 
 
 def check_end(path: Path, keys: Keys, receipt: bytes) -> None:
@@ -196,130 +103,6 @@ def test_ended_before_every_call(loses_power: bool, tmp_path: Path, keys: Keys) 
                 check_end(path, keys, receipt)
         assert receipt is not None
     assert fatal > 40
-
-
-Survivors = dict[str, bytes | None]
-
-
-def core_of(before: Survivors) -> bytes:
-    """Return what is left of the incoming core."""
-    return before.get(f"{INCOMING}/core.zst") or b""
-
-
-def has_report(before: Survivors) -> bool:
-    """Whether the report is there under its name, with all the directories that lead to it."""
-    return before.get(f"{INCOMING}/report.json") == REPORT
-
-
-def has_whole_core(before: Survivors) -> bool:
-    """Whether all frames are there, and something behind them."""
-    return core_of(before).startswith(STORED) and len(core_of(before)) > len(STORED)
-
-
-def has_published(before: Survivors) -> bool:
-    """Whether the dump is in its new place, and there alone."""
-    return {name for name in before if str(ID) in name} == {
-        PUBLISHED, *(f"{PUBLISHED}/{name}" for name in ("core.zst", "report.json", "manifest.jws", "receipt"))
-    }  # fmt: skip
-
-
-PROMISES: dict[str, tuple[str, Callable[[Survivors], bool]]] = {
-    "the first acknowledgement of a frame (ACK, or held in ACCEPT)": ("ACK", has_report),
-    "any acknowledgement of a frame": ("ACK", lambda before: core_of(before) in {STORED[:end] for end in ENDS}),
-    "manifest.jws has its name": (f"link {INCOMING}/manifest.jws", has_whole_core),
-    "the entry is written": (
-        f"write {AUDIT}/entries.jsonl",
-        lambda before: bool(before.get(f"{INCOMING}/manifest.jws")) and before.get(f"crls/{CRL.sha256}.pem") == CRL.pem,
-    ),
-    "the checkpoint is replaced": (
-        f"rename {AUDIT}/checkpoint",
-        lambda before: '"event":"received"' in text_of(before, f"{AUDIT}/entries.jsonl"),
-    ),
-    "receipt has its name": (
-        f"link {INCOMING}/receipt",
-        lambda before: text_of(before, f"{AUDIT}/checkpoint").split("\n")[1] == "2",
-    ),
-    "the receiver-wide log says a checkpoint of a host's log": (
-        f"write {WIDE}/entries.jsonl",
-        lambda before: text_of(before, f"{AUDIT}/checkpoint").split("\n")[1] == "2",
-    ),
-    "the first receipt of a host has its name": (
-        f"link {INCOMING}/receipt",
-        lambda before: (
-            str(WEB) in text_of(before, f"{WIDE}/entries.jsonl") and text_of(before, f"{WIDE}/checkpoint").split("\n")[1] == "1"
-        ),
-    ),
-    "the dump is renamed from incoming to hosts": (f"rename {PUBLISHED}", lambda before: bool(before.get(f"{INCOMING}/receipt"))),
-    "RECEIPT is sent": ("RECEIPT", has_published),
-}
-"""By the first column of the table in docs/store.md: the call, or what a sender hears, and what must have been durable before."""
-
-
-def text_of(before: Survivors, name: str) -> str:
-    """Return a file's text, empty when it is lost."""
-    return (before.get(name) or b"").decode()
-
-
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory, keys: Keys) -> Iterator[list[tuple[str, Survivors]]]:
-    """Every call of a reception from begin to publish, in order, and what a power cut just before it leaves."""
-    path = tmp_path_factory.mktemp("recorded") / "store"
-    create_store(str(path)).close()
-    steps: list[tuple[str, Survivors]] = []
-    life, disk = Life(path, keys), Disk(path)
-
-    def record(call: str) -> None:
-        steps.append((call, disk.survivors()))
-
-    disk.before = record
-    with pytest.MonkeyPatch.context() as patch:
-        disk.watch(patch)
-        life.receive(record)
-    life.end()
-    yield steps
-    disk.close()
-
-
-def documented_promises() -> list[str]:
-    """Return the first column of the table of docs/store.md, without its code marks."""
-    text = (Path(__file__).parents[2] / "docs" / "store.md").read_text("utf-8")
-    rows = text.partition("| Before | is durable |")[2].partition("\n\n")[0].splitlines()[2:]
-    return [row.split("|")[1].strip().replace("`", "") for row in rows]
-
-
-def test_every_documented_promise_is_held_here() -> None:
-    """docs/store.md promises what is tested below, and nothing else."""
-    assert documented_promises() == [*PROMISES, *test_giving_up_interrupted.PROMISES, *test_deletion.PROMISES]
-
-
-@pytest.mark.parametrize("promise", PROMISES)
-def test_what_is_durable_when(promise: str, recorded: list[tuple[str, Survivors]]) -> None:
-    """Whenever this happens, a power cut in that instant leaves what docs/store.md promises."""
-    name, holds = PROMISES[promise]
-    found = [before for call, before in recorded if call == name]
-    if AUDIT in name:
-        found = found[1:]  # The first time it is the certificate's entry.
-
-    assert [holds(before) for before in found] == [True] * (len(FRAMES) if name == "ACK" else 1)
-
-
-def test_a_certificate_is_durable_before_anything_of_its_dump(recorded: list[tuple[str, Survivors]]) -> None:
-    """Its entry, under a checkpoint, whenever a sender hears of a frame; the dump's own then adds no write to the disk."""
-    told = [before for call, before in recorded if call == "ACK"]
-    for before in told:
-        assert text_of(before, f"{AUDIT}/entries.jsonl").count('"event":"certificate"') == 1
-        assert text_of(before, f"{AUDIT}/checkpoint").split("\n")[1] == "1"
-
-
-def test_each_acknowledgement_covers_its_frame(recorded: list[tuple[str, Survivors]]) -> None:
-    """The n-th acknowledgement finds n frames durable, not fewer."""
-    assert [core_of(before) for call, before in recorded if call == "ACK"] == [STORED[:end] for end in ENDS]
-
-
-def test_the_rename_is_made_durable_in_both_directories(recorded: list[tuple[str, Survivors]]) -> None:
-    """First where the dump is now, so that it is never in neither; then where it was."""
-    calls = [call for call, _ in recorded]
-    assert calls[calls.index(f"rename {PUBLISHED}") + 1 :] == [f"fsync hosts/{WEB}", f"fsync incoming/{WEB}", "RECEIPT"]
 
 
 def test_a_start_finishes_what_can_be_finished_and_tells_the_rest(tmp_path: Path, keys: Keys) -> None:
