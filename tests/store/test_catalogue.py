@@ -3,11 +3,8 @@
 import json
 import os
 import shutil
-import sqlite3
-import stat
 import time
 from base64 import b64encode
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,58 +15,15 @@ from securecore.audit.log import HostLogs
 from securecore.dump.manifest import CUT, SOURCE_TRUNCATED
 from securecore.errors import StorageError
 from securecore.names import HostName
-from securecore.store.catalogue import Catalogue, open_catalogue
-from securecore.store.layout import Place, Store, create_store
+from securecore.store.catalogue import Catalogue
+from securecore.store.layout import Place, Store
 from securecore.store.reading import DumpFiles
-from securecore.store.recovery import take_back
 from securecore.store.rows import DumpRow, format_time, row_of
 from securecore.store.writer import IncomingDump
-from tests.support.certificates import Hierarchy
-from tests.support.dumps import (
-    NOW,
-    REPORT,
-    WEB,
-    Signer,
-    begin,
-    core_bytes,
-    dump_id,
-    dump_path,
-    logs_of,
-    make_log_signer,
-    make_signer,
-    store_dump,
-)
+from tests.support.dumps import NOW, REPORT, WEB, Signer, begin, core_bytes, dump_id, dump_path, store_dump
 
 CORE = core_bytes(1, 40)
 DB = HostName("db-2.hosts.test.example")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    """A new store."""
-    with create_store(str(tmp_path / "store")) as made:
-        yield made
-
-
-@pytest.fixture
-def logs(store: Store) -> Iterator[HostLogs]:
-    """The store's audit logs."""
-    made = logs_of(store, make_log_signer())
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def signer(hierarchy: Hierarchy) -> Signer:
-    """The host web-1."""
-    return make_signer(hierarchy)
-
-
-@pytest.fixture
-def catalogue(store: Store) -> Iterator[Catalogue]:
-    """The store's catalogue."""
-    with open_catalogue(store) as opened:
-        yield opened
 
 
 def listed(catalogue: Catalogue, host: HostName | None = None) -> list[str]:
@@ -183,134 +137,6 @@ def test_dumps_that_are_coming_in_are_listed_as_incomplete(store: Store, catalog
     assert (first.received_at, first.size_bytes, first.frames, first.outcome) == ("2026-01-02T00:00:00.000Z", None, None, None)
     assert (first.program, second.program) == ("nginx", None)
     assert first.stored_bytes > 0
-
-
-def test_a_dump_that_is_finished_while_it_is_listed(
-    store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A manifest that comes behind our look at it is not one that cannot be read."""
-    store_dump(store, logs, signer, dump_id(1), CORE)
-    path = dump_path(store, dump_id(1), "incoming")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    dump_path(store, dump_id(1)).rename(path)
-    manifest = (path / "manifest.jws").read_bytes()
-    for name in ("manifest.jws", "receipt"):
-        (path / name).unlink()
-    real = DumpFiles.core_bytes
-
-    def core_bytes(files: DumpFiles) -> int:
-        (path / "manifest.jws").write_bytes(manifest)
-        return real(files)
-
-    monkeypatch.setattr(DumpFiles, "core_bytes", core_bytes)
-
-    catalogue.reconcile()
-
-    assert [(row.outcome, row.has_manifest) for row in catalogue.rows()] == [(None, False)]
-
-
-def test_a_published_dump_is_listed_once(store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue) -> None:
-    """A dump that was coming in and is then published has one row."""
-    incoming = begin(store, dump_id(1), CORE)
-    catalogue.reconcile()
-    assert [row.state for row in catalogue.rows()] == ["incomplete"]
-    incoming.discard()
-    store_dump(store, logs, signer, dump_id(1), CORE)
-    catalogue.reconcile()
-    assert [row.state for row in catalogue.rows()] == ["complete"]
-
-
-def test_reconcile_follows_the_directories(store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue) -> None:
-    """Dumps that were added or removed behind the catalogue's back are so in the next list."""
-    store_dump(store, logs, signer, dump_id(1), CORE)
-    store_dump(store, logs, signer, dump_id(2), CORE)
-    assert set(listed(catalogue)) == {str(dump_id(1)), str(dump_id(2))}
-    shutil.rmtree(dump_path(store, dump_id(1)))
-    assert listed(catalogue) == [str(dump_id(2))]
-    shutil.copytree(dump_path(store, dump_id(2)), dump_path(store, dump_id(3)))
-    assert set(listed(catalogue)) == {str(dump_id(2)), str(dump_id(3))}
-    shutil.rmtree(Path(store.path) / "hosts" / str(WEB))
-    assert listed(catalogue) == []
-
-
-@pytest.mark.parametrize("moment", ["without a manifest", "with its manifest"])
-def test_a_dump_that_is_taken_back_while_it_is_listed(
-    moment: str, store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was read on the way is no row of a published dump: once it was received whole, it is listed as complete."""
-    store_dump(store, logs, signer, dump_id(1), CORE)
-    published, incoming = dump_path(store, dump_id(1)), dump_path(store, dump_id(1), "incoming")
-    manifest = (published / "manifest.jws").read_bytes()
-    names = store.dump_names(Place.HOSTS, WEB)
-    incoming.parent.mkdir(parents=True, exist_ok=True)
-    published.rename(incoming)
-    if moment == "without a manifest":
-        (incoming / "manifest.jws").unlink()
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "dump_names", lambda place, host: names)
-        catalogue.reconcile()
-    (incoming / "manifest.jws").write_bytes(manifest)
-    incoming.rename(published)
-    catalogue.reconcile()
-    assert [(row.state, row.outcome) for row in catalogue.rows()] == [("complete", "complete")]
-
-
-def test_a_dump_that_is_deleted_while_it_is_listed(
-    store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is not listed as damaged: it was moved before the first of its files was removed."""
-    store_dump(store, logs, signer, dump_id(1), CORE)
-    real = DumpFiles.read_manifest
-
-    def read_manifest(files: DumpFiles) -> bytes | None:
-        dump_path(store, dump_id(1)).rename(Path(store.path) / "elsewhere")
-        (Path(store.path) / "elsewhere" / "manifest.jws").unlink()
-        return real(files)
-
-    monkeypatch.setattr(DumpFiles, "read_manifest", read_manifest)
-
-    assert listed(catalogue) == []
-
-
-def test_a_dump_that_is_taken_back_while_the_directories_are_read_counts_once(
-    store: Store, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It was published when these were read, and is coming in when those are: vacuum must not count its bytes twice."""
-    dump = begin(store, dump_id(1), CORE)
-    dump.give_up()
-    dump.put_receipt(b"receipt")
-    dump.publish()
-    hosts_in = store.hosts_in
-
-    def take_it_back(place: Place) -> list[HostName]:
-        if place is Place.INCOMING:
-            take_back(store, WEB, dump_id(1))
-        return hosts_in(place)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "hosts_in", take_it_back)
-        catalogue.reconcile()
-    assert [held.id for held in catalogue.held()] == [str(dump_id(1))]
-    assert catalogue.coming_in() == catalogue.coming_in(WEB) == []
-    catalogue.reconcile()
-    assert catalogue.held() == []
-    assert [held.id for held in catalogue.coming_in()] == [str(dump_id(1))]
-
-
-def test_a_dump_that_was_damaged_and_received_again(store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue) -> None:
-    """A row without what a manifest says is read again once something in the host's directory has changed."""
-    store_dump(store, logs, signer, dump_id(1), CORE)
-    path = dump_path(store, dump_id(1))
-    manifest, receipt = (path / "manifest.jws").read_bytes(), (path / "receipt").read_bytes()
-    (path / "manifest.jws").unlink()
-    (path / "receipt").write_bytes(b"")
-    catalogue.reconcile()
-    assert [row.state for row in catalogue.rows()] == ["incomplete"]
-    (path / "manifest.jws").write_bytes(manifest)
-    (path / "receipt").write_bytes(receipt)
-    store_dump(store, logs, signer, dump_id(2), CORE)
-    catalogue.reconcile()
-    assert [row.state for row in catalogue.rows()] == ["complete", "complete"]
 
 
 @pytest.mark.parametrize("name", ["core.zst", "manifest.jws"])
@@ -470,109 +296,6 @@ def test_rows_by_host_and_time_newest_first(store: Store, catalogue: Catalogue) 
     assert [row.id for row in catalogue.rows(DB)] == [str(dump_id(number)) for number in (3, 1)]
     assert [row.id for row in catalogue.rows(since=NOW + timedelta(hours=2))] == [str(dump_id(number)) for number in (3, 2)]
     assert [row.id for row in catalogue.rows(WEB, NOW + timedelta(hours=1))] == [str(dump_id(2))]
-
-
-def test_rows_outlive_the_process(store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue) -> None:
-    """What one process has found, the next one reads."""
-    store_dump(store, logs, signer, dump_id(1), CORE)
-    catalogue.reconcile()
-    catalogue.close()
-    with open_catalogue(store) as again:
-        assert [row.id for row in again.rows()] == [str(dump_id(1))]
-
-
-def test_two_processes_share_it(store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue) -> None:
-    """Two open catalogues of one store see each other's rows."""
-    with open_catalogue(store) as other:
-        for number, one in enumerate((catalogue, other), start=1):
-            store_dump(store, logs, signer, dump_id(number), CORE)
-            one.reconcile()
-        assert len(catalogue.rows()) == len(other.rows()) == 2
-
-
-@pytest.mark.parametrize("content", [b"not a database" * 100, b"SQLite format 3\x00" + b"\xff" * 4080, b"\x00" * 4096])
-def test_a_corrupt_catalogue_is_rebuilt(content: bytes, store: Store, logs: HostLogs, signer: Signer) -> None:
-    """A file that is no database is thrown away and everything is listed again."""
-    store_dump(store, logs, signer, dump_id(1), CORE)
-    path = Path(store.path) / "catalogue.sqlite"
-    path.write_bytes(content)
-    path.chmod(0o600)
-    with open_catalogue(store) as opened:
-        assert listed(opened) == [str(dump_id(1))]
-
-
-def test_damage_behind_the_header_is_rebuilt(store: Store, logs: HostLogs, signer: Signer) -> None:
-    """Damage that only shows when a table is read is mended on the way, too."""
-    store_dump(store, logs, signer, dump_id(1), CORE)
-    with open_catalogue(store) as opened:
-        opened.reconcile()
-        opened._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    path = Path(store.path) / "catalogue.sqlite"
-    with path.open("r+b") as file:
-        file.seek(4096)
-        file.write(b"\xff" * (path.stat().st_size - 4096))
-    with open_catalogue(store) as opened:
-        assert [row.id for row in opened.rows()] == [str(dump_id(1))]
-
-
-@pytest.mark.parametrize("statement", ["PRAGMA user_version = 99", "CREATE TABLE other (x)"])
-def test_another_versions_catalogue_is_rebuilt(statement: str, store: Store, logs: HostLogs, signer: Signer) -> None:
-    """Tables of another version, or another program's, are thrown away."""
-    store_dump(store, logs, signer, dump_id(1), CORE)
-    connection = sqlite3.connect(Path(store.path) / "catalogue.sqlite")
-    connection.execute(statement)
-    connection.commit()
-    connection.close()
-    with open_catalogue(store) as opened:
-        assert listed(opened) == [str(dump_id(1))]
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a store away")
-def test_another_users_store_is_listed_from_memory(store: Store, logs: HostLogs, signer: Signer, catalogue: Catalogue) -> None:
-    """Where the store is not ours nothing is written, and everything is listed."""
-    store_dump(store, logs, signer, dump_id(1), CORE)
-    catalogue.reconcile()
-    catalogue.close()
-    store_dump(store, logs, signer, dump_id(2), CORE)
-    os.chown(store.path, 65534, 65534)
-    before = {path.name: path.stat().st_mtime_ns for path in Path(store.path).iterdir()}
-    with open_catalogue(store) as opened:
-        assert set(listed(opened)) == {str(dump_id(1)), str(dump_id(2))}
-    assert {path.name: path.stat().st_mtime_ns for path in Path(store.path).iterdir()} == before
-
-
-@pytest.mark.parametrize("kind", ["link", "dangling", "fifo", "directory", "hard link"])
-def test_a_planted_catalogue_is_refused(kind: str, store: Store, tmp_path: Path) -> None:
-    """A link, FIFO, directory or second name in the catalogue's place is refused; what it leads to is untouched."""
-    target, path = tmp_path / "target", Path(store.path) / "catalogue.sqlite"
-    target.write_bytes(b"")
-    if kind == "link":
-        path.symlink_to(target)
-    elif kind == "dangling":
-        path.symlink_to(tmp_path / "nothing")
-    elif kind == "fifo":
-        os.mkfifo(path)
-    elif kind == "directory":
-        path.mkdir()
-    else:
-        os.link(target, path)
-    with pytest.raises(StorageError, match="not a regular file"):
-        open_catalogue(store)
-    assert target.read_bytes() == b""
-    assert not (tmp_path / "nothing").exists()
-
-
-def test_its_files_are_private(store: Store) -> None:
-    """The database and its side files are 0600 even when the umask takes nothing away."""
-    old = os.umask(0)
-    try:
-        with open_catalogue(store) as opened:
-            opened.reconcile()
-            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in Path(store.path).glob("catalogue*")}
-    finally:
-        os.umask(old)
-    assert set(modes.values()) == {0o600}
-    assert "catalogue.sqlite" in modes
 
 
 @pytest.mark.parametrize("place", ["hosts", "incoming"])

@@ -4,7 +4,6 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,44 +14,11 @@ from securecore.store import catalogue as catalogue_module
 from securecore.store import catalogue_comparison
 from securecore.store.catalogue import Catalogue, open_catalogue
 from securecore.store.catalogue_comparison import find_contradictions, has_catalogue
-from securecore.store.layout import Store, create_store
-from tests.support.certificates import Hierarchy
-from tests.support.dumps import (
-    WEB,
-    Signer,
-    begin,
-    core_bytes,
-    dump_id,
-    dump_path,
-    logs_of,
-    make_log_signer,
-    make_signer,
-    store_dump,
-)
+from securecore.store.layout import Store
+from tests.support.dumps import WEB, Signer, begin, core_bytes, dump_id, dump_path, store_dump
 
 CORE = core_bytes(1, 40)
 FIRST = str(dump_id(1))
-
-
-@pytest.fixture
-def signer(hierarchy: Hierarchy) -> Signer:
-    """The host web-1."""
-    return make_signer(hierarchy)
-
-
-@pytest.fixture
-def logs(store: Store) -> Iterator[HostLogs]:
-    """The store's audit logs."""
-    made = logs_of(store, make_log_signer())
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    """A new store."""
-    with create_store(str(tmp_path / "store")) as made:
-        yield made
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import os
 import stat
-from collections.abc import Iterator
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
@@ -17,13 +16,6 @@ from tests.support.disk import Disk, run_until
 PEM = b"-----BEGIN X509 CRL-----\nbytes\n-----END X509 CRL-----\n"
 CRL = CrlFile.of(PEM)
 NAME = f"crls/{sha256(PEM).hexdigest()}.pem"
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    """A new store."""
-    with create_store(str(tmp_path / "store")) as made:
-        yield made
 
 
 def test_each_is_kept_once_under_its_digest(store: Store) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import stat
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -18,13 +17,6 @@ from tests.support.disk import Disk, run_until
 from tests.support.dumps import REPORT, WEB, begin, core_bytes, dump_id
 
 DB = HostName("db-2.hosts.test.example")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    """A new store."""
-    with create_store(str(tmp_path / "store")) as made:
-        yield made
 
 
 def plant_dump(store: Store, identifier: DumpId, host: HostName = WEB, place: Place = Place.HOSTS) -> Path:

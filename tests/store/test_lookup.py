@@ -1,24 +1,16 @@
 """How a dump is found by a part of its id."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from securecore.errors import NotFoundError, StorageError
 from securecore.names import DumpId, HostName
-from securecore.store.layout import Place, Store, create_store
+from securecore.store.layout import Place, Store
 from securecore.store.lookup import find_candidates, find_dump
 from tests.support.dumps import WEB, dump_id
 
 DB = HostName("db-2.hosts.test.example")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    """A new store."""
-    with create_store(str(tmp_path / "store")) as made:
-        yield made
 
 
 def plant_dump(store: Store, identifier: DumpId, host: HostName = WEB, place: Place = Place.HOSTS) -> Path:

@@ -1,27 +1,18 @@
 """What start-up, and a sender that comes back, make of dumps that were coming in."""
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from securecore.dump import container
 from securecore.errors import BrokenError, BusyError, PeerError, StorageError
-from securecore.store.layout import Store, create_store
+from securecore.store.layout import Store
 from securecore.store.recovery import Leftovers, open_incoming, sweep_incoming
 from securecore.store.writer import AlreadyStored, IncomingDump
 from tests.support.dumps import REPORT, WEB, begin, core_bytes, dump_id, dump_path, frames_of
 from tests.support.stores import flip
 
 CORE = core_bytes()
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    """A new store."""
-    with create_store(str(tmp_path / "store")) as made:
-        yield made
 
 
 def test_sweep_sorts_what_a_crash_left(store: Store) -> None:

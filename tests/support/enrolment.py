@@ -1,5 +1,6 @@
 """Enrolment for tests: a PKI with an enroller, requests as a host makes them, and a server that runs while a block does."""
 
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -177,3 +178,12 @@ def talk(address: Address, data: bytes, *, identity: Path | None = None, ends: b
         except OSError:
             pass
     return heard
+
+
+def answered(data: bytes) -> dict[str, object]:
+    """Return what one line of an answer says."""
+    assert data.endswith(b"\n")
+    assert data.count(b"\n") == 1
+    found = json.loads(data)
+    assert isinstance(found, dict)
+    return found
