@@ -141,14 +141,26 @@ def test_an_agent_that_was_stopped_is_told_with_what_it_costs(
     is_handed_back: bool, is_flushed: bool, level: str, words: str, agents: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """systemd keeps its socket: nobody waits there once the kernel starts the handler again, but who delivers the spool?"""
+    running = {"securecore-agent.socket"} | ({"securecore-flush.timer"} if is_flushed else set())
     monkeypatch.setattr(systemd, "is_running", lambda root: True)
-    monkeypatch.setattr(systemd, "is_active", lambda unit: is_flushed and unit == "securecore-flush.timer")
+    monkeypatch.setattr(systemd, "is_active", lambda unit: unit in running)
     if is_handed_back:
         handler_again(agents)
     found = agents.doctor("--offline").find("agent", level)
 
     assert found["words"] == words
     assert RESTART in (found["remedy"] or "").replace("securecore-agent.socket ", "")
+
+
+def test_a_line_that_anybody_can_forge_is_no_word_of_systemds(agents: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With mounts of his own a user binds a socket at that path too, and the list of the kernel's tells no difference."""
+    monkeypatch.setattr(systemd, "is_running", lambda root: True)
+    monkeypatch.setattr(systemd, "is_active", lambda unit: unit == "securecore-agent.service")
+    found = agents.doctor("--offline").find("agent", "wrong")
+
+    assert "securecore-agent.socket is not active" in found["words"]
+    assert "and crashes are lost" in found["words"]
+    assert found["remedy"] == "systemctl restart securecore-agent.socket securecore-agent.service"
 
 
 @needs_root

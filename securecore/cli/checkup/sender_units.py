@@ -82,6 +82,11 @@ def _socket(root: Root) -> Iterable[Finding]:
             yield wrong("agent", words, f"chmod {mode:04o} {place}")
     if not handover.is_listening(root):
         yield say("agent", f"nobody listens at {root.outside(installation.AGENT_SOCKET)}, {cost}", _RESTART)
+    elif systemd.is_running(root) and not systemd.is_active(sender_units.AGENT_SOCKET):
+        # Anybody who has mounts of his own can bind a socket whose path reads the same in the kernel's list.
+        place = root.outside(installation.AGENT_SOCKET)
+        words = f"{sender_units.AGENT_SOCKET} is not active: unless an agent that runs by hand listens at {place}, nobody does"
+        yield say("agent", f"{words}, {cost}", _RESTART)
 
 
 def _is_used(root: Root) -> bool:
