@@ -187,3 +187,8 @@ def answered(data: bytes) -> dict[str, object]:
     found = json.loads(data)
     assert isinstance(found, dict)
     return found
+
+
+def contents(identity: Path) -> dict[str, bytes]:
+    """Return the files of an identity directory."""
+    return {path.name: path.read_bytes() for path in identity.iterdir()}
