@@ -5,7 +5,7 @@ from typing import Final
 
 import click
 
-from securecore.cli.authority.options import day, now, root_fingerprint, secret_from
+from securecore.cli.authority.options import echo_installed, now, root_fingerprint, secret_from
 from securecore.cli.options import address
 from securecore.names import Address
 
@@ -36,7 +36,6 @@ def command(enroller: Address, ca_fingerprint: str, token_text: str | None, toke
     The key and the token stay here: the token is only shown to be known, to nobody but an enroller of the fleet with that root. Run
     it again if it was interrupted. It also gives a host whose certificate has expired a new one, and a new key.
     """
-    from securecore.certs.chain import fingerprint
     from securecore.pki.enrolling import enroll
     from securecore.pki.tokens import parse_token
 
@@ -45,9 +44,7 @@ def command(enroller: Address, ca_fingerprint: str, token_text: str | None, toke
     text = token_text if token_file is None else secret_from(token_file, "the token").decode("ascii", "replace")
     done = enroll(enroller, root_fingerprint(ca_fingerprint), parse_token(text or ""), identity, now())
     judged = done.judgement
-    click.echo(f"{identity} is {judged.purpose.value} {judged.name} until {day(judged.not_after)}")
-    click.echo(f"  serial  {judged.serial:x}")
-    click.echo(f"  root    {fingerprint(judged.chain[-1])}")
+    echo_installed(identity, judged)
     if done.was_there:
         click.echo("  it had enrolled with this token before: nothing was left to do")
     if done.is_new_key:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from securecore.cli.authority.options import day, now, root_fingerprint
+from securecore.cli.authority.options import echo_installed, now, root_fingerprint
 
 REQUEST_EPILOG = """\b
 Examples:
@@ -48,7 +48,6 @@ def request(identity: Path) -> None:
 @click.option("--ca-fingerprint", help="Believe no root but the one with this SHA-256 fingerprint, in hexadecimal.")
 def install(reply: Path, identity: Path, ca_fingerprint: str | None) -> None:
     """Put the certificate that REPLY brings into the identity directory that has its key."""
-    from securecore.certs.chain import fingerprint
     from securecore.certs.identity_lock import IdentityLock
     from securecore.certs.private_file import read_public
     from securecore.pki import install as installing
@@ -58,9 +57,7 @@ def install(reply: Path, identity: Path, ca_fingerprint: str | None) -> None:
     with IdentityLock(identity):
         done = installing.install(identity, read_public(reply, MAX_REPLY_BYTES), now(), wanted, what=str(reply))
     judged = done.judgement
-    click.echo(f"{identity} is {judged.purpose.value} {judged.name} until {day(judged.not_after)}")
-    click.echo(f"  serial  {judged.serial:x}")
-    click.echo(f"  root    {fingerprint(judged.chain[-1])}")
+    echo_installed(identity, judged)
     if done.is_new_key:
         click.echo("  the new key has taken the old one's place")
     if done.lacks_log_key:

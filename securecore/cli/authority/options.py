@@ -13,6 +13,7 @@ import click
 from securecore.errors import ConfigError, PkiError
 
 if TYPE_CHECKING:
+    from securecore.certs.judge import Judgement
     from securecore.names import HostName
     from securecore.pki.directory import PkiDirectory
 
@@ -129,6 +130,15 @@ def _first_line(data: bytes, path: Path, what: str) -> bytes:
 def _read_pipe(path: Path) -> bytes:
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_CLOEXEC)) as pipe:
         return pipe.read(_MAX_PASSPHRASE_BYTES)
+
+
+def echo_installed(identity: Path, judged: "Judgement") -> None:
+    """Say whose an identity directory is by now, and under which root."""
+    from securecore.certs.chain import fingerprint
+
+    click.echo(f"{identity} is {judged.purpose.value} {judged.name} until {day(judged.not_after)}")
+    click.echo(f"  serial  {judged.serial:x}")
+    click.echo(f"  root    {fingerprint(judged.chain[-1])}")
 
 
 def echo_json(value: object) -> None:
