@@ -11,16 +11,17 @@ heap; what they save one worker, the wire, the receiver and its disk pay for.
 from securecore import limits
 from securecore.declarations import Callable, Final
 from securecore.dump.compression import EagerCompressor
+from securecore.sender import ahead
 from securecore.sender.pump import Pump
 
 LEVELS: Final = (limits.ZSTD_LEVEL, 3, 6)
 """Program text takes 1, 0.87 and 0.82 of room, and 1, 1.8 and 5 of time (measured). Above 6 the tables of two workers have no place
 in the handler's 64 MiB."""
-_MANY: Final = 6
-"""Of a pump's eight frames: these wait for the wire, and not for each other."""
+_MANY: Final = 8
+"""Of a pump's eleven pieces: so many frames wait for the wire, and not for each other."""
 _FEW: Final = 2
 """A worker may need as long for its piece as the wire for so many frames."""
-TURN: Final = 8
+TURN: Final = ahead.PIECES
 """Pieces for which a state must last before more is tried, as many as a full queue: a receiver that is busy with its disk for a
 moment is no slow wire."""
 

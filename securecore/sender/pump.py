@@ -1,8 +1,11 @@
 """The pump: from a descriptor to frames, in order, with bounded memory.
 
 One thread (the caller's) reads pieces of 1 MiB; worker threads compress them and hash the frames, both outside the interpreter's
-lock; frames leave in order through ``Pump.frames``. A piece occupies a buffer from its first byte until it is compressed, and a
-place in the queue until its frame was taken: both are counted, so a slow consumer stops the reading and not the memory.
+lock; frames leave in order through ``Pump.frames``. A piece has a place from its first byte until its frame was taken, and there
+are only so many (ahead.py): a slow consumer stops the reading and not the memory.
+
+Reading comes first, for a process that crashed waits for nothing else: the workers begin when it can go no further, or a moment
+after somebody has asked for frames.
 """
 
 import math
@@ -11,7 +14,8 @@ import select
 import time
 from _queue import SimpleQueue  # what the queue module would give us, without the five modules that it loads first
 from collections.abc import Callable, Iterator
-from threading import Event, Semaphore, Thread
+from mmap import mmap
+from threading import Event, Lock, Thread
 
 from securecore import limits
 from securecore.declarations import Final, NamedTuple
@@ -21,12 +25,14 @@ from securecore.dump.packing import PieceEncoder
 from securecore.elfsize import CoreSize
 from securecore.errors import StorageError
 from securecore.merkle import leaf_hash
+from securecore.sender.ahead import Ahead
 from securecore.sender.threads import start
 
 WORKERS: Final = 2
 """At the most: a crash must not starve its neighbours. On one processor one: two would take turns there, and twice the memory."""
-_BUFFERS: Final = WORKERS + 2
-_QUEUED_FRAMES: Final = 8
+_HEAD_START_S: Final = 0.05
+"""For how long who wants frames lets the reading go on alone: at the speed of memory ahead.PIECES take 6 to 15 ms (measured), and a
+source that is slower than that waits for no compressor."""
 
 
 class Frame(NamedTuple):
@@ -60,12 +66,14 @@ class SourceEnd(NamedTuple):
 class _Slot:
     """A piece on its way to become a frame."""
 
-    __slots__ = ("buffer", "done", "failure", "frame", "length")
+    __slots__ = ("buffer", "done", "failure", "frame", "frame_bytes", "length")
 
-    def __init__(self, buffer: bytearray | None, length: int) -> None:
+    def __init__(self, buffer: mmap | None, length: int) -> None:
         self.buffer = buffer
         self.length = length
         self.frame: Frame | None = None
+        self.frame_bytes = 0
+        """Of memory that the frame takes for itself."""
         self.failure: StorageError | None = None
         self.done = Event()
 
@@ -93,8 +101,6 @@ class Pump:
         """Set before ``frames`` is exhausted."""
         self.first_piece_read = Event()
         """Set when the size can be predicted from the first piece, or never will be."""
-        self._held: tuple[float, float | None] = (0.0, None)
-        """Seconds for which reading stood still until its last wait, and since when it does now; read by another thread."""
         self._began_at: float | None = None
         self._abandoned = self._stopped = False
         self._exhausted = False
@@ -105,11 +111,16 @@ class Pump:
         self._on_progress = on_progress
         self._on_piece = on_piece
         self._whole_zero_piece: Frame | None = None
-        self._buffers: SimpleQueue[bytearray] = SimpleQueue()
         self._work: SimpleQueue[_Slot | None] = SimpleQueue()
         self._ordered: SimpleQueue[_Slot | None] = SimpleQueue()
-        self._places = Semaphore(_QUEUED_FRAMES)
+        self._is_ahead = Event()
+        """Set when the reading is as far ahead as it can be, or through, or the workers were started meanwhile."""
+        self._ahead = Ahead(lambda: self._work.qsize() > 0)
+        self._encoders: list[PieceEncoder] = []
+        """The one of who takes frames, where there is no worker."""
+        self._starting = Lock()
         self._workers = [Thread(target=self._compress, daemon=True) for _ in range(count_workers())]
+        self._unstarted = self._workers
 
     @property
     def predicted_size(self) -> int | None:
@@ -124,8 +135,7 @@ class Pump:
     @property
     def held_s(self) -> float:
         """For how long reading has stood still so far because frames were not taken: whoever writes to the source was held."""
-        before, since = self._held
-        return before if since is None else before + time.monotonic() - since
+        return self._ahead.held_s
 
     @property
     def reading_s(self) -> float:
@@ -144,11 +154,10 @@ class Pump:
         begun, self._began_at = memoryview(head), time.monotonic()
         failure: str | None = "reading was interrupted"
         try:
-            self._start_workers()
-            for _ in range(_BUFFERS):
-                self._buffers.put(bytearray(limits.PIECE_BYTES))
             while True:
-                buffer = self._buffers.get()
+                if self._ahead.is_full:
+                    self._start_workers()
+                buffer = self._ahead.take()
                 filled, begun = begun[: limits.PIECE_BYTES], begun[limits.PIECE_BYTES :]
                 buffer[: len(filled)] = filled
                 length, problem = fill(fd, buffer, len(filled), piece_s)
@@ -172,6 +181,7 @@ class Pump:
             self._ordered.put(None)
             for _ in self._workers:
                 self._work.put(None)
+            self._is_ahead.set()
 
     def abandon(self) -> None:
         """Make ``read`` stop at its next piece: nobody will keep what it reads. The consumer still takes ``frames`` to the end."""
@@ -191,6 +201,8 @@ class Pump:
         *on_wake* is called between two frames, in the consumer's thread, when somebody calls ``wake``. Raises StorageError where a
         piece could not be compressed; after abandon such pieces are passed over.
         """
+        self._is_ahead.wait(_HEAD_START_S)
+        self._start_workers()
         while not self._exhausted:
             slot = self._ordered.get()
             if slot is _CALL:
@@ -199,21 +211,26 @@ class Pump:
             if slot is None:
                 self._exhausted = True
                 return
+            while self._is_alone and not slot.done.is_set():
+                self._compress_next(self._encoders)
             slot.done.wait()
-            self._places.release()
+            self._ahead.leave(slot.frame_bytes)
             if slot.frame is not None:
                 yield slot.frame
             elif not self._abandoned:
                 raise slot.failure or StorageError("a piece could not be compressed")
 
     def _start_workers(self) -> None:
-        """Start as many as can be: where somebody has used up all processes, the reading thread does their work too."""
-        for worker in self._workers:
-            try:
-                start(worker)
-                self._is_alone = False
-            except StorageError:
-                return
+        """Start as many as can be, once: where somebody has used up all processes, who takes frames does their work too."""
+        with self._starting:
+            waiting, self._unstarted = self._unstarted, []
+            for worker in waiting:
+                try:
+                    start(worker)
+                    self._is_alone = False
+                except StorageError:
+                    break
+            self._is_ahead.set()
 
     def _show(self, piece: memoryview) -> None:
         """Let those look at the plaintext who must see all of it in order."""
@@ -221,22 +238,14 @@ class Pump:
         if self._on_piece is not None:
             self._on_piece(piece)
 
-    def _dispatch(self, buffer: bytearray, length: int) -> None:
-        if not self._places.acquire(blocking=False):
-            self._held = (self._held[0], time.monotonic())
-            self._places.acquire()
-            self._held = (self.held_s, None)
-        piece = buffer if length == limits.PIECE_BYTES else memoryview(buffer)[:length]
+    def _dispatch(self, buffer: mmap, length: int) -> None:
         slot = _Slot(buffer, length)
-        if is_zero(piece):
+        if is_zero(memoryview(buffer)[:length]):
             slot.frame = self._frame_of_zeroes(length)
             slot.done.set()
-            self._buffers.put(buffer)
+            self._ahead.give_back(buffer)
         else:
             self._work.put(slot)
-            if self._is_alone:
-                self._work.put(None)
-                self._compress()
         self._ordered.put(slot)
 
     def _frame_of_zeroes(self, length: int) -> Frame:
@@ -249,23 +258,31 @@ class Pump:
         return frame
 
     def _compress(self) -> None:
-        encoder: PieceEncoder | None = None
-        while (slot := self._work.get()) is not None:
-            buffer = slot.buffer
-            if buffer is None:
-                continue
-            try:
-                # Made here, not before: a thread that dies for want of memory would leave its pieces waiting for ever.
-                encoder = encoder or self._make_encoder()
-                slot.frame = make_frame(encoder, memoryview(buffer)[: slot.length])
-            except MemoryError:
-                slot.failure = StorageError("a piece could not be compressed: out of memory")
-            except StorageError as error:
-                slot.failure = error
-            finally:
-                slot.buffer = None
-                self._buffers.put(buffer)
-                slot.done.set()
+        encoders: list[PieceEncoder] = []
+        while self._compress_next(encoders):
+            pass
+
+    def _compress_next(self, encoders: list[PieceEncoder]) -> bool:
+        """Make a frame of the next piece, and return whether there was one, and not the end; *encoders* has one or none yet."""
+        slot = self._work.get()
+        if slot is None or slot.buffer is None:
+            return False
+        buffer = slot.buffer
+        try:
+            # Made here, not before: a thread that dies for want of memory would leave its pieces waiting for ever.
+            if not encoders:
+                encoders.append(self._make_encoder())
+            slot.frame = make_frame(encoders[0], memoryview(buffer)[: slot.length])
+            slot.frame_bytes = len(slot.frame.stored)
+        except MemoryError:
+            slot.failure = StorageError("a piece could not be compressed: out of memory")
+        except StorageError as error:
+            slot.failure = error
+        finally:
+            slot.buffer = None
+            self._ahead.give_back(buffer, slot.frame_bytes)
+            slot.done.set()
+        return True
 
 
 def count_workers() -> int:
@@ -279,7 +296,7 @@ def make_frame(encoder: PieceEncoder, piece: bytes | memoryview) -> Frame:
     return Frame(stored, leaf_hash(stored), len(piece))
 
 
-def fill(fd: int, buffer: bytearray, filled: int, piece_s: float = math.inf) -> tuple[int, str | None]:
+def fill(fd: int, buffer: bytearray | mmap, filled: int, piece_s: float = math.inf) -> tuple[int, str | None]:
     """Read until *buffer*, of which *filled* bytes are there, is full or the source ends; what is there is read in any case.
 
     Return the bytes that are there then, and why reading failed, if it did: also where nothing more comes and *piece_s* are over.

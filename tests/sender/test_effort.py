@@ -10,11 +10,12 @@ import pytest
 
 from securecore import limits
 from securecore.dump.compression import Compressor, Decompressor
+from securecore.sender import ahead
 from securecore.sender.effort import LEVELS, TURN, Effort, eager_pump
 from securecore.sender.pump import Frame, Pump
 from tests.support.kernel import wait_until
 
-FULL = 8
+FULL = ahead.PIECES
 """Frames that a pump makes ahead of who takes them."""
 
 

@@ -7,6 +7,7 @@ import threading
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -16,15 +17,16 @@ from securecore import limits
 from securecore.dump.compression import Compressor, Decompressor
 from securecore.errors import StorageError
 from securecore.merkle import leaf_hash
+from securecore.sender import ahead
 from securecore.sender import pump as pump_module
+from securecore.sender.ahead import Ahead
 from securecore.sender.pump import Frame, Pump
+from securecore.sender.threads import ROOM_BYTES
 from tests.support.elf import write_core
 from tests.support.kernel import wait_until
 
-PIECES_AHEAD = 8
-"""Frames that wait to be taken; with the buffers, all that a pump holds."""
-BUFFERS = 4
-"""Pieces that are being filled or compressed: two for the two workers, and two that are read meanwhile."""
+PIECES_AHEAD = ahead.PIECES
+"""Pieces that were read, and whose frames wait to be taken: all that a pump holds."""
 
 
 @contextmanager
@@ -88,12 +90,12 @@ def test_frames_hold_every_byte_in_order_however_it_arrives(chunks: list[bytes])
 
 
 def is_held(thread: threading.Thread) -> bool:
-    """Return whether a thread has found no place in a semaphore and waits for somebody to make one."""
+    """Return whether a thread has found no place for another piece and waits for somebody to make one."""
     calls, frame = [], sys._current_frames().get(thread.ident or 0)
     while frame is not None:
         calls.append(frame.f_code)
         frame = frame.f_back
-    return {threading.Semaphore.acquire.__code__, threading.Condition.wait.__code__} <= set(calls)
+    return {Ahead.take.__code__, threading.Condition.wait.__code__} <= set(calls)
 
 
 def test_a_slow_consumer_stops_the_reading_not_the_memory() -> None:
@@ -106,17 +108,16 @@ def test_a_slow_consumer_stops_the_reading_not_the_memory() -> None:
         with pumping(pump, source) as reader:
             # Only who takes a frame makes a place: so it has settled for good, or has read all that there is.
             wait_until(lambda: True if is_held(reader) or not reader.is_alive() else None)
-            ahead = list(taken)
+            seen = list(taken)
             _, peak = tracemalloc.get_traced_memory()
             frames = list(pump.frames())
     finally:
         tracemalloc.stop()
 
     assert len(frames) == len(source)
-    # The last was read, and finds no place for what would become of it.
-    assert ahead == [limits.PIECE_BYTES] * (PIECES_AHEAD + 1)
-    # And what two workers need while they make two of the frames.
-    assert peak < (PIECES_AHEAD + BUFFERS + 2) * limits.PIECE_BYTES
+    assert seen == [limits.PIECE_BYTES] * PIECES_AHEAD
+    # A buffer for the next, and before it what has to be free for a thread, or what two workers need while they make two frames.
+    assert peak < (PIECES_AHEAD + 1 + 1) * limits.PIECE_BYTES + ROOM_BYTES
 
 
 def test_an_abandoned_pump_lets_its_source_go() -> None:
@@ -194,7 +195,7 @@ def test_a_machine_without_memory_for_a_compressor_does_not_hold_the_process() -
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_without_workers_the_reading_thread_compresses(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_workers_who_takes_frames_compresses(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """No process is left for them, or for one only: every byte comes out all the same."""
     core, left = random.Random(5).randbytes(12 * limits.MIB + 5), workers
 
@@ -278,3 +279,62 @@ def test_who_waits_for_a_frame_can_be_called() -> None:
     os.close(reading)
 
     assert called == [taker.ident]
+
+
+def test_what_has_a_place_is_ahead_before_anything_is_compressed(tmp_path: Path) -> None:
+    """Who crashed waits for the reading alone: nobody else is at work until it can go no further, or frames are wanted."""
+    seen: list[int] = []
+    core = tmp_path / "core"
+    core.write_bytes(random.Random(17).randbytes((PIECES_AHEAD - 1) * limits.PIECE_BYTES + 5))
+
+    class Noticing(Compressor):
+        def frame(self, piece: bytes | bytearray | memoryview) -> bytes:
+            seen.append(pump.size)
+            return super().frame(piece)
+
+    pump = Pump(Noticing)
+    with core.open("rb") as source:
+        pump.read(source.fileno())
+
+    assert plaintext(list(pump.frames())) == core.read_bytes()
+    assert seen == [core.stat().st_size] * PIECES_AHEAD
+
+
+def test_frames_that_are_wanted_are_made_while_the_source_goes_on() -> None:
+    """Who takes frames need not wait for the end: the first ones come while the source is open and silent."""
+    reading, writing = os.pipe()
+    pump = Pump(Compressor)
+    reader = threading.Thread(target=pump.read, args=(reading,))
+    reader.start()
+    piece = random.Random(18).randbytes(limits.PIECE_BYTES)
+    feeder = threading.Thread(target=os.write, args=(writing, piece))
+    feeder.start()
+    frames = pump.frames()
+    first = next(frames)
+    feeder.join()
+    os.close(writing)
+    reader.join()
+    os.close(reading)
+
+    assert plaintext([first, *frames]) == piece
+
+
+def test_reading_that_waits_for_the_compressor_holds_nobody() -> None:
+    """Only who does not take frames is told that the source stands still: a busy machine is no slow receiver."""
+    let_go = threading.Event()
+
+    class Slow(Compressor):
+        def frame(self, piece: bytes | bytearray | memoryview) -> bytes:
+            let_go.wait()
+            return super().frame(piece)
+
+    pump = Pump(Slow)
+    taker = threading.Thread(target=lambda: [None for _ in pump.frames()])
+    taker.start()
+    with pumping(pump, [random.Random(19).randbytes(limits.PIECE_BYTES)] * (PIECES_AHEAD + 1)) as reader:
+        wait_until(lambda: True if is_held(reader) else None)
+        held_s = pump.held_s
+        let_go.set()
+    taker.join()
+
+    assert held_s == 0.0
