@@ -4,7 +4,7 @@ import os
 import time
 
 from securecore import __version__, limits
-from securecore.declarations import TYPE_CHECKING, Callable
+from securecore.declarations import TYPE_CHECKING, Callable, NamedTuple
 from securecore.errors import ConfigError
 from securecore.names import DumpId
 from securecore.report import CrashReport
@@ -18,6 +18,7 @@ from securecore.sender.system_log import log
 
 if TYPE_CHECKING:
     from securecore.sender.coredump_socket import Gate
+    from securecore.sender.program import ProgramReader
     from securecore.sender.settings import LocalSettings
 
 
@@ -41,20 +42,22 @@ def send(core: int, arguments: KernelArguments, dump: DumpId, settings_path: str
     settings = load_settings(settings_path)
     confine(settings.confinement)
     with Lifetime(core, settings.confinement.deadline_s, settings.confinement.source_deadline_s) as lifetime:
-        report = report_crash(arguments, core, load_tally)
+        crash = meet(arguments, core, load_tally)
         from securecore.sender import spool_directory, tally
 
         owner = settings.uid, settings.gid
         place = tally.Place(lambda: spool_directory.open_spool_directory(settings.spool), *owner, "spool-missing")
-        taken = tally.judge(core, place, settings.admission, dump, report, gate)
+        taken = tally.judge(core, place, settings.admission, dump, crash.report, gate)
         if taken is None:
+            crash.leave()
             return 0
         try:
             # Only now: in a storm most crashes have ended before.
             from securecore.sender import network
 
-            return network.send(core, settings, dump, report, taken, lifetime)
+            return network.send(core, settings, dump, crash.finish, taken, lifetime)
         finally:
+            crash.leave()
             # An error may have come before anybody knew what becomes of the dump. Root's files in the spool would be no use to
             # anybody.
             privileges.drop(settings.uid, settings.gid)
@@ -66,14 +69,15 @@ def keep(core: int, arguments: KernelArguments, mode: LocalMode, dump: DumpId, s
     settings, problem = find_local_settings(settings_path)
     confine(Confinement())
     with Lifetime(core, limits.HANDLER_DEADLINE_S, limits.SOURCE_DEADLINE_S) as lifetime:
-        report = report_crash(arguments, core, load_tally)
+        crash = meet(arguments, core, load_tally)
         from securecore.sender import cores_directory, tally
 
         fd, owner = cores_directory.open_cores_directory(mode.directory)
         cores_directory.check_owner(owner, mode.directory)
         place = tally.Place(lambda: cores_directory.open_state(fd, owner), *owner)
-        taken = tally.judge(core, place, settings.admission, dump, report)
+        taken = tally.judge(core, place, settings.admission, dump, crash.report)
         if taken is None:
+            crash.leave()
             return 0
         if problem is not None:
             # Not of each crash of a storm.
@@ -83,8 +87,10 @@ def keep(core: int, arguments: KernelArguments, mode: LocalMode, dump: DumpId, s
             from securecore.sender import cores, local
 
             collect_garbage()
-            return local.keep(core, mode, cores.CoreDirectory(fd, owner, settings.floor), dump, report, taken, lifetime)
+            directory = cores.CoreDirectory(fd, owner, settings.floor)
+            return local.keep(core, mode, directory, dump, crash.finish(), taken, lifetime)
         finally:
+            crash.leave()
             # Of what fails once a core was begun, local.py knows what is there.
             privileges.drop(*owner)
             taken.conclude(is_kept=False)
@@ -105,12 +111,30 @@ def load_tally() -> None:
     from securecore.sender import tally  # noqa: F401
 
 
-def report_crash(arguments: KernelArguments, core: int, meanwhile: Callable[[], object] = lambda: None) -> CrashReport:
-    """Return the report: the kernel's arguments, and what /proc tells. Nobody else is left with the descriptor *core*.
+class Crash(NamedTuple):
+    """What is known of a crash so far."""
+
+    report: CrashReport
+    program: "ProgramReader | None"
+    """Reads what names the program meanwhile."""
+
+    def finish(self) -> CrashReport:
+        """Return the report with what names the program, as far as that was told in time."""
+        return self.report if self.program is None else self.report._replace(**self.program.finish())
+
+    def leave(self) -> None:
+        """Have nobody read of the program any more; after that, and after ``finish``, there is nothing to leave."""
+        if self.program is not None:
+            self.program.leave()
+
+
+def meet(arguments: KernelArguments, core: int, meanwhile: Callable[[], object] = lambda: None) -> Crash:
+    """Return the kernel's arguments as a report, and what /proc tells. Nobody else is left with the descriptor *core*.
 
     *meanwhile* is called while a child reads of the program.
     """
-    return CrashReport(
+    found = procfs.snapshot(arguments, held=(core,), meanwhile=meanwhile)
+    report = CrashReport(
         sender=f"securecore {__version__}",
         source="kernel",
         signal=arguments.signal or None,
@@ -121,5 +145,6 @@ def report_crash(arguments: KernelArguments, core: int, meanwhile: Callable[[], 
         dump_mode=arguments.dump_mode,
         core_limit=arguments.core_limit,
         crashed_at=arguments.time,
-        **procfs.snapshot(arguments, held=(core,), meanwhile=meanwhile),
+        **found.fields,
     )
+    return Crash(report, found.program)

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 
-from securecore.declarations import TYPE_CHECKING
+from securecore.declarations import TYPE_CHECKING, Callable
 from securecore.errors import BusyError, ConfigError, StorageError
 from securecore.names import DumpId
 from securecore.report import CrashReport
@@ -23,9 +23,17 @@ if TYPE_CHECKING:
 
 
 def send(
-    core: int, settings: Settings, dump: DumpId, report: CrashReport, taken: Taken, lifetime: Lifetime | None = None
+    core: int,
+    settings: Settings,
+    dump: DumpId,
+    report: Callable[[], CrashReport],
+    taken: Taken,
+    lifetime: Lifetime | None = None,
 ) -> int:
-    """Send the core to a receiver, else spool it, and return the exit code; closes *core* as soon as it is drained."""
+    """Send the core to a receiver, else spool it, and return the exit code; closes *core* as soon as it is drained.
+
+    *report* is called by root, as late as root may: what names the program may still be on its way.
+    """
     reader = PapersReader(settings.identity)
     # Only now: the identity is read meanwhile.
     from securecore.sender.spool import Spool
@@ -38,8 +46,9 @@ def send(
     if not privileges.can_others_import([os.path.dirname(__file__), *sys.path]):
         # Installed where only root can read, as in a checkout under /root: what is loaded last must be loaded while we still may.
         from securecore.sender import backlog, evidence, schedule  # noqa: F401
+    whole = report()
     privileges.drop(settings.uid, settings.gid)
-    parcel = Parcel(dump, report._replace(**taken.untaken.fields()).encode(), time.time_ns() // 1_000_000)
+    parcel = Parcel(dump, whole._replace(**taken.untaken.fields()).encode(), time.time_ns() // 1_000_000)
     patience = settings.deadlines or usual_patience()
     outcome = carry(
         core, parcel, settings.receivers, papers, spool, hold_budget_s=patience.hold_s, patience=patience,

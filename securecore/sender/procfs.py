@@ -36,13 +36,22 @@ class _Process(NamedTuple):
     """Clock ticks since the machine booted."""
 
 
+class Snapshot(NamedTuple):
+    """What is known of the crashed process, and who still reads what names its program."""
+
+    fields: dict[str, Any]
+    """Report fields, ``metadata`` always among them."""
+    program: ProgramReader | None
+    """To be finished, or left; None where nobody reads, or nothing of what is read would be believed."""
+
+
 def snapshot(
     arguments: KernelArguments,
     proc: str = "/proc",
     held: Iterable[int] = (),
     meanwhile: Callable[[], object] = lambda: None,
-) -> dict[str, Any]:
-    """Return report fields about the crashed process, ``metadata`` always among them.
+) -> Snapshot:
+    """Return what /proc tells of the crashed process; which file its program is, but not what that file's bytes name.
 
     *held* are the descriptors that nobody but this process may hold, the core's among them. *meanwhile* is called while a child
     reads the program, for what would have to be done next.
@@ -55,24 +64,27 @@ def snapshot(
         directory = os.open(os.path.join(proc, str(arguments.pid)), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         fields["metadata"] = ARGUMENTS
-        return fields
+        return Snapshot(fields, None)
     thread = _open_thread(arguments.tid, directory)
     try:
         program = ProgramReader(thread, held)
         try:
             process = _process(directory, thread, proc)
             meanwhile()
-        finally:
-            told = program.finish()  # Whatever fails: the child may hang in a file of the crashed process's making.
-        process.fields.update(told)
+            process.fields.update(program.find_file())
+            # What the child tells after this is of the same process: it has a descriptor of its directory, which no other one gets.
+            proof = _proof(arguments, process, proc)
+        except BaseException:
+            program.leave()  # Whatever fails: the child may hang in a file of the crashed process's making.
+            raise
     finally:
         os.close(thread)
         os.close(directory)
-    proof = _proof(arguments, process, proc)
     fields["metadata"] = proof
-    if proof != ARGUMENTS:
-        fields |= process.fields
-    return fields
+    if proof == ARGUMENTS:
+        program.leave()
+        return Snapshot(fields, None)
+    return Snapshot(fields | process.fields, program)
 
 
 def _open_thread(tid: int, directory: int) -> int:

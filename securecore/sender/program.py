@@ -4,8 +4,8 @@
 are parsed, and the file system that it lies on may be one that never answers (FUSE, or NFS without its server). So a child does
 both: it says first which file it is, in a line of its own, so that a storm limit does not depend on what the file holds, or on how
 fast it is read; then it opens the file as root must, becomes nobody, parses, writes a second line and ends. The handler waits for
-these lines for so long and no longer. A thread would not do: one that hangs in ``open`` keeps the whole process from changing its
-user.
+these lines for so long and no longer, and for the second one when the core is on its way already. A thread would not do: one that
+hangs in ``open`` keeps the whole process from changing its user.
 """
 
 import os
@@ -29,6 +29,8 @@ DEADLINE_S: Final = 0.5
 crashed process is held for this long at most by its own program."""
 _ANSWER_BYTES: Final = 4 * limits.KIB
 """A build-id has 128 digits at most, a ``.uuid`` 512."""
+_LINES: Final = 2
+"""Which file it is, and what its bytes name: that the child has ended as well is nothing to wait for."""
 _KINDS: Final = {"build_id": str, "uuid": str, "executable_device": int, "executable_inode": int}
 """Of the report fields that the child answers with."""
 
@@ -44,6 +46,7 @@ class ProgramReader:
         """
         self._deadline = time.monotonic() + DEADLINE_S
         self.child = 0
+        self._told, self._is_over = b"", False
         self._answer, writing = os.pipe2(os.O_CLOEXEC)
         try:
             self.child = os.fork()
@@ -54,23 +57,42 @@ class ProgramReader:
         finally:
             os.close(writing)
 
+    def find_file(self) -> dict[str, Any]:
+        """Return the report fields that say which file it is, if the child tells them in time."""
+        self._wait_for(1)
+        return _fields(self._told)
+
     def finish(self) -> dict[str, Any]:
         """Return report fields, those that the child told in time, and end the child without waiting for its end."""
-        answer = b""
-        poll = select.poll()
-        poll.register(self._answer, select.POLLIN)
-        while poll.poll(max(0, int(1000 * (self._deadline - time.monotonic())))):
-            part = os.read(self._answer, _ANSWER_BYTES)
-            if not part:
-                break
-            answer += part
+        self._wait_for(_LINES)
+        self.leave()
+        return _fields(self._told)
+
+    def leave(self) -> None:
+        """End the child, whatever it has told, without waiting for its end; once, and nobody waits for its words any more."""
+        if self._is_over:
+            return
+        self._is_over = True
         os.close(self._answer)
         if self.child > 0:
-            os.kill(self.child, signal.SIGKILL)
+            try:
+                os.kill(self.child, signal.SIGKILL)
+            except PermissionError:
+                pass  # We are nobody that it knows by now. It ends by itself, or hangs where no signal would end it either.
             # One that has not ended yet is left to whoever takes our children over: it may hang in a call which no signal ends, and
             # on its way out too, behind its answer.
             os.waitpid(self.child, os.WNOHANG)
-        return _fields(answer)
+
+    def _wait_for(self, lines: int) -> None:
+        poll = select.poll()
+        poll.register(self._answer, select.POLLIN)
+        while not self._is_over and self._told.count(b"\n") < lines:
+            if not poll.poll(max(0, int(1000 * (self._deadline - time.monotonic())))):
+                return
+            part = os.read(self._answer, _ANSWER_BYTES)
+            if not part:
+                return
+            self._told += part
 
 
 def _read_program(process: int, writing: int, unwanted: Iterable[int]) -> NoReturn:

@@ -15,6 +15,7 @@ import pytest
 
 from securecore import limits
 from securecore.dump.compression import Compressor
+from securecore.sender.ahead import PIECES
 from securecore.sender.allowance import Allowance
 from securecore.sender.custody import Custody
 from securecore.sender.lifetime import Lifetime
@@ -96,11 +97,13 @@ def test_a_core_that_the_spool_cannot_hold_is_cut_for_the_wire(fleet: Fleet, tmp
     assert outcome.receipt is not None
 
 
-@pytest.mark.parametrize(("quota", "is_wire_given_up"), [(8 * MIB, False), (11 * MIB, True)], ids=["some of it", "all of it"])
+@pytest.mark.parametrize(
+    ("quota", "is_wire_given_up"), [((PIECES - 1) * MIB, False), ((PIECES + 2) * MIB, True)], ids=["some of it", "all of it"]
+)
 def test_what_is_read_already_has_room_before_the_wire_is_given_up(quota: int, is_wire_given_up: bool, tmp_path: Path) -> None:
     """Pieces that nobody has taken yet are in memory, and a cut keeps them: the spool must hold them as they are, noise maybe.
 
-    The source is 40 MiB, of which nine pieces are read; of the rest it may turn out that it takes next to nothing.
+    The source is 40 MiB, of which eleven pieces are read; of the rest it may turn out that it takes next to nothing.
     """
     core = write_core([Segment(noise(40 * MIB))])
     pump, deadline = Pump(Compressor), Deadline()
@@ -123,7 +126,7 @@ def test_what_is_read_already_has_room_before_the_wire_is_given_up(quota: int, i
         os.close(reading)
         writer.join()
 
-    assert held >= 9 * MIB
+    assert held >= PIECES * MIB
     assert (allowance.is_over, deadline.decided.is_set()) == (is_wire_given_up, not is_wire_given_up)
 
 

@@ -58,7 +58,7 @@ def test_a_handler_waits_by_its_settings(
     report = CrashReport(program="crasher")
     taken = Taken(Tally(spool.fd, report), Head(), Untaken())
 
-    assert network.send(core, settings, new_dump_id(), report, taken) == 0
+    assert network.send(core, settings, new_dump_id(), lambda: report, taken) == 0
     expected = deadlines or usual_patience()
     assert (asked["hold_budget_s"], asked["patience"]) == (expected.hold_s, expected)
 

@@ -59,7 +59,7 @@ _WATCHED: Final = """
 import os, resource, signal
 from securecore.sender import crash, handler
 
-real = crash.report_crash
+real = crash.meet
 
 def watched(*arguments):
     with open({facts!r}, "w") as facts:
@@ -67,7 +67,7 @@ def watched(*arguments):
         print(os.getpriority(os.PRIO_PROCESS, 0), core, resource.getrlimit(resource.RLIMIT_DATA)[0], timer > 0, file=facts)
     return real(*arguments)
 
-crash.report_crash = watched
+crash.meet = watched
 handler.main("none")
 """
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from securecore.elfid import ProgramIds
 from securecore.report import CrashReport, parse_report
-from securecore.sender import procfs
+from securecore.sender import procfs, program
 from securecore.sender.kernel_arguments import KernelArguments
-from securecore.sender.procfs import ARGUMENTS, UNVERIFIED, VERIFIED, snapshot
+from securecore.sender.procfs import ARGUMENTS, UNVERIFIED, VERIFIED, Snapshot, snapshot
 from securecore.sender.program import ProgramReader
 from tests.support.kernel import build_crasher, wait_until
 
@@ -45,7 +46,12 @@ class Proc:
 
     def snapshot(self, *, uid: int = 33, gid: int = 34, pidfd: int | None = 3) -> dict[str, Any]:
         """Take the snapshot for a crash of pid 4711."""
-        return snapshot(KernelArguments(4711, 4711, uid, gid, 11, 1, 0, 1, pidfd), str(self.path))
+        return whole(snapshot(KernelArguments(4711, 4711, uid, gid, 11, 1, 0, 1, pidfd), str(self.path)))
+
+
+def whole(found: Snapshot) -> dict[str, Any]:
+    """Return the report fields of a snapshot, with what names the program."""
+    return found.fields | (found.program.finish() if found.program is not None else {})
 
 
 @pytest.fixture
@@ -121,7 +127,9 @@ def test_without_a_pidfd_the_fields_say_that_nothing_proves_them(proc: Proc) -> 
 
 def test_a_process_that_is_gone_costs_nothing_but_its_fields(tmp_path: Path) -> None:
     """No /proc/PID at all: the crash is reported from the arguments."""
-    assert snapshot(KernelArguments(1, 1, 0, 0, 11, 1, 0, 1, None), str(tmp_path))["metadata"] == ARGUMENTS
+    found = snapshot(KernelArguments(1, 1, 0, 0, 11, 1, 0, 1, None), str(tmp_path))
+
+    assert (found.fields["metadata"], found.program) == (ARGUMENTS, None)
 
 
 @pytest.mark.parametrize("comm", ["a) R 1 1", "x\nUid:\t0\t0\t0\t0", "a\tb", ")", "((((", "x\ny"])
@@ -248,7 +256,8 @@ from securecore.sender.kernel_arguments import KernelArguments
 from securecore.sender.procfs import snapshot
 
 pid, pidfd, tid = map(int, sys.argv[1:])
-print(json.dumps(snapshot(KernelArguments(pid, tid, os.getuid(), os.getgid(), 11, 1, 0, 1, pidfd))))
+found = snapshot(KernelArguments(pid, tid, os.getuid(), os.getgid(), 11, 1, 0, 1, pidfd))
+print(json.dumps(found.fields | (found.program.finish() if found.program else {})))
 """
 
 
@@ -309,15 +318,15 @@ def test_what_comes_next_is_begun_while_the_program_is_read(proc: Proc, monkeypa
             super().__init__(*arguments)
             order.append("begun")
 
-        def finish(self) -> dict[str, Any]:
+        def find_file(self) -> dict[str, Any]:
             order.append("waited for")
-            return super().finish()
+            return super().find_file()
 
     monkeypatch.setattr(procfs, "ProgramReader", Watched)
     arguments = KernelArguments(4711, 4711, 33, 34, 11, 1, 0, 1, 3)
     found = snapshot(arguments, str(proc.path), meanwhile=lambda: order.append("meanwhile"))
 
-    assert found["metadata"] == VERIFIED
+    assert whole(found)["metadata"] == VERIFIED
     assert order == ["begun", "meanwhile", "waited for"]
 
 
@@ -326,9 +335,9 @@ def test_what_fails_meanwhile_leaves_no_child(proc: Proc, monkeypatch: pytest.Mo
     ended: list[int] = []
 
     class Watched(ProgramReader):
-        def finish(self) -> dict[str, Any]:
+        def leave(self) -> None:
             ended.append(self.child)
-            return super().finish()
+            super().leave()
 
     def fail() -> None:
         raise ImportError("no tally")
@@ -338,3 +347,31 @@ def test_what_fails_meanwhile_leaves_no_child(proc: Proc, monkeypatch: pytest.Mo
         snapshot(KernelArguments(4711, 4711, 33, 34, 11, 1, 0, 1, 3), str(proc.path), meanwhile=fail)
 
     assert len(ended) == 1
+
+
+def test_a_crash_is_judged_before_its_program_is_named(proc: Proc, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which file it is, is known at once; what its bytes name may come while the core does, and is in the report then."""
+    holding, letting_go = os.pipe()
+
+    def identify(*_: object) -> ProgramIds:
+        os.read(holding, 1)
+        return ProgramIds(build_id="00ff")
+
+    monkeypatch.setattr(program, "identify", identify)
+    (proc.process / "exe").unlink()
+    (proc.process / "exe").write_bytes(b"anything")
+    found = snapshot(KernelArguments(4711, 4711, 33, 34, 11, 1, 0, 1, 3), str(proc.path))
+    assert found.fields["executable_inode"] == (proc.process / "exe").stat().st_ino
+    assert "build_id" not in found.fields
+    os.write(letting_go, b".")
+
+    assert whole(found)["build_id"] == "00ff"
+    os.close(holding)
+    os.close(letting_go)
+
+
+def test_what_would_not_be_believed_is_not_read_to_its_end(proc: Proc) -> None:
+    """Where /proc is another process's, nobody goes on reading that one's program."""
+    found = snapshot(KernelArguments(4711, 4711, 0, 34, 11, 1, 0, 1, 3), str(proc.path))
+
+    assert (found.fields["metadata"], found.program) == (ARGUMENTS, None)

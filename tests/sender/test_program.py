@@ -210,6 +210,27 @@ def test_a_child_that_does_not_end_holds_nobody(tmp_path: Path, monkeypatch: pyt
     assert (found, is_there) == ({"build_id": "00ff"}, True)
 
 
+def test_who_has_left_waits_for_nothing_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash that is declined needs no names: the child is ended, though it would read for long; to leave once more is nothing."""
+    holding, letting_go = os.pipe()
+    monkeypatch.setattr(program, "identify", lambda read_at, size: os.read(holding, 1))
+    (tmp_path / "exe").write_bytes(b"anything")
+    with directory(tmp_path) as fd:
+        reader = ProgramReader(fd, (letting_go,))
+        child = os.pidfd_open(reader.child)
+        reader.find_file()
+        reader.leave()
+    has_ended = select.poll()
+    has_ended.register(child, select.POLLIN)
+    assert has_ended.poll(5000) != []
+    reader.leave()
+    os.close(child)
+    os.close(holding)
+    os.close(letting_go)
+
+    assert reader.finish() == file_of(tmp_path / "exe")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has something to give up")
 def test_the_child_parses_as_nobody(tmp_path: Path) -> None:
     """Before the first byte of the file is parsed, the child has no user, no group and no capability left."""

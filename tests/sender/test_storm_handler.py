@@ -375,7 +375,7 @@ def test_the_count_of_a_dump_that_went_nowhere_is_counted_again(
         dump = new_dump_id()
         taken = tally.judge(reading, place, settings.admission, dump, crash)
         assert taken is not None
-        network.send(reading, settings, dump, crash, taken)
+        network.send(reading, settings, dump, lambda: crash, taken)
 
     assert [(report.get("declined"), report.get("lost")) for report in asked] == [(1, None), (1, 1), (1, 2), (None, None)]
     assert asked[0]["untaken_since"] == asked[1]["untaken_since"]
@@ -401,7 +401,7 @@ def test_what_a_receiver_has_a_part_of_is_neither_lost_nor_counted_again(
     os.close(writing)
     taken = tally.judge(reading, tally.Place(lambda: spool.fd, 1, 1), settings.admission, new_dump_id(), crash)
     assert taken is not None
-    network.send(reading, settings, new_dump_id(), crash, taken)
+    network.send(reading, settings, new_dump_id(), lambda: crash, taken)
     verdict = storms.admit(spool.fd, settings.admission, crash)
 
     assert (verdict.limit, verdict.untaken.suppressed) == ("program", 1)
