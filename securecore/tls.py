@@ -35,9 +35,18 @@ def sender_context(identity: str) -> ssl.SSLContext:
     Raises ConfigError when a file is missing, unreadable, of loose mode or does not fit. Not checked here: the receiver's profile
     beyond OpenSSL's purpose and name checks; the receipt's evidence judges its certificate in full.
     """
+    check_private(os.path.join(identity, "key.pem"))
+    context = anchored_context(identity)
+    present(context, identity)
+    return context
+
+
+def anchored_context(identity: str) -> ssl.SSLContext:
+    """Return a client context that pins ca.pem of *identity*, and presents no certificate yet; raises as sender_context does."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.hostname_checks_common_name = False
-    _harden(context, identity)
+    restrict(context)
+    _anchor(context, identity)
     return context
 
 
@@ -82,7 +91,7 @@ def enrolment_context(alpn: str, roots_pem: str | None, identity: str | None = N
     else:
         context.load_verify_locations(cadata=roots_pem)
     if identity is not None:
-        _load(context, identity, [])
+        present(context, identity)
     return context
 
 
@@ -95,22 +104,32 @@ def restrict(context: ssl.SSLContext, alpn: str = ALPN) -> None:
 
 def _harden(context: ssl.SSLContext, identity: str) -> None:
     restrict(context)
-    _load(context, identity, [os.path.join(identity, "ca.pem")])
+    _anchor(context, identity)
+    present(context, identity)
 
 
-def _load(context: ssl.SSLContext, identity: str, cas: list[str]) -> None:
-    """Have a context present an identity's certificate, and believe the roots in some files."""
+def _anchor(context: ssl.SSLContext, identity: str) -> None:
+    """Have a context believe the roots of an identity."""
+    try:
+        context.load_verify_locations(cafile=os.path.join(identity, "ca.pem"))
+    except OSError as error:
+        raise _unfit(identity, error) from error
+
+
+def present(context: ssl.SSLContext, identity: str) -> None:
+    """Have a context present an identity's certificate; raises as sender_context does."""
     key = os.path.join(identity, "key.pem")
     check_private(key)
     try:
-        for path in cas:
-            context.load_verify_locations(cafile=path)
         context.load_cert_chain(os.path.join(identity, "cert.pem"), key, password=_no_passphrase)
-    except ssl.SSLError as error:
-        hint = "issue the identity again, or restore its files"
-        raise ConfigError(f"identity {identity}: {_reason(error)}", hint=hint) from error
     except OSError as error:
-        raise ConfigError(f"identity {identity}: ca.pem, cert.pem or key.pem: {error.strerror}") from error
+        raise _unfit(identity, error) from error
+
+
+def _unfit(identity: str, error: OSError) -> ConfigError:
+    if isinstance(error, ssl.SSLError):
+        return ConfigError(f"identity {identity}: {_reason(error)}", hint="issue the identity again, or restore its files")
+    return ConfigError(f"identity {identity}: ca.pem, cert.pem or key.pem: {error.strerror}")
 
 
 def _no_passphrase() -> bytes:

@@ -13,7 +13,8 @@ It has one thread, reads no byte of a core and none of the network, and does lit
 
 SIGTERM: what the kernel has handed over already is still taken, if the socket ends with us, then the children have STOP_S to
 finish; then they are told to make the best of it, as a handler is at a shutdown (lifetime.py), and at last killed. SIGHUP: the
-chores are due now. The settings need no reload, for each crash reads them.
+chores are due now. Settings and roots need no reload, for they are looked at before each fork (provisions.py); the rest of the
+identity each child reads.
 """
 
 import errno
@@ -53,6 +54,7 @@ from securecore.sender.agent_children import become, reap, send_signal, start_ch
 from securecore.sender.agent_socket import Listener
 from securecore.sender.chores import Chore, Planned
 from securecore.sender.confinement import Confinement, confine
+from securecore.sender.provisions import Keeper, Provisions
 from securecore.sender.system_log import log
 
 _RETRY_S: Final = 1.0
@@ -66,6 +68,7 @@ class Agent:
 
     def __init__(self, listener: Listener, settings_path: str, chores: Sequence[Chore]) -> None:
         self._listener, self._settings_path = listener, settings_path
+        self._provisions = Keeper(settings_path)
         self._chores = [Planned(chore, time.monotonic()) for chore in chores]
         self._crashes: set[int] = set()
         """Children that have a crash."""
@@ -83,6 +86,8 @@ class Agent:
         """Serve until SIGTERM or SIGINT, and return once no child is left; *tell_ready* is called once crashes may come."""
         self._take_signals()
         warm_up()
+        self._provisions.look()
+        leave_be()
         log("agent-ready", socket=self._listener.path, places=agent_limits.PLACES)
         tell_ready()
         while self._is_listening or self._crashes or self._waiting or any(planned.pid for planned in self._chores):
@@ -201,7 +206,7 @@ class Agent:
             connection = self._waiting[0]
             if not self._is_of_ours(connection):
                 connection.setblocking(True)
-                pid = self._fork(partial(handle, connection, self._settings_path), connection)
+                pid = self._fork(partial(handle, connection, self._settings_path, self._provisions.look()), connection)
                 if pid is None:
                     # It is held for as long as it takes; the machine is short of processes, and others end.
                     self._retry_at = time.monotonic() + _RETRY_S
@@ -246,17 +251,21 @@ class Agent:
 
 
 def warm_up() -> None:
-    """Have done what is done once in a process, and leave what is there out of the collector's way: children share its pages."""
+    """Have done what is done once in a process."""
     privileges.forbid_own_core()
     resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     # The library's own tables, and the patterns of the kernel's log, are made when they are first needed.
     ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     kernel_log.count_skips([b"6,1,1,-;none"])
+
+
+def leave_be() -> None:
+    """Leave what is there out of the collector's way: children share its pages."""
     gc.collect()
     gc.freeze()
 
 
-def handle(connection: socket, settings_path: str) -> int:
+def handle(connection: socket, settings_path: str, provisions: Provisions | None = None) -> int:
     """Be the child of one crash: steps 3 to 11 of handler.py, with the socket in the pipe's place; return the exit code."""
     privileges.forbid_own_core()
     os.umask(0o077)
@@ -269,7 +278,8 @@ def handle(connection: socket, settings_path: str) -> int:
     request = coredump_socket.hear(connection, agent_limits.REQUEST_S)
     core = connection.detach()
     dump = DumpId.make(int(now * 1000), os.urandom(10))
-    return crash.send(core, arguments, dump, settings_path, coredump_socket.Gate(core, request, agent_limits.REQUEST_S))
+    gate = coredump_socket.Gate(core, request, agent_limits.REQUEST_S)
+    return crash.send(core, arguments, dump, settings_path, gate, provisions)
 
 
 def run_command(command: list[str], memory_bytes: int) -> int:

@@ -19,6 +19,7 @@ from securecore.sender.system_log import log
 if TYPE_CHECKING:
     from securecore.sender.coredump_socket import Gate
     from securecore.sender.program import ProgramReader
+    from securecore.sender.provisions import Provisions
     from securecore.sender.settings import LocalSettings
 
 
@@ -35,11 +36,21 @@ def handle(core: int, argv: list[str], settings_path: str) -> int:
     return send(core, arguments, dump, settings_path)
 
 
-def send(core: int, arguments: KernelArguments, dump: DumpId, settings_path: str, gate: "Gate | None" = None) -> int:
-    """Do what is left on a machine that sends its cores, and return the exit code; *gate* is the one of a coredump socket."""
+def send(
+    core: int,
+    arguments: KernelArguments,
+    dump: DumpId,
+    settings_path: str,
+    gate: "Gate | None" = None,
+    provisions: "Provisions | None" = None,
+) -> int:
+    """Do what is left on a machine that sends its cores, and return the exit code; *gate* is the one of a coredump socket.
+
+    *provisions* are there where settings and roots were read before.
+    """
     from securecore.sender.settings import load_settings
 
-    settings = load_settings(settings_path)
+    settings = provisions.settings if provisions is not None else load_settings(settings_path)
     confine(settings.confinement)
     with Lifetime(core, settings.confinement.deadline_s, settings.confinement.source_deadline_s) as lifetime:
         crash = meet(arguments, core, load_tally)
@@ -55,7 +66,7 @@ def send(core: int, arguments: KernelArguments, dump: DumpId, settings_path: str
             # Only now: in a storm most crashes have ended before.
             from securecore.sender import network
 
-            return network.send(core, settings, dump, crash.finish, taken, lifetime)
+            return network.send(core, settings, dump, crash.finish, taken, lifetime, provisions)
         finally:
             crash.leave()
             # An error may have come before anybody knew what becomes of the dump. Root's files in the spool would be no use to

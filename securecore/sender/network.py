@@ -19,6 +19,7 @@ from securecore.sender.system_log import log
 from securecore.sender.tally import Taken
 
 if TYPE_CHECKING:
+    from securecore.sender.provisions import Provisions
     from securecore.sender.spool import Spool
 
 
@@ -29,12 +30,14 @@ def send(
     report: Callable[[], CrashReport],
     taken: Taken,
     lifetime: Lifetime | None = None,
+    provisions: "Provisions | None" = None,
 ) -> int:
     """Send the core to a receiver, else spool it, and return the exit code; closes *core* as soon as it is drained.
 
-    *report* is called by root, as late as root may: what names the program may still be on its way.
+    *report* is called by root, as late as root may: what names the program may still be on its way. *provisions* are the
+    agent's.
     """
-    reader = PapersReader(settings.identity)
+    reader = PapersReader(settings.identity, provisions.context if provisions is not None else None)
     # Only now: the identity is read meanwhile.
     from securecore.sender.spool import Spool
     from securecore.sender.transfer import carry
@@ -53,6 +56,9 @@ def send(
     outcome = carry(
         core, parcel, settings.receivers, papers, spool, hold_budget_s=patience.hold_s, patience=patience,
         keeps_copy=settings.spool_mode == WHOLE, head=taken.head.data, lifetime=lifetime,
+        # With all in memory already the connection is there soon enough; and a socket holds so little that the reading is what the
+        # process waits for.
+        reads_first=provisions is not None,
     )  # fmt: skip
     taken.conclude(is_kept=outcome.is_kept)
     code = conclude(dump, outcome)

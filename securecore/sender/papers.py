@@ -1,5 +1,6 @@
 """What a sender shows and signs with, read while the rest of the handler is loaded: OpenSSL needs no interpreter for it."""
 
+import ssl
 from threading import Thread
 
 from securecore import tls
@@ -12,9 +13,12 @@ from securecore.sender.threads import start
 class PapersReader:
     """Reads one identity directory, with the rights of whoever makes it; nobody may give these up before ``finish``."""
 
-    def __init__(self, identity: str) -> None:
-        """Begin. Where no thread can be started all is left to ``finish``."""
-        self._identity = identity
+    def __init__(self, identity: str, anchored: ssl.SSLContext | None = None) -> None:
+        """Begin. Where no thread can be started all is left to ``finish``.
+
+        *anchored* is the context, where the roots were read before; it is not to be used for anything else.
+        """
+        self._identity, self._anchored = identity, anchored
         self._found: Papers | ConfigError | None = None
         self._thread = Thread(target=self._run, daemon=True)
         self._is_started = True
@@ -28,17 +32,20 @@ class PapersReader:
         if self._is_started:
             self._thread.join()
         # Without a thread, or without memory in it, this one reads, and has the error for its own.
-        return self._found or _read(self._identity)
+        return self._found or _read(self._identity, self._anchored)
 
     def _run(self) -> None:
         try:
-            self._found = _read(self._identity)
+            self._found = _read(self._identity, self._anchored)
         except MemoryError:
             pass  # ``finish`` tries again.
 
 
-def _read(identity: str) -> Papers | ConfigError:
+def _read(identity: str, anchored: ssl.SSLContext | None) -> Papers | ConfigError:
     try:
-        return Papers(tls.sender_context(identity), read_credentials(identity))
+        if anchored is None:
+            return Papers(tls.sender_context(identity), read_credentials(identity))
+        tls.present(anchored, identity)
+        return Papers(anchored, read_credentials(identity))
     except ConfigError as error:
         return error

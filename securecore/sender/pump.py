@@ -195,13 +195,17 @@ class Pump:
         """Have the consumer of ``frames`` look up, also where it waits for a source that stands still; from anywhere, too."""
         self._ordered.put(_CALL)
 
+    def wait_for_head_start(self) -> None:
+        """Let the reading go on alone for a moment, as far as it can go; for whoever would be at work beside it."""
+        self._is_ahead.wait(_HEAD_START_S)
+
     def frames(self, on_wake: Callable[[], None] = lambda: None) -> Iterator[Frame]:
         """Yield the frames in order, for one consumer in another thread than ``read``'s; nothing more once it was exhausted.
 
         *on_wake* is called between two frames, in the consumer's thread, when somebody calls ``wake``. Raises StorageError where a
         piece could not be compressed; after abandon such pieces are passed over.
         """
-        self._is_ahead.wait(_HEAD_START_S)
+        self.wait_for_head_start()
         self._start_workers()
         while not self._exhausted:
             slot = self._ordered.get()

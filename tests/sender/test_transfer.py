@@ -15,6 +15,8 @@ from securecore.errors import Bug, BusyError, StorageError, UnreachableError
 from securecore.names import Address
 from securecore.receiver.server import Receiver
 from securecore.sender import evidence, network
+from securecore.sender import pump as pump_module
+from securecore.sender import transfer as transfer_module
 from securecore.sender.custody import Custody
 from securecore.sender.flush import flush
 from securecore.sender.parcel import Outcome, Parcel
@@ -339,3 +341,29 @@ def test_without_a_spool_the_failure_is_told(fleet: Fleet) -> None:
     assert isinstance(outcome.failure, UnreachableError)
     assert not outcome.spooled
     assert outcome.receipt is None
+
+
+def test_with_the_reading_first_nobody_is_dialled_before_it_has_its_head_start(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handshake takes the processors that the process which crashed waits for."""
+    ends: list[object] = []
+    pump = Pump(Compressor)
+
+    def dial(*_: object) -> None:
+        ends.append(pump.end)
+        raise UnreachableError("nobody is there")
+
+    monkeypatch.setattr(transfer_module, "dial", dial)
+    monkeypatch.setattr(pump_module, "_HEAD_START_S", 60.0)
+    core = tmp_path / "core"
+    core.write_bytes(os.urandom(3 * limits.MIB))
+    running = Transfer(Parcel(new_dump_id(), b"{}", 1), pump, [NOWHERE], papers_of(fleet.host), None, reads_first=True)
+    running.start()
+    with core.open("rb") as source:
+        pump.read(source.fileno())
+    running.source_closed.set()
+    running.wait()
+
+    assert ends == [pump.end]
+    assert pump.end is not None
