@@ -16,6 +16,9 @@ from securecore.declarations import Callable, Final
 PIECES: Final = 11
 """The core of a process with 10 MiB of its own has so many. Beside the ring of 16 MiB they leave the interpreter, its libraries and
 two compressors their part of the handler's 64 MiB."""
+_STEADY_BUFFERS: Final = 4
+"""Once a core has turned out to be larger: two that are compressed, two that are read meanwhile. Eleven in turns would be out of
+the processor's caches when they are compressed, which then takes 3 to 5 % more of its time (measured)."""
 _MOST_BYTES: Final = (PIECES + 1) * limits.PIECE_BYTES
 """Of buffers and frames: one buffer more, for the piece that is read as soon as a place is free."""
 
@@ -80,7 +83,7 @@ class Ahead:
         """Take the buffer of a piece that has become a frame of so many bytes, 0 for one that takes none."""
         with self._changed:
             self._frame_bytes += frame_bytes
-            if self.bytes > _MOST_BYTES:
+            if self.bytes > _MOST_BYTES or self._buffers > self._most_buffers:
                 self._buffers -= 1
             else:
                 self._idle.append(buffer)
@@ -94,6 +97,8 @@ class Ahead:
             self._changed.notify()
 
     def _wait_for_place(self) -> None:
+        if not self._has_place():
+            self._most_buffers = min(self._most_buffers, _STEADY_BUFFERS)
         while not self._has_place():
             if self._held[1] is None and self._pieces == PIECES and not self._is_compressing():
                 self._held = (self._held[0], time.monotonic())

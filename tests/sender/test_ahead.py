@@ -93,3 +93,18 @@ def test_without_memory_for_one_buffer_there_is_no_reading(monkeypatch: pytest.M
     monkeypatch.setattr(ahead, "mmap", make)
     with pytest.raises(MemoryError):
         make_ahead().take()
+
+
+def test_a_core_that_is_larger_goes_on_with_few_buffers() -> None:
+    """The first pieces were read as far ahead as can be; after that what is compressed was read a moment ago."""
+    places = make_ahead(is_compressing=True)
+    waiting = [places.take() for _ in range(PIECES)]
+    reader = threading.Thread(target=lambda: waiting.append(places.take()))
+    reader.start()
+    while reader.is_alive():
+        places.give_back(waiting.pop(0), 10)
+        places.leave(10)
+        reader.join(0.01)
+
+    assert places.bytes == 4 * limits.PIECE_BYTES
+    assert places.held_s == 0.0
