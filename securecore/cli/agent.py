@@ -17,7 +17,7 @@ Examples:
 
 
 @click.command("agent", epilog=EPILOG)
-@click.option("--settings", "settings_path", default=SETTINGS, show_default=True, help="As setup wrote them, read for each crash.")
+@click.option("--settings", "settings_path", default=SETTINGS, show_default=True, help="As setup wrote them; a change counts.")
 @click.option("--socket", "socket_path", default=AGENT_SOCKET, show_default=True, help="Where core_pattern leads, behind `@@`.")
 @click.option("--no-chores", is_flag=True, help="Leave the spool and the certificate to timers.")
 def command(settings_path: str, socket_path: str, no_chores: bool) -> int:
