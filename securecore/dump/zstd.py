@@ -4,7 +4,7 @@ A crashed process waits while the handler starts, and ``platform`` and ``typing`
 """
 
 import sys
-from importlib.machinery import PathFinder
+from _frozen_importlib_external import PathFinder  # what importlib.machinery would give us, which loads importlib and warnings
 
 from securecore.declarations import TYPE_CHECKING
 

@@ -42,6 +42,7 @@ from securecore.sender import (  # noqa: F401  # what a child would otherwise lo
     evidence,
     kernel_facts,
     kernel_log,
+    late,
     network,
     privileges,
     schedule,

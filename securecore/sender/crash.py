@@ -64,6 +64,9 @@ def send(
             return 0
         try:
             # Only now: in a storm most crashes have ended before.
+            from securecore.sender.late import load_ssl
+
+            load_ssl()
             from securecore.sender import network
 
             return network.send(core, settings, dump, crash.finish, taken, lifetime, provisions)

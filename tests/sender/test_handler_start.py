@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from securecore import limits
+from securecore.cli.machine.interpreter import find_interpreter
 from securecore.errors import ConfigError
 from tests.support.certificates import Fleet
 from tests.support.kernel import Installed, kernel_arguments, write_script
@@ -146,6 +147,34 @@ def test_garbage_is_collected_again_once_all_is_loaded(installed: Handler, tmp_p
 
     assert installed.run() == 0
     assert (tmp_path / "seen").read_text().splitlines() == ["begins False False", "carries True True"]
+
+
+_LIGHT = """
+import fcntl, os, sys
+from securecore.sender import handler, privileges
+
+# Above what the handler binds to /dev/null.
+seen = fcntl.fcntl(os.open({seen!r}, os.O_WRONLY | os.O_CREAT), fcntl.F_DUPFD, 20)
+can_others_import = privileges.can_others_import
+
+def note(paths):
+    os.write(seen, f"{{[name for name in ('ssl', 'base64', 'selectors') if name in sys.modules]}}".encode())
+    return can_others_import(paths)
+
+privileges.can_others_import = note
+handler.main({settings!r})
+"""
+
+
+def test_the_tls_that_a_crash_waits_for_is_the_lighter_one(installed: Handler, tmp_path: Path) -> None:
+    """Until the handler is about to give root up and to dial, ssl has loaded nothing that nobody uses (late.py)."""
+    text = _LIGHT.format(settings=str(installed.settings), seen=str(tmp_path / "seen"))
+    find = f"sys.path += {[*find_interpreter().packages]}"
+    write_script(installed.handler, f"#!{sys.executable} -IS\nimport sys\n{find}\n{text}")
+
+    assert installed.run() == 0
+    # It asks twice: for the kernel's log, and before the drop.
+    assert (tmp_path / "seen").read_text() == "[]['ssl']"
 
 
 _STALE = """
