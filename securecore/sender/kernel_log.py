@@ -17,8 +17,11 @@ from securecore.sender.privileges import can_others_import
 KMSG: Final = "/dev/kmsg"
 _RECORD_BYTES: Final = 8192
 """PRINTK_MESSAGE_MAX and its prefix: CONSOLE_EXT_LOG_MAX of kernel/printk/printk.c; read(2) gives one record or fails."""
-# Compiled when the log is read: a crashed process waits for what is done while this is loaded (1.5 ms).
-_RECORD: Final = rb"([0-9]{1,9}),([0-9]{1,18}),[^;\n]*;([^\n]*)"
+_PRIORITY_DIGITS: Final = 9
+_NUMBER_DIGITS: Final = 18
+_ABOUT: Final = (b"coredump", b"core_pipe_limit")
+"""One of them stands in each line that counts here."""
+# Compiled where a line may count: a crashed process waits for the modules of patterns and for these (3 ms), and few logs have one.
 _SKIPPED: Final = (
     rb"(?:coredump: [0-9]+\(.*\): |Pid [0-9]+\(.*\) )over core_pipe_limit\b.*"
     rb"|coredump: [0-9]+\(.*\): Coredump socket (?:[^ ]+ receive queue full|connection [^ ]+ failed -[0-9]+)"
@@ -64,29 +67,40 @@ def count_skips(records: Iterable[bytes], last: int = -1) -> Skips | None:
 
     Records up to number *last* are looked at only where they may be about a core: what the kernel held back then may count now.
     """
-    import re  # not at every crash: the log is read every five seconds at most
-
     found = []
     newest, silent = -1, 0
     for record in records:
         if (number := _passed_over(record, last)) is not None:
             newest = number
             continue
-        if (parts := re.match(_RECORD, record)) is None:
+        if (parts := _parts(record)) is None:
             continue
-        newest = int(parts[2])
+        priority, newest, text = parts
         # Facility 0 is the kernel's own; nobody who writes into the log can claim it.
-        if int(parts[1]) >> 3 != 0:
+        if priority >> 3 != 0 or not any(word in text for word in _ABOUT):
             continue
-        if words := re.fullmatch(_SILENT, parts[3]):
+        import re  # only where something may be found: most logs have no such line
+
+        if words := re.fullmatch(_SILENT, text):
             silent = int(words[1])
-        elif re.fullmatch(_SKIPPED, parts[3]):
+        elif re.fullmatch(_SKIPPED, text):
             found.append((newest, 1 + silent))
             silent = 0
-        elif parts[3].startswith(b"coredump: "):
+        elif text.startswith(b"coredump: "):
             # Another complaint of the same function: the silence was about that one.
             silent = 0
     return Skips(newest, tuple(found)) if newest >= 0 else None
+
+
+def _parts(record: bytes) -> tuple[int, int, bytes] | None:
+    """Return a record's priority, number and text, without the lines that may follow; None when it is none of the kernel's form."""
+    head, semicolon, text = record.partition(b";")
+    fields = head.split(b",", 2)
+    if not semicolon or b"\n" in head or len(fields) < 3 or not (fields[0].isdigit() and fields[1].isdigit()):
+        return None
+    if len(fields[0]) > _PRIORITY_DIGITS or len(fields[1]) > _NUMBER_DIGITS:
+        return None
+    return int(fields[0]), int(fields[1]), text.partition(b"\n")[0]
 
 
 def _passed_over(record: bytes, last: int) -> int | None:

@@ -77,6 +77,14 @@ def test_a_crash_that_is_not_taken_loads_nothing_of_the_network(statement: str) 
     assert loaded(statement) & (DENIED | PATTERNS | LATE | TLS_NEEDS | NETWORK | CARRIED) == set()
 
 
+def test_a_kernel_log_without_a_skipped_crash_loads_no_patterns() -> None:
+    """It is read before the core is drained, at each crash that is alone; few logs have a line that must be looked at closely."""
+    look = "from securecore.sender.kernel_log import count_skips\nprint(count_skips([b{line!r}]).newest)"
+
+    assert "re" not in loaded(look.format(line="6,7,8,-;usb 1-1: new device\n"))
+    assert "re" in loaded(look.format(line="4,7,8,-;coredump: 5(sh): over core_pipe_limit\n"))
+
+
 @pytest.mark.parametrize(("kind", "other"), [("zst", "dump.deflate"), ("gz", "dump.zstd"), ("zlib", "dump.zstd")])
 def test_a_local_handler_loads_no_network_and_one_format(kind: str, other: str) -> None:
     """No TLS, no sockets but the one to the system's log, no spool; of the compressors its own."""
