@@ -1,12 +1,20 @@
-"""A wait for a connection that looks up: the kernel, and a resolver, do not end theirs when a handler's time is up."""
+"""A wait for a connection that looks up: the kernel, and a resolver, do not end theirs when a handler's time is up.
+
+And one that is over sooner: the first receiver is dialled while the handler still loads what drains the core. A handshake is the
+work of OpenSSL, of the network and of the receiver, and none of them needs the interpreter that loads.
+"""
 
 from _queue import Empty, SimpleQueue  # as in pump.py: without the modules that queue loads first
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from ssl import SSLContext
 from threading import Thread
 
-from securecore.declarations import Final
-from securecore.errors import Bug, SecurecoreError
+from securecore.declarations import Final, NamedTuple
+from securecore.errors import Bug, SecurecoreError, StorageError
+from securecore.names import Address
+from securecore.sender import delivery
 from securecore.sender.delivery import Delivery
+from securecore.sender.patience import Patience
 from securecore.sender.threads import start
 
 _LOOK_EVERY_S: Final = 0.2
@@ -58,6 +66,52 @@ def dial(call: Callable[[], Delivery], check: Callable[[], object]) -> Delivery:
     *check* is called again and again meanwhile, in the caller's thread. What it raises ends the wait: the other thread is left
     behind, and closes a connection that comes still. Raises StorageError where no thread can be started.
     """
+    answers = _ask(call)
+    try:
+        return answers.wait(check)
+    except BaseException:
+        answers.leave()
+        raise
+
+
+def begin(receivers: Sequence[Address], context: SSLContext, patience: Patience) -> None:
+    """Begin to dial the first of *receivers*, for its share of the time; without a thread to be had, all is left to ``connect``."""
+    address, share_s = receivers[0], patience.connect_s / len(receivers)
+    _give_up_begun()
+    try:
+        answers = _ask(lambda: delivery.connect([address], context, deadline_s=share_s, patience=patience))
+    except StorageError:
+        return
+    _begun.append(_Begun(answers, address, context))
+
+
+def connect(receivers: Sequence[Address], context: SSLContext, deadline_s: float, patience: Patience) -> Delivery:
+    """Return a Delivery, or raise, as delivery.connect does: with what was begun for this receiver and context, if anything was."""
+    if _begun and (list(receivers), context) == ([_begun[0].address], _begun[0].context):
+        return _begun.pop().answers.wait(lambda: None)
+    _give_up_begun()
+    return delivery.connect(receivers, context, deadline_s=deadline_s, patience=patience)
+
+
+class _Begun(NamedTuple):
+    """A connection on its way, and what for."""
+
+    answers: _Answers
+    address: Address
+    context: SSLContext
+
+
+_begun: Final[list[_Begun]] = []
+"""One at the most: a handler dials once."""
+
+
+def _give_up_begun() -> None:
+    while _begun:
+        _begun.pop().answers.leave()
+
+
+def _ask(call: Callable[[], Delivery]) -> _Answers:
+    """Have *call* made in a thread of its own; raises StorageError where none can be started."""
     answers = _Answers()
 
     def ask() -> None:
@@ -70,8 +124,4 @@ def dial(call: Callable[[], Delivery], check: Callable[[], object]) -> Delivery:
             answers.put(answer)
 
     start(Thread(target=ask, daemon=True))
-    try:
-        return answers.wait(check)
-    except BaseException:
-        answers.leave()
-        raise
+    return answers

@@ -16,7 +16,8 @@ The order of work:
     kernel's log is read and closed.
     From here on the network's way (network.py) or the local one (local.py)
  6  open as root what else root must open: the identity
- 7  become the handler's own user, or the directory's owner, for good; only now the first network byte
+ 7  become the handler's own user, or the directory's owner, for good; only now the first network byte: the first receiver is
+    dialled (dialling.py) while the rest of our code is loaded
  8  drain the pipe: pieces, frames, and from there to the receiver or the spool (transfer.py), or to a file (packer.py)
  9  close the pipe: the crashed process is let go
 10  sign, hear the receipt, or finish the spool's entry or the file; say in one line how it ended

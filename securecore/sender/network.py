@@ -39,20 +39,26 @@ def send(
     """
     reader = PapersReader(settings.identity, provisions.context if provisions is not None else None)
     # Only now: the identity is read meanwhile.
+    from securecore.sender import dialling
+
+    papers = reader.finish()
+    if not privileges.can_others_import([os.path.dirname(__file__), *sys.path]):
+        # Installed where only root can read, as in a checkout under /root: what is loaded last must be loaded while we still may.
+        from securecore.sender import backlog, evidence, schedule, transfer  # noqa: F401
+    whole = report()
+    privileges.drop(settings.uid, settings.gid)
+    patience = settings.deadlines or usual_patience()
+    # Where all is loaded already, as in the agent's children, the core comes first: a handshake takes the same processors.
+    if isinstance(papers, Papers) and settings.receivers and provisions is None:
+        dialling.begin(settings.receivers, papers.context, patience)
+    # Only now: the receiver is dialled meanwhile.
     from securecore.sender.spool import Spool
     from securecore.sender.transfer import carry
 
     collect_garbage()
     directory = taken.tally.directory
     spool = Spool(directory, settings.spool_limits) if directory is not None else None
-    papers = reader.finish()
-    if not privileges.can_others_import([os.path.dirname(__file__), *sys.path]):
-        # Installed where only root can read, as in a checkout under /root: what is loaded last must be loaded while we still may.
-        from securecore.sender import backlog, evidence, schedule  # noqa: F401
-    whole = report()
-    privileges.drop(settings.uid, settings.gid)
     parcel = Parcel(dump, whole._replace(**taken.untaken.fields()).encode(), time.time_ns() // 1_000_000)
-    patience = settings.deadlines or usual_patience()
     outcome = carry(
         core, parcel, settings.receivers, papers, spool, hold_budget_s=patience.hold_s, patience=patience,
         keeps_copy=settings.spool_mode == WHOLE, head=taken.head.data, lifetime=lifetime,

@@ -21,8 +21,8 @@ from securecore.names import Address
 from securecore.sender.allowance import TIME_IS_UP, TOO_SLOW, Allowance
 from securecore.sender.alone import keep_alone
 from securecore.sender.custody import NO_MEMORY, Custody
-from securecore.sender.delivery import Delivery, connect
-from securecore.sender.dialling import dial
+from securecore.sender.delivery import Delivery
+from securecore.sender.dialling import connect, dial
 from securecore.sender.effort import eager_pump
 from securecore.sender.lifetime import Lifetime
 from securecore.sender.parcel import Outcome, Papers, Parcel

@@ -177,6 +177,53 @@ def test_the_tls_that_a_crash_waits_for_is_the_lighter_one(installed: Handler, t
     assert (tmp_path / "seen").read_text() == "[]['ssl']"
 
 
+_EARLY = """
+import fcntl, os, sys
+from securecore.sender import dialling, handler, privileges
+{also}
+
+# Above what the handler binds to /dev/null, and opened by root still.
+seen = fcntl.fcntl(os.open({seen!r}, os.O_WRONLY | os.O_CREAT), fcntl.F_DUPFD, 20)
+owner = os.getpid()
+
+def note(name, call):
+    def noted(*arguments):
+        if os.getpid() == owner:
+            os.write(seen, f"{{name}} {{'securecore.sender.transfer' in sys.modules}}\\n".encode())
+        return call(*arguments)
+    return noted
+
+# So that the rest can be loaded from wherever the tests are.
+privileges.can_others_import = lambda paths: True
+privileges.drop = note("drops", lambda uid, gid: None)
+dialling.begin = note("dials", dialling.begin)
+handler.main({settings!r})
+"""
+
+
+def dialling_beside(installed: Handler, seen: Path, also: str = "") -> list[str]:
+    """Return what a handler does, in order, and whether it has loaded by then what takes the core to the receiver."""
+    text = _EARLY.format(settings=str(installed.settings), seen=str(seen), also=also)
+    write_script(installed.handler, f"#!{sys.executable} -I\n{text}")
+    assert installed.run() == 0
+    return seen.read_text().splitlines()
+
+
+def test_the_receiver_is_dialled_while_the_rest_is_loaded(installed: Handler, tmp_path: Path) -> None:
+    """Not before the handler has given root up, and before all is there that takes the core to the receiver."""
+    assert dialling_beside(installed, tmp_path / "seen")[:2] == ["drops False", "dials False"]
+    assert published(tmp_path / "store") == [CORE]
+
+
+def test_where_all_is_loaded_the_core_is_read_first(installed: Handler, tmp_path: Path) -> None:
+    """As in the agent's children: there is nothing to do meanwhile but to read the core, which a handshake would only slow down."""
+    seen = dialling_beside(installed, tmp_path / "seen", "from securecore.sender import transfer")
+
+    assert seen[0] == "drops True"
+    assert "dials True" not in seen
+    assert published(tmp_path / "store") == [CORE]
+
+
 _STALE = """
 import fcntl, os, sys
 from securecore.sender import handler, system_log
