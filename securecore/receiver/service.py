@@ -14,6 +14,7 @@ from securecore.receiver.material import Material
 from securecore.receiver.policy import Policy
 from securecore.receiver.presence import Presence
 from securecore.receiver.refusals import RefusalNotes
+from securecore.receiver.turns import Turns
 from securecore.store.layout import Store
 from securecore.store.usage import Usage
 
@@ -38,6 +39,7 @@ class Service:
         self.policy = Policy()
         store.least_free = lambda total_bytes: self.policy.floor.least_free(total_bytes)
         self.presence = Presence()
+        self.turns = Turns()
         usage = Usage(store)
         usage.follow()
         self.admission = Admission(store, usage, lambda: self.policy)

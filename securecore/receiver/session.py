@@ -294,7 +294,8 @@ class Session:
         has_begun = self._connection.holds_partial_message
         while (message := self._connection.next_message()) is NEED_DATA:
             self._wait_for_bytes(begun_at, dump)
-            count = self._read()
+            with self._service.turns:
+                count = self._read()
             if count is None:
                 continue
             if not count:
