@@ -283,6 +283,7 @@ class Session:
             self._socket.sendall(data)
         except OSError as error:
             raise UnreachableError(f"connection was lost: {error.strerror or error}") from error
+        self._socket.settimeout(0)
 
     def _receive(self, dump: IncomingDump | None = None) -> Message | None:
         """Return the peer's next message, None when it ended the connection between two dumps.
@@ -309,14 +310,14 @@ class Session:
     def _read(self) -> int | None:
         """Take in what has come, and return how many bytes, 0 at the connection's end, None while a TLS record is not whole.
 
-        Never waits: a peer may die in the middle of a record, and others must be able to end this session all the same.
+        Never waits (``_send`` leaves the socket so): a peer may die in the middle of a record, and others must be able to end this
+        session all the same.
         """
         space, filled = self._connection.space(), 0
         is_rest = self._connection.find_begun() is not None
         try:
             if self._cut is not None:
                 raise self._cut
-            self._socket.settimeout(0)
             # Each call brings one record of 16 KiB at most (SSL_read(3)): to look at everything else between two of them would cost
             # as much as a record. But nothing is read behind a message: OpenSSL does not write once it has read that a wire was
             # cut, and a peer that has said END may still hear its receipt.
