@@ -1,5 +1,6 @@
 """Certificates as files hold them: bounded parsing, trust anchors, fingerprints."""
 
+from functools import lru_cache
 from hashlib import sha256
 from typing import Final, NamedTuple
 
@@ -15,6 +16,10 @@ from securecore.errors import ConfigError
 
 MAX_ANCHORS: Final = 16
 """Certificates in a ca.pem: root, hosts CA and receivers CA, twice during a rotation, with room for a merged fleet."""
+
+KEPT: Final = 512
+"""Findings about certificates that no clock changes, kept for the next time: those of twice MAX_CONNECTIONS hosts. One whose
+extensions were read takes 6 KiB."""
 
 PARSE_ERRORS: Final = (
     ValueError,
@@ -87,10 +92,19 @@ def load_anchors(ca_pem: bytes, *, what: str = "ca.pem") -> Anchors:
 def is_signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     """Whether *issuer*'s name and key are those that signed *certificate*; says nothing about what *issuer* may sign."""
     try:
-        certificate.verify_directly_issued_by(issuer)
+        _check_signed(certificate, issuer)
     except (InvalidSignature, *PARSE_ERRORS):
         return False
     return True
+
+
+@lru_cache(maxsize=KEPT)
+def _check_signed(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
+    """Raise what the library does unless *issuer* signed *certificate*; that it did is found once, as long as it is kept.
+
+    Certificates are equal where all their bytes are. What does not hold is looked at each time.
+    """
+    certificate.verify_directly_issued_by(issuer)
 
 
 def fingerprint(certificate: x509.Certificate) -> str:

@@ -16,11 +16,15 @@ A chain is always leaf, issuing CA, root. The judgement, in order; the first ste
 OpenSSL has already validated the chain during the handshake; neither it nor step 7 alone refuses all that must be refused
 (a certificate without extended key usage, one that lives ten years, a name with a slash in it). Revocation is a separate question:
 see revocation.py.
+
+A host is judged at the handshake and again before each commit. Path and clock are looked at each time, by the anchors of that
+time; what no clock and no reload changes is found once for each path (``_find_name``).
 """
 
 from collections.abc import Sequence
 from datetime import datetime
 from enum import Enum
+from functools import lru_cache
 from typing import NamedTuple
 
 from cryptography import x509
@@ -220,13 +224,8 @@ def _unknown_issuer(leaf: x509.Certificate, candidates: Sequence[x509.Certificat
 def _judge_path(path: _Path, purpose: Purpose, now: datetime) -> Judgement:
     """Steps 3 to 7 for one path."""
     _check_clock(path, purpose, now)
-    _check_purpose(path, purpose)
-    hosts, _addresses = alternative_names(path.leaf, purpose)
-    check_name_constraints(path.issuing, hosts)
-    _check_profiles(path, purpose)
-    _check_with_library(path, purpose, now)
     return Judgement(
-        name=hosts[0],
+        name=_find_name(path, purpose),
         fingerprint=chain.fingerprint(path.leaf),
         serial=path.leaf.serial_number,
         issuer_fingerprint=chain.fingerprint(path.issuing),
@@ -235,6 +234,23 @@ def _judge_path(path: _Path, purpose: Purpose, now: datetime) -> Judgement:
         purpose=purpose,
         chain=(path.leaf, path.issuing, path.root),
     )
+
+
+@lru_cache(maxsize=chain.KEPT)
+def _find_name(path: _Path, purpose: Purpose) -> HostName:
+    """Steps 4 to 7 for a path that the clock allows: return the first name of its leaf.
+
+    All of that follows from the bytes of three certificates, which is how paths are told apart; so it is found once and kept. The
+    library, which looks at dates as well, is asked for both ends of the time in which all three are valid. So step 3, which sees
+    that it is between them now, is not alone with the dates. A refusal is not kept.
+    """
+    _check_purpose(path, purpose)
+    hosts, _addresses = alternative_names(path.leaf, purpose)
+    check_name_constraints(path.issuing, hosts)
+    _check_profiles(path, purpose)
+    for moment in (max(one.not_valid_before_utc for one in path), min(one.not_valid_after_utc for one in path)):
+        _check_with_library(path, purpose, moment)
+    return hosts[0]
 
 
 def _check_clock(path: _Path, purpose: Purpose, now: datetime) -> None:

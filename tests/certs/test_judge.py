@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from securecore import limits
+from securecore.certs import chain as chain_module
 from securecore.certs import judge as judge_module
 from securecore.certs.chain import Anchors, fingerprint, load_anchors
 from securecore.certs.identity_directory import load_identity
@@ -335,6 +336,67 @@ def test_any_dns_name_bytes_are_judged_without_surprise(name: bytes) -> None:
         assert (found.encode(), True) == (name, found.endswith(DOMAIN))
     else:
         assert reason in (Reason.BAD_NAME, Reason.MALFORMED)
+
+
+def test_what_was_found_of_a_path_is_not_looked_for_again(hierarchy: Hierarchy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit does not pay once more for what the handshake has found, nor does the host's next dump."""
+    leaf, asked = mint(HOST, issuer=hierarchy.hosts), []
+    with_library = judge_module._check_with_library
+
+    def count(path: judge_module._Path, purpose: Purpose, now: datetime) -> None:
+        asked.append(now)
+        with_library(path, purpose, now)
+
+    monkeypatch.setattr(judge_module, "_check_with_library", count)
+    first = judge(leaf.der, [], hierarchy.anchors, Purpose.HOST, NOW)
+    again = judge(leaf.der, [hierarchy.hosts.der], Anchors(hierarchy.anchors.roots, ()), Purpose.HOST, NOW + timedelta(hours=1))
+
+    assert again == first
+    above = (hierarchy.hosts.certificate, hierarchy.root.certificate)
+    path = (leaf.certificate, *above)
+    assert asked == [max(one.not_valid_before_utc for one in path), min(one.not_valid_after_utc for one in path)]
+
+
+@pytest.mark.parametrize("which", ["leaf", "issuing", "root"])
+def test_a_certificate_that_was_believed_is_refused_outside_of_its_time(which: str) -> None:
+    """Whichever of the chain ends first, or begins last: what is kept of a judgement says nothing of the clock."""
+    day = timedelta(days=1)
+    short = {"not_before": NOW - day, "not_after": NOW + day}
+    root = mint(ROOT_CA, **(short if which == "root" else {}))
+    hosts = mint(HOSTS_CA, issuer=root, **(short if which == "issuing" else {}))
+    leaf = mint(HOST, issuer=hosts, **(short if which == "leaf" else {}))
+    anchors = Anchors((root.certificate,), (hosts.certificate,))
+    for _ in range(2):
+        assert judge(leaf.der, [], anchors, Purpose.HOST, NOW).name == HostName(HOST_NAME)
+        for now, reason in ((NOW - 2 * day, Reason.NOT_YET_VALID), (NOW + 2 * day, Reason.EXPIRED)):
+            with pytest.raises(Refusal) as caught:
+                judge(leaf.der, [], anchors, Purpose.HOST, now)
+            assert caught.value.reason is reason
+
+
+def test_a_certificate_that_was_believed_is_refused_by_other_anchors_and_for_another_purpose(hierarchy: Hierarchy) -> None:
+    """A reload may have taken a root away: what is kept of a judgement leads to no root that is not among the anchors."""
+    leaf, other = mint(HOST, issuer=hierarchy.hosts), make_hierarchy()
+    judge(leaf.der, [], hierarchy.anchors, Purpose.HOST, NOW)
+
+    above = [hierarchy.hosts.der]
+    assert refusal_of(leaf.der, other.anchors, sent=above).reason is Reason.UNKNOWN_ISSUER
+    assert refusal_of(leaf.der, Anchors(hierarchy.anchors.roots, ())).reason is Reason.UNKNOWN_ISSUER
+    assert refusal_of(leaf.der, hierarchy.anchors, Purpose.RECEIVER).reason is Reason.WRONG_PURPOSE
+
+
+def test_a_refusal_is_not_kept(hierarchy: Hierarchy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is refused costs what it costs each time, and takes the place of nobody."""
+    leaf = mint(HOST, issuer=hierarchy.hosts, eku=[SERVER])
+    kept = judge_module._find_name.cache_info().currsize
+    for _ in range(2):
+        assert refusal_of(leaf.der, hierarchy.anchors).reason is Reason.WRONG_PURPOSE
+    assert judge_module._find_name.cache_info().currsize == kept
+
+
+def test_what_is_kept_is_bounded() -> None:
+    """However many hosts a receiver meets."""
+    assert judge_module._find_name.cache_info().maxsize == chain_module._check_signed.cache_info().maxsize == chain_module.KEPT
 
 
 @pytest.mark.parametrize(

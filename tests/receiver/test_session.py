@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -288,6 +288,21 @@ def test_a_host_revoked_while_it_sends_gets_no_receipt(own_fleet: Fleet, tmp_pat
 
     assert published(tmp_path) == []
     assert incoming(tmp_path) == []
+
+
+def test_a_host_whose_certificate_expires_while_it_sends_gets_no_receipt(
+    fleet: Fleet, receiver: Receiver, tmp_path: Path, hands: Hands
+) -> None:
+    """The clock is asked again before the commit, whatever was found at the handshake."""
+    dump, hand = new_dump_id(), hands(fleet, receiver)
+    hand.open(dump)
+    hand.send(PIECES[2])
+    receiver._service.clock = lambda: datetime.now(UTC) + timedelta(days=3650)
+    with pytest.raises(RefusedError, match="expired on"):
+        hand.delivery.end(hand.manifest(dump))
+    wait_until_idle(receiver)
+
+    assert published(tmp_path) == []
 
 
 @pytest.mark.parametrize("was_acknowledged", [False, True], ids=["nothing acknowledged", "a part acknowledged"])
