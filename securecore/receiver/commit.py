@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import sha256
+from typing import NamedTuple
 
 from securecore.audit.entry import RECEIVED, received_entry
 from securecore.audit.introductions import Introduction
@@ -42,6 +43,14 @@ class ManifestRefused(BrokenError):
     """The sender's manifest does not hold; the fault is the sender's, not that of what is stored here."""
 
 
+class Signed(NamedTuple):
+    """A manifest whose signature is by the key of its own x5c[0]; whose key that is, is not yet known."""
+
+    token: bytes
+    chain_der: list[bytes]
+    manifest: Manifest
+
+
 class Committer:
     """Writes audit entries and publishes dumps; for several threads at once. The caller holds the store's lock."""
 
@@ -60,17 +69,17 @@ class Committer:
         self._find_crl = find_crl
         self._crls = CrlArchive(store)
 
-    def finish(self, dump: IncomingDump, token: bytes, report: bytes, certificate: bytes, crl: CrlFile | None = None) -> bytes:
+    def finish(self, dump: IncomingDump, signed: Signed, report: bytes, certificate: bytes, crl: CrlFile | None = None) -> bytes:
         """Do steps 1 to 5 for a dump whose frames are all here; return its receipt.
 
         *report* is as the session's OPEN had it, *certificate* the leaf (DER) that the session was opened with, *crl* that by which
         it was judged just now. Raises ManifestRefused when the manifest does not hold; then nothing was written and the frames stay
         for another try, as they do where the disk does not take the CRL.
         """
-        check_manifest(token, dump, self._store.store_id, report, certificate)
+        check_manifest(signed, dump, self._store.store_id, report, certificate)
         self.keep_lists(crl)
-        dump.finish(token)
-        return self._commit(dump, crl)
+        dump.finish(signed.token)
+        return self._commit(dump, signed, report, crl)
 
     def commit(self, dump: IncomingDump) -> bytes:
         """Do steps 1 and 3 to 5 for a dump that was resumed with its manifest; return its receipt.
@@ -78,13 +87,13 @@ class Committer:
         Raises BrokenError when the manifest does not hold for what is here now; then nothing was written.
         """
         try:
-            token = dump.read_manifest()
-            check_manifest(token, dump, self._store.store_id, dump.read_report(), None)
+            signed, report = read_signed(dump.read_manifest()), dump.read_report()
+            check_manifest(signed, dump, self._store.store_id, report, None)
         except ManifestRefused as error:  # It did hold when it was stored: the disk is to blame, and no sender.
             raise BrokenError(f"dump {dump.dump_id} is damaged since its manifest was durable: {error.message}") from error
-        crl = self._find_crl(jws.parse(token, MAX_MANIFEST_BYTES).chain_der[0]) if not dump.has_receipt else None
+        crl = self._find_crl(signed.chain_der[0]) if not dump.has_receipt else None
         self.keep_lists(crl)
-        return self._commit(dump, crl)
+        return self._commit(dump, signed, report, crl)
 
     def find_tombstone(self, host: HostName, dump_id: DumpId) -> Tombstone | None:
         """Return the tombstone of a dump that is not in the store; None for one that is, or was never received, or not deleted.
@@ -158,73 +167,71 @@ class Committer:
         if crl is not None:
             self._crls.keep(crl)
 
-    def _commit(self, dump: IncomingDump, crl: CrlFile | None) -> bytes:
+    def _commit(self, dump: IncomingDump, signed: Signed, report: bytes, crl: CrlFile | None) -> bytes:
         if dump.has_receipt:
             receipt = dump.read_receipt()
         else:
             with self._logs.using(dump.host) as log:
                 standing = log.standing(dump.dump_id)
-                digest = sha256(dump.read_manifest()).digest()
+                digest = sha256(signed.token).digest()
                 if standing is not None and (standing.event, standing.digest) == (RECEIVED, digest):
                     receipt = log.receipt_for(standing.index)
                 else:
-                    receipt = self._append(log, dump, crl)
+                    receipt = self._append(log, dump, signed, report, crl)
             dump.put_receipt(receipt)
         dump.publish()
         return receipt
 
-    def _append(self, log: HostLog, dump: IncomingDump, crl: CrlFile | None) -> bytes:
+    def _append(self, log: HostLog, dump: IncomingDump, signed: Signed, report: bytes, crl: CrlFile | None) -> bytes:
         """Write the entry, and with it that of its certificate, where a session of an earlier version began the dump."""
-        token, moment = dump.read_manifest(), self._clock().astimezone(UTC)
-        parts = jws.parse(token, MAX_MANIFEST_BYTES)
-        report = parse_report(dump.read_report())
+        moment, certificate, said = self._clock().astimezone(UTC), signed.chain_der[0], parse_report(report)
         entry = received_entry(
             moment,
-            parse_manifest(parts.payload),
-            token,
+            signed.manifest,
+            signed.token,
             stored_bytes=dump.container_bytes,
-            certificate=sha256(parts.chain_der[0]).hexdigest(),
+            certificate=sha256(certificate).hexdigest(),
             crl_sha256=crl.sha256 if crl is not None else None,
-            program=report.program,
-            signal=report.signal,
+            program=said.program,
+            signal=said.signal,
             wide_head=self._logs.find_wide_head(),
         )
-        return log.append_all([entry], Introduction(dump.host, dump.dump_id, parts.chain_der[0], moment))[0]
+        return log.append_all([entry], Introduction(dump.host, dump.dump_id, certificate, moment))[0]
 
 
-def _parse(token: bytes) -> tuple[jws.Jws, Manifest]:
+def read_signed(token: bytes) -> Signed:
+    """Return the manifest in *token*; raises ManifestRefused unless it is well formed and signed by the key of its own x5c[0]."""
     try:
         parts = jws.verify(token, MANIFEST_TYP, MAX_MANIFEST_BYTES)
-        return parts, parse_manifest(parts.payload)
+        return Signed(token, parts.chain_der, parse_manifest(parts.payload))
     except BrokenError as error:
         raise ManifestRefused(error.message) from error
 
 
-def check_signer(token: bytes, anchors: Anchors, now: datetime) -> None:
-    """Check that whoever has our roots and nothing else believes the chain in the manifest *token*; raises ManifestRefused.
+def check_signer(signed: Signed, anchors: Anchors, now: datetime) -> None:
+    """Check that whoever has our roots and nothing else believes the chain of a manifest; raises ManifestRefused.
 
     The session's certificate was judged with the issuers that this receiver has at hand. A verifier has what x5c holds: a dump
     whose manifest leaves them out would be stored, receipted and never verify.
     """
-    parts, _ = _parse(token)
     try:
-        judge(parts.chain_der[0], parts.chain_der[1:], Anchors(anchors.roots, ()), Purpose.HOST, now)
+        judge(signed.chain_der[0], signed.chain_der[1:], Anchors(anchors.roots, ()), Purpose.HOST, now)
     except Refusal as error:
         raise ManifestRefused(f"manifest's chain does not hold by itself: {error.message}") from error
 
 
-def check_manifest(token: bytes, dump: IncomingDump, store: StoreId, report: bytes, certificate: bytes | None) -> Manifest:
-    """Return the manifest in *token* after holding it against everything that is known of the dump; raises ManifestRefused.
+def check_manifest(signed: Signed, dump: IncomingDump, store: StoreId, report: bytes, certificate: bytes | None) -> None:
+    """Hold a manifest against everything that is known of the dump; raises ManifestRefused.
 
-    1. The signature is by the key of its own x5c[0], and this is the session's *certificate* (when there is a session).
+    1. The signature is by the key of its own x5c[0] (``read_signed``), and this is the session's *certificate* (when there is one).
     2. It speaks of this dump, this host and this store.
     3. Number of frames, plaintext size and Merkle root are those that were recomputed here; the report's digest likewise.
     4. It does not claim more than it says: ``complete`` is not shorter than predicted.
 
     Not checked: the chain above the certificate; check_signer does that.
     """
-    parts, manifest = _parse(token)
-    if certificate is not None and parts.chain_der[0] != certificate:
+    manifest = signed.manifest
+    if certificate is not None and signed.chain_der[0] != certificate:
         raise ManifestRefused("manifest is signed with another certificate than the session's")
     expected = {
         "dump": dump.dump_id,
@@ -240,4 +247,3 @@ def check_manifest(token: bytes, dump: IncomingDump, store: StoreId, report: byt
             raise ManifestRefused(f"manifest states another {field} than what was received")
     if manifest.outcome == COMPLETE and manifest.predicted_size is not None and manifest.size < manifest.predicted_size:
         raise ManifestRefused("manifest calls a dump complete that is shorter than predicted")
-    return manifest

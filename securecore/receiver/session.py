@@ -19,7 +19,7 @@ from securecore.certs.judge import Refusal as Untrusted
 from securecore.dump.frames import ZERO_PIECE_FRAME, check_frame
 from securecore.errors import SecurecoreError, StorageError, UnreachableError
 from securecore.names import DumpId, HostName
-from securecore.receiver.commit import check_signer
+from securecore.receiver.commit import check_signer, read_signed
 from securecore.receiver.intake import let_go
 from securecore.receiver.observer import Observer, quoted
 from securecore.receiver.presence import Wakeup
@@ -262,8 +262,9 @@ class Session:
         material, now = self._service.material, self._service.clock()
         material.revocation.check(material.judge_host(self._leaf, now), now)
         self._service.admission.check_host(dump.host)
-        check_signer(manifest, material.identity.anchors, now)
-        return self._service.committer.finish(dump, manifest, report, self._leaf, material.crl)
+        signed = read_signed(manifest)
+        check_signer(signed, material.identity.anchors, now)
+        return self._service.committer.finish(dump, signed, report, self._leaf, material.crl)
 
     def _conclude(self, dump: DumpId, receipt: bytes) -> None:
         """Send the receipt; the dump is no longer under way."""

@@ -359,7 +359,7 @@ def test_a_connection_that_lasts_too_long_ends_and_what_it_brought_stays(fleet: 
             assert again.open(dump).held > 0
 
 
-def refuse(committer: Committer, dump: object, crl: object) -> bytes:
+def refuse(committer: Committer, *of: object) -> bytes:
     """Be a full disk, in the place of a committer's last steps."""
     raise StorageError("the disk is full")
 

@@ -20,7 +20,7 @@ from securecore.certs.profiles import HOST
 from securecore.names import DumpId, HostName
 from securecore.receiver import findings
 from securecore.receiver.arrivals import Arrivals
-from securecore.receiver.commit import Committer
+from securecore.receiver.commit import Committer, read_signed
 from securecore.receiver.control import take_core
 from securecore.receiver.deletion import Order, delete
 from securecore.receiver.findings import Finding
@@ -97,7 +97,7 @@ class Life:
             return
         signer = self._signers[host]
         token = signer.sign(signer.manifest(dump, self.store.store_id, CORE))
-        self._committer.finish(incoming, token, REPORT, signer.made.der, self.crl)
+        self._committer.finish(incoming, read_signed(token), REPORT, signer.made.der, self.crl)
 
     def receive_by_another_list(self) -> None:
         """Take a dump whose certificate was judged by revocation lists that the store has not met."""

@@ -17,7 +17,7 @@ from securecore.dump.directory import disk_refused
 from securecore.errors import StorageError
 from securecore.names import HostName
 from securecore.receiver import standalone
-from securecore.receiver.commit import Committer
+from securecore.receiver.commit import Committer, read_signed
 from securecore.receiver.log_keeper import LogKeeper
 from securecore.receiver.server import utc_now
 from securecore.store.layout import Store, create_store, open_store
@@ -60,7 +60,7 @@ class Kept:
         dump = begin(self.store, dump_id(number), CORE, host=host)
         try:
             token = signer.sign(signer.manifest(dump_id(number), self.store.store_id, CORE))
-            return self.committer.finish(dump, token, REPORT, signer.made.der)
+            return self.committer.finish(dump, read_signed(token), REPORT, signer.made.der)
         finally:
             dump.close()
 

@@ -20,7 +20,7 @@ from securecore.audit.log import HostLog
 from securecore.dump import directory
 from securecore.errors import SecurecoreError
 from securecore.names import DumpId
-from securecore.receiver.commit import Committer
+from securecore.receiver.commit import Committer, read_signed
 from securecore.receiver.log_keeper import LogKeeper
 from securecore.store.growing_core import GrowingCore
 from securecore.store.layout import create_store, open_store
@@ -140,7 +140,7 @@ class Reception(RuleBasedStateMachine):
                 incoming.append(*frame)
             self.model.finished.add(dump)
             manifest = self.signer.manifest(dump, self.store.store_id, CORES[dump])
-            receipt = self.committer.finish(incoming, self.signer.sign(manifest), REPORT, self.signer.made.der)
+            receipt = self.committer.finish(incoming, read_signed(self.signer.sign(manifest)), REPORT, self.signer.made.der)
             self._receipted(dump, receipt)
 
         self._attempt(act, end)

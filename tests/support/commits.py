@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from securecore.receiver.arrivals import Arrivals
-from securecore.receiver.commit import Committer
+from securecore.receiver.commit import Committer, read_signed
 from securecore.receiver.log_keeper import LogKeeper
 from securecore.store.crls import CrlFile
 from securecore.store.layout import open_store
@@ -60,7 +60,7 @@ class Life:
             dump.sync()
             on_promise("ACK")
             self.acknowledged = dump.frames
-        receipt = self.committer.finish(dump, token_of(self, self._host), REPORT, self._host.made.der, CRL)
+        receipt = self.committer.finish(dump, read_signed(token_of(self, self._host)), REPORT, self._host.made.der, CRL)
         on_promise("RECEIPT")
         return receipt
 

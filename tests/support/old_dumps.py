@@ -13,7 +13,7 @@ from securecore.errors import SecurecoreError
 from securecore.merkle import leaf_hash, root_of
 from securecore.receiver.abandonment import Abandonment
 from securecore.receiver.caretaker import Caretaker
-from securecore.receiver.commit import Committer
+from securecore.receiver.commit import Committer, read_signed
 from securecore.receiver.presence import Presence
 from securecore.store.layout import open_store
 from securecore.store.recovery import open_incoming
@@ -86,7 +86,7 @@ class Life:
                 dump.append(*frame)
             dump.sync()
             token = self.keys.host.sign(self.keys.host.manifest(ID, self.store.store_id, CORE))
-            return self.committer.finish(dump, token, REPORT, self.keys.host.made.der)
+            return self.committer.finish(dump, read_signed(token), REPORT, self.keys.host.made.der)
         finally:
             dump.close()
 
