@@ -48,6 +48,8 @@ class Connection:
         self.torn_bytes = 0
         """Bytes of the next frame's beginning that ACCEPT has offered to keep; 0 once a frame has followed."""
         self._takes_rest = False
+        self._begun: tuple[Kind, int] | None = None
+        """What is said of the next message by its header, which is read once, however often the rest of it is waited for."""
 
     def send(self, message: Message) -> bytes:
         """Return the bytes of *message*, which the caller writes to the peer.
@@ -116,14 +118,10 @@ class Connection:
 
         None before its header is whole, and when it may not come.
         """
-        if self._broken or len(self._inbox) < messages.HEADER_BYTES:
-            return None
         try:
-            kind, length = messages.decode_header(self._inbox.look(messages.HEADER_BYTES))
-            self._check_header(kind, length)
+            return None if self._broken else self._read_header()
         except PeerError:
             return None
-        return kind, length
 
     def find_partial_frame(self) -> tuple[Kind, bytes] | None:
         """Return DATA or REST, and what has come of its body, when it is cut in its middle; else None."""
@@ -133,18 +131,29 @@ class Connection:
         return kind, bytes(self._inbox.look(length, messages.HEADER_BYTES))
 
     def _take(self) -> Message | NeedData:
-        if len(self._inbox) < messages.HEADER_BYTES:
+        if (begun := self._read_header()) is None:
             return NEED_DATA
-        kind, length = messages.decode_header(self._inbox.look(messages.HEADER_BYTES))
-        self._check_header(kind, length)
+        kind, length = begun
         if len(self._inbox) < messages.HEADER_BYTES + length:
             return NEED_DATA
         body = self._inbox.look(length, messages.HEADER_BYTES)
         self._inbox.drop(messages.HEADER_BYTES + length)
+        self._begun = None
         message = messages.decode_body(kind, body if self._lends_frames and kind is Kind.DATA else bytes(body))
         if kind not in _ROOM_IS_KEPT_AFTER:
             self._inbox.let_go()
         return message
+
+    def _read_header(self) -> tuple[Kind, int] | None:
+        """Return kind and body length of the next message, None before its header is whole; raises PeerError when it may not come.
+
+        The whole message is held against the state once more (``_step``): what we have said meanwhile may have changed that.
+        """
+        if self._begun is None and len(self._inbox) >= messages.HEADER_BYTES:
+            kind, length = messages.decode_header(self._inbox.look(messages.HEADER_BYTES))
+            self._check_header(kind, length)
+            self._begun = kind, length
+        return self._begun
 
     def _check_header(self, kind: Kind, length: int) -> None:
         """Refuse a message that may not come at its header, before its body costs memory or time."""

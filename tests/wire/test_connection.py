@@ -91,6 +91,19 @@ def test_bytes_behind_a_message_belong_to_the_next(state: State, end: End, kind:
     assert hearer.holds_partial_message
 
 
+def test_a_message_that_may_not_come_any_more_when_it_is_whole_is_refused() -> None:
+    """What is known of a message by its header does not outlive what we say in the middle of it."""
+    pair = pair_in(State.STREAMING)
+    data = pair.ends[SENDER].send(SAMPLES[Kind.DATA])
+    pair.ends[RECEIVER].receive(data[:-1])
+    assert pair.ends[RECEIVER].next_message() is NEED_DATA
+    pair.ends[RECEIVER].send(Refuse(107, "enough"))
+
+    pair.ends[RECEIVER].receive(data[-1:])
+    with pytest.raises(PeerError, match="not allowed in state closed"):
+        pair.ends[RECEIVER].next_message()
+
+
 def test_messages_that_arrive_together_come_out_one_by_one() -> None:
     """One receive may bring any number of messages, in memory of any kind."""
     pair = pair_in(State.STREAMING)
