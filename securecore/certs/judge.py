@@ -18,7 +18,7 @@ OpenSSL has already validated the chain during the handshake; neither it nor ste
 see revocation.py.
 
 A host is judged at the handshake and again before each commit. Path and clock are looked at each time, by the anchors of that
-time; what no clock and no reload changes is found once for each path (``_find_name``).
+time; what no clock and no reload changes is found once for each path (``_find_good``).
 """
 
 from collections.abc import Sequence
@@ -101,6 +101,28 @@ class _Path(NamedTuple):
     leaf: x509.Certificate
     issuing: x509.Certificate
     root: x509.Certificate
+
+
+class _Good:
+    """A path that steps 4 to 6 have passed, and what step 7 has said of it. Several threads may have it."""
+
+    def __init__(self, name: HostName) -> None:
+        self.name = name
+        self._span: tuple[datetime, datetime] | None = None
+        """Two moments for which the library has accepted the path. So it does between them: no certificate's validity has gaps."""
+
+    def check(self, path: _Path, purpose: Purpose, now: datetime) -> None:
+        """Step 7, unless it follows from what was said before. The library looks at dates too: step 3 stays not alone with them."""
+        span = self._span
+        if span is not None and span[0] <= now <= span[1]:
+            return
+        moment = now  # The first time is a handshake, for which somebody waits: one question.
+        if span is not None:
+            is_later = now > span[1]
+            moment = min(one.not_valid_after_utc for one in path) if is_later else max(one.not_valid_before_utc for one in path)
+        _check_with_library(path, purpose, moment)
+        first, last = span or (moment, moment)
+        self._span = min(first, moment), max(last, moment)
 
 
 _LEAF_PROFILES = {Purpose.HOST: HOST, Purpose.RECEIVER: RECEIVER, Purpose.ENROLLER: ENROLLER}
@@ -224,8 +246,10 @@ def _unknown_issuer(leaf: x509.Certificate, candidates: Sequence[x509.Certificat
 def _judge_path(path: _Path, purpose: Purpose, now: datetime) -> Judgement:
     """Steps 3 to 7 for one path."""
     _check_clock(path, purpose, now)
+    good = _find_good(path, purpose)
+    good.check(path, purpose, now)
     return Judgement(
-        name=_find_name(path, purpose),
+        name=good.name,
         fingerprint=chain.fingerprint(path.leaf),
         serial=path.leaf.serial_number,
         issuer_fingerprint=chain.fingerprint(path.issuing),
@@ -237,20 +261,16 @@ def _judge_path(path: _Path, purpose: Purpose, now: datetime) -> Judgement:
 
 
 @lru_cache(maxsize=chain.KEPT)
-def _find_name(path: _Path, purpose: Purpose) -> HostName:
-    """Steps 4 to 7 for a path that the clock allows: return the first name of its leaf.
+def _find_good(path: _Path, purpose: Purpose) -> _Good:
+    """Steps 4 to 6 for one path, found once and kept: they follow from the bytes by which paths are told apart.
 
-    All of that follows from the bytes of three certificates, which is how paths are told apart; so it is found once and kept. The
-    library, which looks at dates as well, is asked for both ends of the time in which all three are valid. So step 3, which sees
-    that it is between them now, is not alone with the dates. A refusal is not kept.
+    A refusal is not kept.
     """
     _check_purpose(path, purpose)
     hosts, _addresses = alternative_names(path.leaf, purpose)
     check_name_constraints(path.issuing, hosts)
     _check_profiles(path, purpose)
-    for moment in (max(one.not_valid_before_utc for one in path), min(one.not_valid_after_utc for one in path)):
-        _check_with_library(path, purpose, moment)
-    return hosts[0]
+    return _Good(hosts[0])
 
 
 def _check_clock(path: _Path, purpose: Purpose, now: datetime) -> None:
