@@ -12,7 +12,7 @@ from securecore.audit.entry import parse_entry
 from securecore.audit.proof import verify_receipt
 from securecore.dump.reader import open_container
 from securecore.errors import BrokenError, StorageError
-from securecore.receiver.commit import Committer, ManifestRefused, read_signed
+from securecore.receiver.commit import Committer, ManifestRefused
 from securecore.store.crls import CrlFile, read_crl
 from securecore.store.layout import Place, create_store, open_store
 from securecore.store.recovery import open_incoming
