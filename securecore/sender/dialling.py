@@ -74,25 +74,6 @@ def dial(call: Callable[[], Delivery], check: Callable[[], object]) -> Delivery:
         raise
 
 
-def begin(receivers: Sequence[Address], context: SSLContext, patience: Patience) -> None:
-    """Begin to dial the first of *receivers*, for its share of the time; without a thread to be had, all is left to ``connect``."""
-    address, share_s = receivers[0], patience.connect_s / len(receivers)
-    _give_up_begun()
-    try:
-        answers = _ask(lambda: delivery.connect([address], context, deadline_s=share_s, patience=patience))
-    except StorageError:
-        return
-    _begun.append(_Begun(answers, address, context))
-
-
-def connect(receivers: Sequence[Address], context: SSLContext, deadline_s: float, patience: Patience) -> Delivery:
-    """Return a Delivery, or raise, as delivery.connect does: with what was begun for this receiver and context, if anything was."""
-    if _begun and (list(receivers), context) == ([_begun[0].address], _begun[0].context):
-        return _begun.pop().answers.wait(lambda: None)
-    _give_up_begun()
-    return delivery.connect(receivers, context, deadline_s=deadline_s, patience=patience)
-
-
 class _Begun(NamedTuple):
     """A connection on its way, and what for."""
 
@@ -101,13 +82,36 @@ class _Begun(NamedTuple):
     context: SSLContext
 
 
-_begun: Final[list[_Begun]] = []
-"""One at the most: a handler dials once."""
+class Dialler:
+    """Connects to receivers when they are asked for; one of them may have been dialled before that."""
 
+    def __init__(self) -> None:
+        self._begun: _Begun | None = None
 
-def _give_up_begun() -> None:
-    while _begun:
-        _begun.pop().answers.leave()
+    def begin(self, receivers: Sequence[Address], context: SSLContext, patience: Patience) -> None:
+        """Dial the first of *receivers*, for its share of the time; without a thread to be had, all is left to ``connect``."""
+        address, share_s = receivers[0], patience.connect_s / len(receivers)
+        self.leave()
+        try:
+            answers = _ask(lambda: delivery.connect([address], context, deadline_s=share_s, patience=patience))
+        except StorageError:
+            return
+        self._begun = _Begun(answers, address, context)
+
+    def connect(self, receivers: Sequence[Address], context: SSLContext, deadline_s: float, patience: Patience) -> Delivery:
+        """Return a Delivery, or raise, as delivery.connect does: what was begun for this receiver and context, if anything was."""
+        begun = self._begun
+        if begun is not None and (list(receivers), context) == ([begun.address], begun.context):
+            self._begun = None
+            return begun.answers.wait(lambda: None)
+        self.leave()
+        return delivery.connect(receivers, context, deadline_s=deadline_s, patience=patience)
+
+    def leave(self) -> None:
+        """Give up what was begun and nobody has asked for: a connection that comes still is closed."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun.answers.leave()
 
 
 def _ask(call: Callable[[], Delivery]) -> _Answers:

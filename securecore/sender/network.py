@@ -39,7 +39,7 @@ def send(
     """
     reader = PapersReader(settings.identity, provisions.context if provisions is not None else None)
     # Only now: the identity is read meanwhile.
-    from securecore.sender import dialling
+    from securecore.sender.dialling import Dialler
 
     papers = reader.finish()
     if not privileges.can_others_import([os.path.dirname(__file__), *sys.path]):
@@ -49,8 +49,9 @@ def send(
     privileges.drop(settings.uid, settings.gid)
     patience = settings.deadlines or usual_patience()
     # Where all is loaded already, as in the agent's children, the core comes first: a handshake takes the same processors.
-    if isinstance(papers, Papers) and settings.receivers and provisions is None:
-        dialling.begin(settings.receivers, papers.context, patience)
+    dialler = Dialler()
+    if isinstance(papers, Papers) and settings.receivers and "securecore.sender.transfer" not in sys.modules:
+        dialler.begin(settings.receivers, papers.context, patience)
     # Only now: the receiver is dialled meanwhile.
     from securecore.sender.spool import Spool
     from securecore.sender.transfer import carry
@@ -61,7 +62,7 @@ def send(
     parcel = Parcel(dump, whole._replace(**taken.untaken.fields()).encode(), time.time_ns() // 1_000_000)
     outcome = carry(
         core, parcel, settings.receivers, papers, spool, hold_budget_s=patience.hold_s, patience=patience,
-        keeps_copy=settings.spool_mode == WHOLE, head=taken.head.data, lifetime=lifetime,
+        keeps_copy=settings.spool_mode == WHOLE, head=taken.head.data, lifetime=lifetime, dialler=dialler,
         # With all in memory already the connection is there soon enough; and a socket holds so little that the reading is what the
         # process waits for.
         reads_first=provisions is not None,

@@ -22,7 +22,7 @@ from securecore.sender.allowance import TIME_IS_UP, TOO_SLOW, Allowance
 from securecore.sender.alone import keep_alone
 from securecore.sender.custody import NO_MEMORY, Custody
 from securecore.sender.delivery import Delivery
-from securecore.sender.dialling import connect, dial
+from securecore.sender.dialling import Dialler, dial
 from securecore.sender.effort import eager_pump
 from securecore.sender.lifetime import Lifetime
 from securecore.sender.parcel import Outcome, Papers, Parcel
@@ -50,19 +50,20 @@ class Transfer:
         spool: Spool | None,
         clock: Callable[[], float] = time.time,
         hold_budget_s: float | None = None, patience: Patience | None = None, keeps_copy: bool = False,
-        lifetime: Lifetime | None = None, reads_first: bool = False,
+        lifetime: Lifetime | None = None, reads_first: bool = False, dialler: Dialler | None = None,
     ) -> None:  # fmt: skip
         """*papers* may be the reason why there are none; then everything goes to the spool.
         *hold_budget_s* is for how long the source, and a process that crashed, may stand still in all at the most before the rest
         goes to the spool, if there is one (allowance.py); None where nobody is held. *patience* has the other deadlines.
         With *keeps_copy* the spool has all frames until the receipt is there, and not only those that no receiver has.
         With *reads_first* no receiver is met before the reading had its head start: a handshake takes the same processors.
+        *dialler* may have begun to dial the first of them.
         """
         self._parcel, self._pump, self._receivers, self._papers = parcel, pump, receivers, papers
         self._spool, self._clock, self._patience = spool, clock, patience or usual_patience()
         self._custody = Custody(*parcel, spool)
         self._allowance = Allowance(pump, self._custody, hold_budget_s, lifetime)
-        self._keeps_copy, self._reads_first = keeps_copy, reads_first
+        self._keeps_copy, self._reads_first, self._dialler = keeps_copy, reads_first, dialler or Dialler()
         self._connect_ends = math.inf
         """When the time is over that all receivers together have for a connection and the answer to OPEN."""
         self._delivery: Delivery | None = None
@@ -255,7 +256,7 @@ class Transfer:
         ends = time.monotonic() + share_s
         connect_s = self._allowance.within_s(share_s)
         delivery = dial(
-            lambda: connect([address], context, deadline_s=connect_s, patience=self._patience),
+            lambda: self._dialler.connect([address], context, deadline_s=connect_s, patience=self._patience),
             lambda: self._allowance.within_s(math.inf),
         )
         try:
@@ -367,16 +368,17 @@ def carry(
     on_progress: Callable[[int], None] | None = None,
     hold_budget_s: float | None = None, patience: Patience | None = None, keeps_copy: bool = False,
     head: bytes = b"", lifetime: Lifetime | None = None, reads_first: bool = False,
+    dialler: Dialler | None = None,
 ) -> Outcome:  # fmt: skip
     """Drain *source* to a receiver or the spool, close it as soon as it is drained, and return how it ended.
 
-    *on_progress* is told the plaintext bytes read so far; *head* was read before. *hold_budget_s*, *patience*,
-    *keeps_copy* and *reads_first* are as Transfer has them. With a *lifetime* wire and source are given up when it says so.
+    *on_progress* is told the plaintext bytes read so far; *head* was read before. The others are as Transfer has them. With a
+    *lifetime* wire and source are given up when it says so.
     """
     pump = eager_pump(on_progress)
     transfer = Transfer(
         parcel, pump, receivers, papers, spool, hold_budget_s=hold_budget_s, patience=patience, keeps_copy=keeps_copy,
-        lifetime=lifetime, reads_first=reads_first,
+        lifetime=lifetime, reads_first=reads_first, dialler=dialler,
     )  # fmt: skip
     if lifetime is not None:
         lifetime.attend(transfer.call_off, transfer.give_up)

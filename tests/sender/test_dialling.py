@@ -14,9 +14,9 @@ import pytest
 from securecore.errors import BusyError, UnreachableError, UntrustedError
 from securecore.names import Address
 from securecore.receiver.server import Receiver
-from securecore.sender import delivery, dialling
+from securecore.sender import delivery
 from securecore.sender.delivery import Delivery, Place, connect
-from securecore.sender.dialling import dial
+from securecore.sender.dialling import Dialler, dial
 from securecore.sender.patience import usual_patience
 from tests.support.certificates import Fleet, make_fleet
 from tests.support.crash_cores import Crash
@@ -199,8 +199,8 @@ def test_what_ends_a_call_ends_the_wait() -> None:
 
 
 @pytest.fixture
-def dialled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[list[Address], float]]]:
-    """Who is dialled, and how long each has; nothing that was begun outlasts the test."""
+def dialled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Address], float]]:
+    """Who is dialled, and how long each has."""
     seen: list[tuple[list[Address], float]] = []
 
     def connect_and_note(receivers: list[Address], *rest: Any, deadline_s: float, **named: Any) -> Delivery:
@@ -208,18 +208,18 @@ def dialled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[list[Address
         return connect(receivers, *rest, deadline_s=deadline_s, **named)
 
     monkeypatch.setattr(delivery, "connect", connect_and_note)
-    yield seen
-    dialling._give_up_begun()
+    return seen
 
 
 def test_a_connection_that_was_begun_is_the_one_that_is_had(
     fleet: Fleet, receiver: Receiver, dialled: list[tuple[list[Address], float]]
 ) -> None:
     """The receiver is dialled once, before anybody asks, for the share of the time that the first of three has."""
+    dialler = Dialler()
     context, patience, first = papers_of(fleet.host).context, usual_patience(), receiver.addresses[0]
-    dialling.begin([first, Address("127.0.0.1:1"), Address("127.0.0.1:2")], context, patience)
+    dialler.begin([first, Address("127.0.0.1:1"), Address("127.0.0.1:2")], context, patience)
     wait_until(lambda: receiver.session_count == 1 or None)
-    reached = dialling.connect([first], context, patience.connect_s, patience)
+    reached = dialler.connect([first], context, patience.connect_s, patience)
 
     assert dialled == [([first], patience.connect_s / 3)]
     assert reached.store == receiver.store_id
@@ -228,9 +228,10 @@ def test_a_connection_that_was_begun_is_the_one_that_is_had(
 
 def test_what_was_begun_is_had_once(fleet: Fleet, receiver: Receiver, dialled: list[tuple[list[Address], float]]) -> None:
     """Another connection to the same receiver, as for what waits in the spool, is another one."""
+    dialler = Dialler()
     context, patience = papers_of(fleet.host).context, usual_patience()
-    dialling.begin(receiver.addresses, context, patience)
-    one, other = (dialling.connect(receiver.addresses, context, patience.connect_s, patience) for _ in range(2))
+    dialler.begin(receiver.addresses, context, patience)
+    one, other = (dialler.connect(receiver.addresses, context, patience.connect_s, patience) for _ in range(2))
 
     assert len(dialled) == 2
     assert one is not other
@@ -240,21 +241,23 @@ def test_what_was_begun_is_had_once(fleet: Fleet, receiver: Receiver, dialled: l
 
 def test_why_there_is_no_connection_is_told_to_who_asks(fleet: Fleet) -> None:
     """As if it were dialled only then; the next receiver's turn comes as ever."""
+    dialler = Dialler()
     context, patience, nobody = papers_of(fleet.host).context, usual_patience(), [Address("127.0.0.1:1")]
-    dialling.begin(nobody, context, patience)
+    dialler.begin(nobody, context, patience)
 
     with pytest.raises(UnreachableError, match="connection refused"):
-        dialling.connect(nobody, context, patience.connect_s, patience)
+        dialler.connect(nobody, context, patience.connect_s, patience)
 
 
 def test_what_was_begun_for_another_context_is_given_up(
     fleet: Fleet, receiver: Receiver, dialled: list[tuple[list[Address], float]]
 ) -> None:
     """What is shown to a receiver is what its sender has now, and the connection that nobody wants is closed."""
+    dialler = Dialler()
     patience, context = usual_patience(), papers_of(fleet.host).context
-    dialling.begin(receiver.addresses, papers_of(fleet.host).context, patience)
+    dialler.begin(receiver.addresses, papers_of(fleet.host).context, patience)
     wait_until(lambda: receiver.session_count == 1 or None)
-    reached = dialling.connect(receiver.addresses, context, patience.connect_s, patience)
+    reached = dialler.connect(receiver.addresses, context, patience.connect_s, patience)
 
     assert len(dialled) == 2
     wait_until(lambda: receiver.session_count == 1 or None)
@@ -266,6 +269,7 @@ def test_where_no_thread_can_be_started_nothing_is_begun_and_nothing_is_lost(
     fleet: Fleet, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, dialled: list[tuple[list[Address], float]]
 ) -> None:
     """Somebody may have used up all processes; who asks then dials by itself."""
+    dialler = Dialler()
 
     def refuse(thread: threading.Thread) -> NoReturn:
         raise RuntimeError("can't start new thread")
@@ -273,7 +277,7 @@ def test_where_no_thread_can_be_started_nothing_is_begun_and_nothing_is_lost(
     context, patience = papers_of(fleet.host).context, usual_patience()
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
-        dialling.begin(receiver.addresses, context, patience)
+        dialler.begin(receiver.addresses, context, patience)
     assert dialled == []
 
-    dialling.connect(receiver.addresses, context, patience.connect_s, patience).close()
+    dialler.connect(receiver.addresses, context, patience.connect_s, patience).close()

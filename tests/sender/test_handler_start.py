@@ -196,7 +196,7 @@ def note(name, call):
 # So that the rest can be loaded from wherever the tests are.
 privileges.can_others_import = lambda paths: True
 privileges.drop = note("drops", lambda uid, gid: None)
-dialling.begin = note("dials", dialling.begin)
+dialling.Dialler.begin = note("dials", dialling.Dialler.begin)
 handler.main({settings!r})
 """
 

@@ -22,6 +22,7 @@ from securecore.names import Address
 from securecore.receiver.server import Receiver
 from securecore.sender import allowance, transfer
 from securecore.sender.delivery import Delivery, connect
+from securecore.sender.dialling import Dialler
 from securecore.sender.patience import Patience
 from securecore.sender.spool import Spool, create_spool, open_spool
 from securecore.sender.spool_entry import SpoolEntry
@@ -406,11 +407,11 @@ def test_receivers_share_one_deadline(fleet: Fleet, spool: Spool, monkeypatch: p
     """Three that do not answer take no longer than one: each may take its share of what is left."""
     given: list[float] = []
 
-    def connect(receivers: list[Address], context: object, deadline_s: float, patience: Patience) -> NoReturn:
+    def connect(self: Dialler, receivers: list[Address], context: object, deadline_s: float, patience: Patience) -> NoReturn:
         given.append(deadline_s)
         raise UnreachableError("nobody")
 
-    monkeypatch.setattr(transfer, "connect", connect)
+    monkeypatch.setattr(Dialler, "connect", connect)
     send_bytes(b"core", papers_of(fleet.host), [Address(f"127.0.0.1:{port}") for port in (1, 2, 3)], spool=spool)
 
     assert len(given) == 3
