@@ -20,7 +20,7 @@ from securecore.errors import BusyError, SecurecoreError, UnreachableError
 from securecore.merkle import EMPTY_ROOT
 from securecore.names import Address
 from securecore.receiver.server import Receiver
-from securecore.sender import allowance, transfer
+from securecore.sender import allowance
 from securecore.sender.delivery import Delivery, connect
 from securecore.sender.dialling import Dialler
 from securecore.sender.patience import Patience
@@ -445,7 +445,9 @@ def test_the_time_that_a_source_takes_is_no_receivers(
     given: list[float] = []
     has_begun = threading.Event()
 
-    def watched(receivers: list[Address], context: ssl.SSLContext, deadline_s: float, patience: Patience) -> Delivery:
+    def watched(
+        self: Dialler, receivers: list[Address], context: ssl.SSLContext, deadline_s: float, patience: Patience
+    ) -> Delivery:
         given.append(deadline_s)
         return connect(receivers, context, deadline_s=deadline_s, patience=patience)
 
@@ -457,7 +459,7 @@ def test_the_time_that_a_source_takes_is_no_receivers(
         peer.say(Refuse(Refusal.BUSY, "not now"))
 
     monkeypatch.setattr(limits, "CONNECT_DEADLINE_S", SHARED_S)
-    monkeypatch.setattr(transfer, "connect", watched)
+    monkeypatch.setattr(Dialler, "connect", watched)
     with scripted_receiver(fleet.receiver, script) as scripted:
         receivers = [scripted.address, *receiver.addresses]
         outcome = send_bytes(b"core", papers_of(fleet.host), receivers, spool=spool, hold=Hold(0, has_begun))
