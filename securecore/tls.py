@@ -35,18 +35,23 @@ def sender_context(identity: str) -> ssl.SSLContext:
     Raises ConfigError when a file is missing, unreadable, of loose mode or does not fit. Not checked here: the receiver's profile
     beyond OpenSSL's purpose and name checks; the receipt's evidence judges its certificate in full.
     """
-    check_private(os.path.join(identity, "key.pem"))
-    context = anchored_context(identity)
+    context = _client_context()
     present(context, identity)
+    _anchor(context, identity)
     return context
 
 
 def anchored_context(identity: str) -> ssl.SSLContext:
     """Return a client context that pins ca.pem of *identity*, and presents no certificate yet; raises as sender_context does."""
+    context = _client_context()
+    _anchor(context, identity)
+    return context
+
+
+def _client_context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.hostname_checks_common_name = False
     restrict(context)
-    _anchor(context, identity)
     return context
 
 
@@ -104,8 +109,8 @@ def restrict(context: ssl.SSLContext, alpn: str = ALPN) -> None:
 
 def _harden(context: ssl.SSLContext, identity: str) -> None:
     restrict(context)
-    _anchor(context, identity)
     present(context, identity)
+    _anchor(context, identity)
 
 
 def _anchor(context: ssl.SSLContext, identity: str) -> None:

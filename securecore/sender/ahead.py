@@ -26,9 +26,9 @@ _MOST_BYTES: Final = (PIECES + 1) * limits.PIECE_BYTES
 class Ahead:
     """Places for pieces, and their buffers; one thread reads, one takes frames, any number compress."""
 
-    def __init__(self, is_compressing: Callable[[], bool]) -> None:
-        """*is_compressing* says whether a piece waits for a worker."""
-        self._is_compressing = is_compressing
+    def __init__(self, is_compressing: Callable[[], bool], on_full: Callable[[], object]) -> None:
+        """*is_compressing* says whether a piece waits for a worker, *on_full* is called before who reads waits for a place."""
+        self._is_compressing, self._on_full = is_compressing, on_full
         self._changed = Condition(Lock())
         self._idle: list[mmap] = []
         self._pieces = self._buffers = self._frame_bytes = 0
@@ -40,7 +40,7 @@ class Ahead:
     def held_s(self) -> float:
         """For how long reading has stood still so far because frames were not taken: whoever writes to the source was held.
 
-        Not counted is the time in which a piece waited for a worker, whoever took frames.
+        Not counted is the time in which a piece waited for a worker, whoever took frames. It takes no lock, see Pump.wake.
         """
         before, since = self._held
         return before if since is None else before + time.monotonic() - since
@@ -62,6 +62,8 @@ class Ahead:
         Where memory is short, the buffers that there are have to do.
         """
         while True:
+            if self.is_full:
+                self._on_full()
             with self._changed:
                 self._wait_for_place()
                 self._pieces += 1
@@ -83,7 +85,8 @@ class Ahead:
         """Take the buffer of a piece that has become a frame of so many bytes, 0 for one that takes none."""
         with self._changed:
             self._frame_bytes += frame_bytes
-            if self.bytes > _MOST_BYTES or self._buffers > self._most_buffers:
+            # One always stays: where memory is short by then, there may be none to be had again.
+            if self._buffers > 1 and (self.bytes > _MOST_BYTES or self._buffers > self._most_buffers):
                 self._buffers -= 1
             else:
                 self._idle.append(buffer)

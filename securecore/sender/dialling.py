@@ -66,7 +66,10 @@ def dial(call: Callable[[], Delivery], check: Callable[[], object]) -> Delivery:
     *check* is called again and again meanwhile, in the caller's thread. What it raises ends the wait: the other thread is left
     behind, and closes a connection that comes still. Raises StorageError where no thread can be started.
     """
-    answers = _ask(call)
+    return _wait(_ask(call), check)
+
+
+def _wait(answers: _Answers, check: Callable[[], object]) -> Delivery:
     try:
         return answers.wait(check)
     except BaseException:
@@ -98,14 +101,24 @@ class Dialler:
             return
         self._begun = _Begun(answers, address, context)
 
-    def connect(self, receivers: Sequence[Address], context: SSLContext, deadline_s: float, patience: Patience) -> Delivery:
-        """Return a Delivery, or raise, as delivery.connect does: what was begun for this receiver and context, if anything was."""
+    def connect(
+        self,
+        address: Address,
+        context: SSLContext,
+        deadline_s: float,
+        patience: Patience,
+        check: Callable[[], object] = lambda: None,
+    ) -> Delivery:
+        """Return a Delivery, or raise, as delivery.connect does; *check* is as ``dial`` has it.
+
+        What was begun for this receiver and context, if anything was, has the time that it was given then, and no other.
+        """
         begun = self._begun
-        if begun is not None and (list(receivers), context) == ([begun.address], begun.context):
+        if begun is not None and (address, context) == (begun.address, begun.context):
             self._begun = None
-            return begun.answers.wait(lambda: None)
+            return _wait(begun.answers, check)
         self.leave()
-        return delivery.connect(receivers, context, deadline_s=deadline_s, patience=patience)
+        return dial(lambda: delivery.connect([address], context, deadline_s=deadline_s, patience=patience), check)
 
     def leave(self) -> None:
         """Give up what was begun and nobody has asked for: a connection that comes still is closed."""

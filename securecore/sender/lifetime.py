@@ -16,7 +16,7 @@ SIGTERM says that the time is up, with a grace of TERMINATION_GRACE_S before the
 all that is left, and kills what is left then. One that comes before there is a Lifetime waits for it (handler.py).
 
 The first two are the work of a signal's handler, which runs in the main thread: the one that reads the source, and that waits for
-the others without holding a lock.
+the others holding no lock that what is called here would take.
 """
 
 import ctypes

@@ -42,15 +42,17 @@ def send(
     from securecore.sender.dialling import Dialler
 
     papers = reader.finish()
-    if not privileges.can_others_import([os.path.dirname(__file__), *sys.path]):
+    # As in the agent's children. Then there is nothing to do meanwhile but to read the core, and a handshake takes the same
+    # processors.
+    is_loaded = "securecore.sender.transfer" in sys.modules
+    if not privileges.can_others_import(_find_packages()):
         # Installed where only root can read, as in a checkout under /root: what is loaded last must be loaded while we still may.
         from securecore.sender import backlog, evidence, schedule, transfer  # noqa: F401
     whole = report()
     privileges.drop(settings.uid, settings.gid)
     patience = settings.deadlines or usual_patience()
-    # Where all is loaded already, as in the agent's children, the core comes first: a handshake takes the same processors.
     dialler = Dialler()
-    if isinstance(papers, Papers) and settings.receivers and "securecore.sender.transfer" not in sys.modules:
+    if isinstance(papers, Papers) and settings.receivers and not is_loaded:
         dialler.begin(settings.receivers, papers.context, patience)
     # Only now: the receiver is dialled meanwhile.
     from securecore.sender.spool import Spool
@@ -63,10 +65,9 @@ def send(
     outcome = carry(
         core, parcel, settings.receivers, papers, spool, hold_budget_s=patience.hold_s, patience=patience,
         keeps_copy=settings.spool_mode == WHOLE, head=taken.head.data, lifetime=lifetime, dialler=dialler,
-        # With all in memory already the connection is there soon enough; and a socket holds so little that the reading is what the
-        # process waits for.
-        reads_first=provisions is not None,
+        reads_first=is_loaded,
     )  # fmt: skip
+    dialler.leave()
     taken.conclude(is_kept=outcome.is_kept)
     code = conclude(dump, outcome)
     if lifetime is not None:
@@ -80,6 +81,13 @@ def send(
     elif spool is not None and isinstance(outcome.failure, BusyError):
         _keep_request(spool, outcome.failure.retry_after_s)
     return code
+
+
+def _find_packages() -> list[str]:
+    """Return the directories that may be looked into for what is loaded last."""
+    ours = os.path.dirname(os.path.dirname(__file__))
+    rooms = [os.path.join(ours, name) for name in ("sender", "dump", "wire", "certs", "audit")]
+    return [*rooms, *sys.path, *(os.path.join(path, name) for path in sys.path for name in ("zstandard", "cryptography"))]
 
 
 def _keep_request(spool: "Spool", retry_after_s: int) -> None:

@@ -194,7 +194,7 @@ def _container(thread: int, cgroup: str | None, proc: str) -> str | None:
     its = _link(thread, "ns/mnt"), _link(thread, "ns/pid")
     if its == host and all(host):
         return None
-    import re  # only few crashed processes live in a container; loaded, where there is TLS, in any case
+    import re  # only few crashed processes live in a container
 
     identifier = re.search(_CONTAINER_ID, cgroup or "")
     return identifier.group() if identifier else "unknown"

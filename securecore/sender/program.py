@@ -4,7 +4,8 @@
 are parsed, and the file system that it lies on may be one that never answers (FUSE, or NFS without its server). So a child does
 both: it says first which file it is, in a line of its own, so that a storm limit does not depend on what the file holds, or on how
 fast it is read; then it opens the file as root must, becomes nobody, parses, writes a second line and ends. The handler waits for
-these lines for so long and no longer, and for the second one when the core is on its way already. A thread would not do: one that
+these lines for so long and no longer, and for the second one while the kernel dumps already. Whoever does not wait need not end it
+either, which he may have no right to any more: the child ends itself by then, also where it hangs. A thread would not do: one that
 hangs in ``open`` keeps the whole process from changing its user.
 """
 
@@ -78,7 +79,7 @@ class ProgramReader:
             try:
                 os.kill(self.child, signal.SIGKILL)
             except PermissionError:
-                pass  # We are nobody that it knows by now. It ends by itself, or hangs where no signal would end it either.
+                pass  # We are nobody that it knows by now, and it ends by itself.
             # One that has not ended yet is left to whoever takes our children over: it may hang in a call which no signal ends, and
             # on its way out too, behind its answer.
             os.waitpid(self.child, os.WNOHANG)
@@ -96,8 +97,10 @@ class ProgramReader:
 
 
 def _read_program(process: int, writing: int, unwanted: Iterable[int]) -> NoReturn:
-    """Be the child: answer, or not, and end without a word of the interpreter's."""
+    """Be the child: answer, or not, and end without a word of the interpreter's; within DEADLINE_S in any case."""
     try:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, DEADLINE_S)
         for fd in unwanted:
             os.close(fd)
         _tell_file(process, writing)

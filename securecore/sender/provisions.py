@@ -36,21 +36,23 @@ class Keeper:
 
     def look(self) -> Provisions | None:
         """Return what the files say now; None where that cannot be read: who tries again learns why."""
-        if self._kept is None or self._find_states(self._kept.settings) != self._states:
+        if self._kept is None or self._states != [_find_state(self._settings_path), _find_state(_roots_of(self._kept.settings))]:
             self._kept = self._read()
         return self._kept
 
     def _read(self) -> Provisions | None:
         try:
+            # Each before the reading: what is written meanwhile is another state than this one.
+            state = _find_state(self._settings_path)
             settings = load_settings(self._settings_path)
-            # Before the reading: what is written meanwhile is another state than this one.
-            self._states = self._find_states(settings)
+            self._states = [state, _find_state(_roots_of(settings))]
             return Provisions(settings, _find_context(settings.identity))
         except (ConfigError, MemoryError):
             return None
 
-    def _find_states(self, settings: Settings) -> list[_State]:
-        return [_find_state(path) for path in (self._settings_path, os.path.join(settings.identity, "ca.pem"))]
+
+def _roots_of(settings: Settings) -> str:
+    return os.path.join(settings.identity, "ca.pem")
 
 
 def _find_context(identity: str) -> ssl.SSLContext | None:

@@ -115,7 +115,8 @@ class Pump:
         self._ordered: SimpleQueue[_Slot | None] = SimpleQueue()
         self._is_ahead = Event()
         """Set when the reading is as far ahead as it can be, or through, or the workers were started meanwhile."""
-        self._ahead = Ahead(lambda: self._work.qsize() > 0)
+        # Who takes frames and compresses as well is the one that does not take them.
+        self._ahead = Ahead(lambda: self._work.qsize() > 0 and not self._is_alone, self._start_workers)
         self._encoders: list[PieceEncoder] = []
         """The one of who takes frames, where there is no worker."""
         self._starting = Lock()
@@ -155,8 +156,6 @@ class Pump:
         failure: str | None = "reading was interrupted"
         try:
             while True:
-                if self._ahead.is_full:
-                    self._start_workers()
                 buffer = self._ahead.take()
                 filled, begun = begun[: limits.PIECE_BYTES], begun[limits.PIECE_BYTES :]
                 buffer[: len(filled)] = filled
@@ -192,7 +191,10 @@ class Pump:
         self._stopped = True
 
     def wake(self) -> None:
-        """Have the consumer of ``frames`` look up, also where it waits for a source that stands still; from anywhere, too."""
+        """Have the consumer of ``frames`` look up, also where it waits for a source that stands still; from anywhere, too.
+
+        As ``stop`` and ``held_s`` it takes no lock: the reading thread may have one when a signal's handler calls it there.
+        """
         self._ordered.put(_CALL)
 
     def wait_for_head_start(self) -> None:
@@ -231,9 +233,11 @@ class Pump:
             for worker in waiting:
                 try:
                     start(worker)
-                    self._is_alone = False
                 except StorageError:
-                    break
+                    # It may run all the same, where memory has failed on the way back.
+                    if worker.ident is None:
+                        break
+                self._is_alone = False
             self._is_ahead.set()
 
     def _show(self, piece: memoryview) -> None:
@@ -284,8 +288,10 @@ class Pump:
             slot.failure = error
         finally:
             slot.buffer = None
-            self._ahead.give_back(buffer, slot.frame_bytes)
-            slot.done.set()
+            try:
+                self._ahead.give_back(buffer, slot.frame_bytes)
+            finally:
+                slot.done.set()
         return True
 
 

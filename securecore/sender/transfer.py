@@ -22,7 +22,7 @@ from securecore.sender.allowance import TIME_IS_UP, TOO_SLOW, Allowance
 from securecore.sender.alone import keep_alone
 from securecore.sender.custody import NO_MEMORY, Custody
 from securecore.sender.delivery import Delivery
-from securecore.sender.dialling import Dialler, dial
+from securecore.sender.dialling import Dialler
 from securecore.sender.effort import eager_pump
 from securecore.sender.lifetime import Lifetime
 from securecore.sender.parcel import Outcome, Papers, Parcel
@@ -214,6 +214,7 @@ class Transfer:
             self._drain()
             self._hear_last_words()
         finally:
+            self._dialler.leave()
             if self._delivery is not None:
                 self._delivery.close()
             self._custody.close()
@@ -255,9 +256,8 @@ class Transfer:
         """Open the dump at *address*, which has *share_s* for the connection and for its answer."""
         ends = time.monotonic() + share_s
         connect_s = self._allowance.within_s(share_s)
-        delivery = dial(
-            lambda: self._dialler.connect([address], context, deadline_s=connect_s, patience=self._patience),
-            lambda: self._allowance.within_s(math.inf),
+        delivery = self._dialler.connect(
+            address, context, connect_s, self._patience, lambda: self._allowance.within_s(math.inf)
         )
         try:
             # The time that the source takes is no receiver's fault: none has less for it.

@@ -65,6 +65,23 @@ def test_a_child_of_the_agent_has_nothing_left_to_load() -> None:
     assert {(name, needed) for name, needed in late if needed not in loaded} - ELSEWHERE == set()
 
 
+_SKIPPED = """
+import re
+from securecore.sender import agent, kernel_log
+agent.warm_up()
+before = set(re._cache)
+skips = kernel_log.count_skips([b"4,7,1,-;coredump: 12(app): over core_pipe_limit, skipping core dump"])
+print(skips.found, set(re._cache) - before)
+"""
+
+
+def test_a_skipped_crash_in_the_log_has_its_patterns_made_already() -> None:
+    """They are compiled once, by the agent, and not by each child while a crashed process waits."""
+    told = subprocess.run([sys.executable, "-I", "-c", _SKIPPED], capture_output=True, check=True, text=True).stdout
+
+    assert told == "((7, 1),) set()\n"
+
+
 _HANDLED = """
 import os, sys
 from securecore.names import DumpId

@@ -15,7 +15,7 @@ from tests.support.kernel import wait_until
 
 def make_ahead(*, is_compressing: bool = False) -> Ahead:
     """Return one whose reader nobody has to be told of."""
-    return Ahead(lambda: is_compressing)
+    return Ahead(lambda: is_compressing, lambda: None)
 
 
 def test_the_buffer_that_was_used_last_is_used_next() -> None:
@@ -36,7 +36,7 @@ def test_pieces_and_frames_share_one_bound(frame_bytes: int) -> None:
     places = make_ahead()
     for buffer in [places.take() for _ in range(PIECES)]:
         places.give_back(buffer, frame_bytes)
-        assert places.bytes <= (PIECES + 2) * limits.PIECE_BYTES + PIECES * 100
+        assert places.bytes <= (PIECES + 1) * limits.PIECE_BYTES + PIECES * 100
     for _ in range(PIECES):
         places.leave(frame_bytes)
     assert places.bytes <= PIECES * limits.PIECE_BYTES
@@ -85,7 +85,7 @@ def test_with_little_memory_the_buffers_that_there_are_have_to_do(monkeypatch: p
 
 
 def test_without_memory_for_one_buffer_there_is_no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody could give one back: to wait would be for ever."""
+    """It is the first, so nobody could give one back: to wait would be for ever."""
 
     def make(*_: object) -> mmap:
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
@@ -108,3 +108,35 @@ def test_a_core_that_is_larger_goes_on_with_few_buffers() -> None:
 
     assert places.bytes == 4 * limits.PIECE_BYTES
     assert places.held_s == 0.0
+
+
+def test_who_could_make_a_place_is_called_before_the_wait() -> None:
+    """By the reading thread, which holds nothing then: a worker that is started there gives buffers back."""
+    waiting = list[mmap]()
+
+    def make_place() -> None:
+        buffer = waiting.pop()
+        places.give_back(buffer, 10)
+        places.leave(10)
+
+    places = Ahead(lambda: False, make_place)
+    waiting += [places.take() for _ in range(PIECES)]
+    places.take()
+
+    assert len(waiting) == PIECES - 1
+    assert places.held_s == 0.0
+
+
+def test_memory_that_was_let_go_of_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While frames took its place all buffers but one were; that one does where there is no more memory to be had."""
+    places = make_ahead()
+    for buffer in [places.take() for _ in range(PIECES)]:
+        places.give_back(buffer, limits.MAX_FRAME_BYTES)
+
+    def make(*_: object) -> mmap:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(ahead, "mmap", make)
+    places.leave(limits.MAX_FRAME_BYTES)
+
+    assert len(places.take()) == limits.PIECE_BYTES

@@ -219,7 +219,7 @@ def test_a_connection_that_was_begun_is_the_one_that_is_had(
     context, patience, first = papers_of(fleet.host).context, usual_patience(), receiver.addresses[0]
     dialler.begin([first, Address("127.0.0.1:1"), Address("127.0.0.1:2")], context, patience)
     wait_until(lambda: receiver.session_count == 1 or None)
-    reached = dialler.connect([first], context, patience.connect_s, patience)
+    reached = dialler.connect(first, context, patience.connect_s, patience)
 
     assert dialled == [([first], patience.connect_s / 3)]
     assert reached.store == receiver.store_id
@@ -231,7 +231,7 @@ def test_what_was_begun_is_had_once(fleet: Fleet, receiver: Receiver, dialled: l
     dialler = Dialler()
     context, patience = papers_of(fleet.host).context, usual_patience()
     dialler.begin(receiver.addresses, context, patience)
-    one, other = (dialler.connect(receiver.addresses, context, patience.connect_s, patience) for _ in range(2))
+    one, other = (dialler.connect(receiver.addresses[0], context, patience.connect_s, patience) for _ in range(2))
 
     assert len(dialled) == 2
     assert one is not other
@@ -246,7 +246,7 @@ def test_why_there_is_no_connection_is_told_to_who_asks(fleet: Fleet) -> None:
     dialler.begin(nobody, context, patience)
 
     with pytest.raises(UnreachableError, match="connection refused"):
-        dialler.connect(nobody, context, patience.connect_s, patience)
+        dialler.connect(nobody[0], context, patience.connect_s, patience)
 
 
 def test_what_was_begun_for_another_context_is_given_up(
@@ -257,7 +257,7 @@ def test_what_was_begun_for_another_context_is_given_up(
     patience, context = usual_patience(), papers_of(fleet.host).context
     dialler.begin(receiver.addresses, papers_of(fleet.host).context, patience)
     wait_until(lambda: receiver.session_count == 1 or None)
-    reached = dialler.connect(receiver.addresses, context, patience.connect_s, patience)
+    reached = dialler.connect(receiver.addresses[0], context, patience.connect_s, patience)
 
     assert len(dialled) == 2
     wait_until(lambda: receiver.session_count == 1 or None)
@@ -280,4 +280,4 @@ def test_where_no_thread_can_be_started_nothing_is_begun_and_nothing_is_lost(
         dialler.begin(receiver.addresses, context, patience)
     assert dialled == []
 
-    dialler.connect(receiver.addresses, context, patience.connect_s, patience).close()
+    dialler.connect(receiver.addresses[0], context, patience.connect_s, patience).close()

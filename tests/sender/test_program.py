@@ -1,6 +1,7 @@
 """The child that reads what names the crashed program: what it tells, what it may, and what becomes of one that hangs."""
 
 import ctypes
+import errno
 import os
 import select
 import subprocess
@@ -229,6 +230,30 @@ def test_who_has_left_waits_for_nothing_and_leaves_nothing(tmp_path: Path, monke
     os.close(letting_go)
 
     assert reader.finish() == file_of(tmp_path / "exe")
+
+
+def test_a_child_that_nobody_may_end_ends_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has become another user meanwhile has no right to end it, and need not: it hangs no longer than anybody would wait."""
+    holding, letting_go = os.pipe()
+    monkeypatch.setattr(program, "DEADLINE_S", 0.2)
+    monkeypatch.setattr(program, "identify", lambda read_at, size: os.read(holding, 1))
+    (tmp_path / "exe").write_bytes(b"anything")
+
+    def refuse(pid: int, number: int) -> NoReturn:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    with monkeypatch.context() as dropped, directory(tmp_path) as fd:
+        dropped.setattr(os, "kill", refuse)
+        reader = ProgramReader(fd, (letting_go,))
+        child = os.pidfd_open(reader.child)
+        reader.leave()
+    has_ended = select.poll()
+    has_ended.register(child, select.POLLIN)
+
+    assert has_ended.poll(10_000) != []
+    os.close(child)
+    os.close(holding)
+    os.close(letting_go)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has something to give up")

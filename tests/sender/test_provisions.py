@@ -10,7 +10,9 @@ import pytest
 
 from securecore import tls
 from securecore.names import Address
+from securecore.sender import provisions
 from securecore.sender.provisions import Keeper
+from securecore.sender.settings import Settings
 from tests.support.certificates import Fleet
 from tests.support.kernel import Installed
 
@@ -92,6 +94,27 @@ def test_settings_that_have_changed_hold_for_the_next_crash(installed: Installed
     keeper = Keeper(str(installed.settings))
     keeper.look()
     installed.change(receivers=(Address("127.0.0.1:10"),))
+    found = keeper.look()
+
+    assert found is not None
+    assert found.settings.receivers == (Address("127.0.0.1:10"),)
+
+
+def test_settings_that_are_replaced_while_they_are_read_are_read_again(
+    installed: Installed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read is older than what is there, and nothing may say that it is not."""
+    real = provisions.load_settings
+
+    def load(path: str) -> Settings:
+        found = real(path)
+        installed.change(receivers=(Address("127.0.0.1:10"),))
+        return found
+
+    keeper = Keeper(str(installed.settings))
+    with monkeypatch.context() as busy:
+        busy.setattr(provisions, "load_settings", load)
+        keeper.look()
     found = keeper.look()
 
     assert found is not None

@@ -1,5 +1,6 @@
 """The pump: every byte, in order, in bounded memory, whatever the source and the consumer do."""
 
+import errno
 import os
 import random
 import sys
@@ -7,6 +8,7 @@ import threading
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from mmap import mmap
 from pathlib import Path
 
 import pytest
@@ -338,3 +340,42 @@ def test_reading_that_waits_for_the_compressor_holds_nobody() -> None:
     taker.join()
 
     assert held_s == 0.0
+
+
+def test_who_compresses_himself_is_the_one_that_holds_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a worker a frame that is not taken is one that is not made: the time until then counts as a slow receiver's."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise StorageError("a thread could not be started")
+
+    monkeypatch.setattr(pump_module, "start", refuse)
+    core = random.Random(20).randbytes(20 * limits.MIB)
+    pump = Pump(Compressor)
+    with pumping(pump, [core]):
+        frames = pump.frames()
+        first = next(frames)
+        wait_until(lambda: pump.held_s or None)
+        rest = list(frames)
+
+    assert plaintext([first, *rest]) == core
+
+
+def test_with_little_memory_the_workers_are_at_work_before_frames_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third buffer cannot be had, and who will take frames has no connection yet: the reading goes on all the same."""
+    made = 0
+
+    def make(fd: int, length: int, flags: int) -> mmap:
+        nonlocal made
+        if made == 2:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        made += 1
+        return mmap(fd, length, flags)
+
+    monkeypatch.setattr(ahead, "mmap", make)
+    core = random.Random(21).randbytes(6 * limits.MIB + 1)
+    pump = Pump(Compressor)
+    with pumping(pump, [core]) as reader:
+        wait_until(lambda: True if not reader.is_alive() else None)
+        frames = list(pump.frames())
+
+    assert plaintext(frames) == core

@@ -407,7 +407,7 @@ def test_receivers_share_one_deadline(fleet: Fleet, spool: Spool, monkeypatch: p
     """Three that do not answer take no longer than one: each may take its share of what is left."""
     given: list[float] = []
 
-    def connect(self: Dialler, receivers: list[Address], context: object, deadline_s: float, patience: Patience) -> NoReturn:
+    def connect(self: Dialler, address: Address, context: object, deadline_s: float, *rest: object) -> NoReturn:
         given.append(deadline_s)
         raise UnreachableError("nobody")
 
@@ -446,10 +446,10 @@ def test_the_time_that_a_source_takes_is_no_receivers(
     has_begun = threading.Event()
 
     def watched(
-        self: Dialler, receivers: list[Address], context: ssl.SSLContext, deadline_s: float, patience: Patience
+        self: Dialler, address: Address, context: ssl.SSLContext, deadline_s: float, patience: Patience, check: object
     ) -> Delivery:
         given.append(deadline_s)
-        return connect(receivers, context, deadline_s=deadline_s, patience=patience)
+        return connect([address], context, deadline_s=deadline_s, patience=patience)
 
     def script(peer: Peer) -> None:
         peer.reach(State.IDLE)

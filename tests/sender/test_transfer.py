@@ -16,8 +16,8 @@ from securecore.names import Address
 from securecore.receiver.server import Receiver
 from securecore.sender import evidence, network
 from securecore.sender import pump as pump_module
-from securecore.sender import transfer as transfer_module
 from securecore.sender.custody import Custody
+from securecore.sender.dialling import Dialler
 from securecore.sender.flush import flush
 from securecore.sender.parcel import Outcome, Parcel
 from securecore.sender.pump import Frame, Pump
@@ -350,11 +350,11 @@ def test_with_the_reading_first_nobody_is_dialled_before_it_has_its_head_start(
     ends: list[object] = []
     pump = Pump(Compressor)
 
-    def dial(*_: object) -> None:
+    def connect(*_: object) -> None:
         ends.append(pump.end)
         raise UnreachableError("nobody is there")
 
-    monkeypatch.setattr(transfer_module, "dial", dial)
+    monkeypatch.setattr(Dialler, "connect", connect)
     monkeypatch.setattr(pump_module, "_HEAD_START_S", 60.0)
     core = tmp_path / "core"
     core.write_bytes(os.urandom(3 * limits.MIB))

@@ -207,7 +207,8 @@ def check_procfs(data: bytes) -> None:
     found = dict(zip(_FILES, parts + [b""] * (len(_FILES) - len(parts)), strict=True))
     for name, content in found.items():
         (_proc() / name).write_bytes(content)
-    fields = procfs.snapshot(_ARGUMENTS, str(_proc()))
+    snapshot = procfs.snapshot(_ARGUMENTS, str(_proc()))
+    fields = snapshot.fields | (snapshot.program.finish() if snapshot.program is not None else {})
     report = CrashReport(**fields)
     assert len(report.encode()) <= limits.MAX_REPORT_BYTES
     read = parse_report(report.encode())
