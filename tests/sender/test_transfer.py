@@ -11,7 +11,7 @@ from securecore.certs import jws
 from securecore.dump import compression
 from securecore.dump.compression import Compressor
 from securecore.dump.manifest import parse_manifest
-from securecore.errors import Bug, BusyError, StorageError, UnreachableError
+from securecore.errors import Bug, BusyError, ConfigError, StorageError, UnreachableError
 from securecore.names import Address
 from securecore.receiver.server import Receiver
 from securecore.sender import evidence, network
@@ -20,6 +20,7 @@ from securecore.sender.custody import Custody
 from securecore.sender.dialling import Dialler
 from securecore.sender.flush import flush
 from securecore.sender.parcel import Outcome, Parcel
+from securecore.sender.patience import usual_patience
 from securecore.sender.pump import Frame, Pump
 from securecore.sender.spool import Spool
 from securecore.sender.transfer import Transfer
@@ -367,3 +368,23 @@ def test_with_the_reading_first_nobody_is_dialled_before_it_has_its_head_start(
 
     assert ends == [pump.end]
     assert pump.end is not None
+
+
+def test_a_connection_that_was_begun_and_not_asked_for_is_closed(fleet: Fleet, receiver: Receiver, tmp_path: Path) -> None:
+    """What has called the transfer off keeps no place at the receiver."""
+    dialler, papers = Dialler(), papers_of(fleet.host)
+    dialler.begin(receiver.addresses, papers.context, usual_patience())
+    wait_until(lambda: receiver.session_count == 1 or None)
+    pump = Pump(Compressor)
+    running = Transfer(
+        Parcel(new_dump_id(), b"{}", 1), pump, receiver.addresses, ConfigError("no identity"), None, dialler=dialler
+    )  # fmt: skip
+    running.start()
+    (tmp_path / "core").write_bytes(b"a core")
+    with (tmp_path / "core").open("rb") as source:
+        pump.read(source.fileno())
+    running.source_closed.set()
+    outcome = running.wait()
+    wait_until(lambda: receiver.session_count == 0 or None)
+
+    assert isinstance(outcome.failure, ConfigError)
