@@ -36,7 +36,7 @@ def test_pieces_and_frames_share_one_bound(frame_bytes: int) -> None:
     places = make_ahead()
     for buffer in [places.take() for _ in range(PIECES)]:
         places.give_back(buffer, frame_bytes)
-        assert places.bytes <= (PIECES + 1) * limits.PIECE_BYTES + PIECES * 100
+        assert places.bytes <= limits.PIECE_BYTES + PIECES * limits.MAX_FRAME_BYTES
     for _ in range(PIECES):
         places.leave(frame_bytes)
     assert places.bytes <= PIECES * limits.PIECE_BYTES

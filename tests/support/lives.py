@@ -17,7 +17,7 @@ from securecore.receiver import server
 from securecore.receiver.server import Receiver, open_receiver
 from securecore.receiver.session import Session
 from securecore.receiver.settings import ReceiverSettings
-from securecore.sender import attempt, transfer
+from securecore.sender import attempt, delivery
 from securecore.sender.delivery import Delivery, connect
 from securecore.sender.flush import Flushed, flush
 from securecore.sender.parcel import Outcome
@@ -155,7 +155,7 @@ class SenderLife:
         self.power = Power(root)
         self._papers = [papers_of(identity) for identity in identities]
         self._deliveries: list[Delivery] = []
-        for module in (transfer, attempt):
+        for module in (delivery, attempt):
             patch.setattr(module, "connect", self._connect)
 
     def _connect(self, *arguments: Any, **options: Any) -> Delivery:
@@ -191,8 +191,8 @@ class SenderLife:
 
     def _settle(self, end: End | None) -> None:
         """Close what the system closes for a process, and go on with what it leaves."""
-        for delivery in self._deliveries:
-            delivery.close()
+        for opened in self._deliveries:
+            opened.close()
         self._deliveries.clear()
         if self.power.is_off and end is not None:
             self.power.restart(end.loss)
