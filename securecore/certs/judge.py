@@ -113,16 +113,21 @@ class _Good:
 
     def check(self, path: _Path, purpose: Purpose, now: datetime) -> None:
         """Step 7, unless it follows from what was said before. The library looks at dates too: step 3 stays not alone with them."""
-        span = self._span
-        if span is not None and span[0] <= now <= span[1]:
+        second, span = now.replace(microsecond=0), self._span
+        if span is None:  # The first time is a handshake, for which somebody waits: one question.
+            _check_with_library(path, purpose, second)
+            self._span = second, second
             return
-        moment = now  # The first time is a handshake, for which somebody waits: one question.
-        if span is not None:
-            is_later = now > span[1]
-            moment = min(one.not_valid_after_utc for one in path) if is_later else max(one.not_valid_before_utc for one in path)
-        _check_with_library(path, purpose, moment)
-        first, last = span or (moment, moment)
-        self._span = min(first, moment), max(last, moment)
+        first, last = span
+        if second > last:
+            last = min(one.not_valid_after_utc for one in path)
+            _check_with_library(path, purpose, last)
+        elif second < first:
+            first = max(one.not_valid_before_utc for one in path)
+            _check_with_library(path, purpose, first)
+        if not first <= second <= last:  # Out of the path's time all the same: for the library to say.
+            _check_with_library(path, purpose, second)
+        self._span = first, last
 
 
 _LEAF_PROFILES = {Purpose.HOST: HOST, Purpose.RECEIVER: RECEIVER, Purpose.ENROLLER: ENROLLER}
