@@ -92,6 +92,15 @@ def load_anchors(ca_pem: bytes, *, what: str = "ca.pem") -> Anchors:
 def is_signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     """Whether *issuer*'s name and key are those that signed *certificate*; says nothing about what *issuer* may sign."""
     try:
+        certificate.verify_directly_issued_by(issuer)
+    except (InvalidSignature, *PARSE_ERRORS):
+        return False
+    return True
+
+
+def is_signed_by_ours(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Whether is_signed_by holds, for an *issuer* that is one of our roots or that one has signed: that it does is kept."""
+    try:
         _check_signed(certificate, issuer)
     except (InvalidSignature, *PARSE_ERRORS):
         return False

@@ -223,11 +223,13 @@ def _find_paths(leaf: x509.Certificate, candidates: Sequence[x509.Certificate], 
     paths: list[_Path] = []
     for issuing in candidates:
         mark = chain.fingerprint(issuing)
-        if mark in seen or not chain.is_signed_by(leaf, issuing):
+        if mark in seen:
             continue
         seen.add(mark)
-        if _is_ca(issuing):
-            paths += [_Path(leaf, issuing, root) for root in anchors.roots if chain.is_signed_by(issuing, root)]
+        # From the root down, so that nothing is kept of a chain that does not hang from one.
+        roots = [root for root in anchors.roots if chain.is_signed_by_ours(issuing, root)]
+        if roots and chain.is_signed_by_ours(leaf, issuing) and _is_ca(issuing):
+            paths += [_Path(leaf, issuing, root) for root in roots]
     return paths
 
 

@@ -377,7 +377,6 @@ def test_a_certificate_that_was_believed_is_refused_outside_of_its_time(which: s
             assert caught.value.reason is reason
 
 
-def test_a_certificate_that_was_believed_is_refused_by_other_anchors_and_for_another_purpose(hierarchy: Hierarchy) -> None:
 @pytest.mark.parametrize("which", ["leaf", "issuing", "root"])
 def test_the_second_judge_looks_at_the_clock_of_what_is_kept_too(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Should our own look at the clock ever fail, a chain that was believed is still refused before and after its time."""
@@ -397,6 +396,7 @@ def test_the_second_judge_looks_at_the_clock_of_what_is_kept_too(which: str, mon
             assert caught.value.reason is Reason.PROFILE
 
 
+def test_a_certificate_that_was_believed_is_refused_by_other_anchors_and_for_another_purpose(hierarchy: Hierarchy) -> None:
     """A reload may have taken a root away: what is kept of a judgement leads to no root that is not among the anchors."""
     leaf, other = mint(HOST, issuer=hierarchy.hosts), make_hierarchy()
     judge(leaf.der, [], hierarchy.anchors, Purpose.HOST, NOW)
@@ -407,13 +407,42 @@ def test_the_second_judge_looks_at_the_clock_of_what_is_kept_too(which: str, mon
     assert refusal_of(leaf.der, hierarchy.anchors, Purpose.RECEIVER).reason is Reason.WRONG_PURPOSE
 
 
-def test_a_refusal_is_not_kept(hierarchy: Hierarchy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who is refused costs what it costs each time, and takes the place of nobody."""
+def test_a_refusal_is_not_kept(hierarchy: Hierarchy) -> None:
+    """Who is refused is judged anew each time, and takes no place among those who are believed."""
     leaf = mint(HOST, issuer=hierarchy.hosts, eku=[SERVER])
-    kept = judge_module._find_good.cache_info().currsize
+    forget_all()
     for _ in range(2):
         assert refusal_of(leaf.der, hierarchy.anchors).reason is Reason.WRONG_PURPOSE
-    assert judge_module._find_good.cache_info().currsize == kept
+    assert kept()[0] == 0
+
+
+@pytest.mark.parametrize("whose", ["nobody's", "another fleet's", "an impostor's", "a host's", "one whose root we call a CA"])
+def test_nothing_is_kept_of_a_stranger(whose: str, hierarchy: Hierarchy) -> None:
+    """Whatever chains it sends, and however many: only what hangs from one of our roots has a place."""
+    host, other = mint(HOST, issuer=hierarchy.hosts), make_hierarchy(suffix="" if whose == "an impostor's" else " of others")
+    root_only = Anchors(hierarchy.anchors.roots, ())
+    anchors = Anchors(root_only.roots, (other.root.certificate,)) if whose == "one whose root we call a CA" else root_only
+    leaf, *sent = {
+        "nobody's": [mint(HOST)],
+        "a host's": [mint(HOST, issuer=host), host, hierarchy.hosts],
+        "one whose root we call a CA": [mint(HOST, issuer=other.root)],
+    }.get(whose, [mint(HOST, issuer=other.hosts), other.hosts, other.root])
+    forget_all()
+    judge(host.der, [hierarchy.hosts.der], root_only, Purpose.HOST, NOW)
+    before = kept()
+    assert refusal_of(leaf.der, anchors, sent=[one.der for one in sent]).reason is Reason.UNKNOWN_ISSUER
+    assert kept() == before
+
+
+def forget_all() -> None:
+    """Begin as a process does that has judged nobody."""
+    judge_module._find_good.cache_clear()
+    chain_module._check_signed.cache_clear()
+
+
+def kept() -> tuple[int, int]:
+    """Return how many chains, and how many signatures, are kept."""
+    return judge_module._find_good.cache_info().currsize, chain_module._check_signed.cache_info().currsize
 
 
 def test_what_is_kept_is_bounded() -> None:
