@@ -6,6 +6,9 @@ for its turn sleeps once, and finds more to read at once when it has it.
 
 Nothing is waited for within a turn, neither a peer nor a disk: it lasts as long as it takes to decrypt what has come, which is a
 frame at most.
+
+Those who wait come in in no order: a lock of the system's knows none. That is enough, for a turn takes milliseconds, whoever has
+had one stores what it has read before it asks for the next, and no peer is called silent while something of it is there to read.
 """
 
 from queue import SimpleQueue

@@ -1,49 +1,62 @@
-"""Turns: so many at once and no more, given back whatever happens, and kept by nobody who waits for its peer."""
+"""Turns: so many at once and no more, given back whatever happens.
 
-import socket
-import threading
+That nobody keeps one who waits for its peer is in test_slow_sender.py (half a record of many connections).
+"""
+
+from queue import SimpleQueue
+from threading import Semaphore, Thread
 
 import pytest
 
 from securecore.errors import BrokenError
+from securecore.receiver import turns as turns_module
 from securecore.receiver.turns import Turns
-from tests.receiver.test_slow_sender import HALF_A_RECORD
-from tests.support.receivers import new_dump_id
-from tests.support.stages import Stage
+from tests.support.hands import PATIENCE_S
 
 
-def test_as_many_as_there_are_turns_go_on_at_once_and_the_next_one_waits() -> None:
+def test_as_many_as_there_are_turns_go_on_at_once_and_the_next_one_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither fewer nor more: whoever comes then goes on when the first has left."""
-    turns, is_in = Turns(2), threading.Event()
+    told: SimpleQueue[str] = SimpleQueue()
+    leave = Semaphore(0)
+
+    class Watched(SimpleQueue[None]):
+        def get(self, block: bool = True, timeout: float | None = None) -> None:
+            if self.empty():
+                told.put("waits")
+            return super().get(block, timeout)
 
     def take() -> None:
         with turns:
-            is_in.set()
+            told.put("is in")
+            leave.acquire(timeout=PATIENCE_S)
 
-    other = threading.Thread(target=take)
-    with turns:
-        with turns:
-            other.start()
-            assert not is_in.is_set()
-        other.join()
-        assert is_in.is_set()
+    monkeypatch.setattr(turns_module, "SimpleQueue", Watched)
+    turns, threads = Turns(2), [Thread(target=take) for _ in range(3)]
+    try:
+        heard = []
+        for thread in threads:
+            thread.start()
+            heard.append(told.get(timeout=PATIENCE_S))
+        assert heard == ["is in", "is in", "waits"]
+        assert told.empty()
+        leave.release()
+        assert told.get(timeout=PATIENCE_S) == "is in"
+    finally:
+        leave.release(len(threads))
+        for thread in threads:
+            thread.join(PATIENCE_S)
 
 
 def test_a_turn_that_ends_by_an_error_is_given_back() -> None:
     """A session that fails while it reads holds up nobody else."""
     turns = Turns(1)
-    for _ in range(2):
+
+    def fail() -> None:
         with pytest.raises(BrokenError), turns:
             raise BrokenError("cut")
-    with turns:
-        pass
 
-
-def test_peers_that_stop_within_a_record_keep_no_turn(stage: Stage) -> None:
-    """However many do, a dump that is sent meanwhile comes to its receipt."""
-    for _ in range(5):
-        stuck = stage.hand()
-        stuck.open(new_dump_id())
-        socket.socket.sendall(stuck.socket, HALF_A_RECORD)
-
-    stage.serves_the_next()
+    for _ in range(2):
+        thread = Thread(target=fail, daemon=True)
+        thread.start()
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
