@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from securecore import limits
+from securecore.certs.chain import Anchors
 from securecore.dump.compression import Compressor
 from securecore.dump.frames import ZERO_PIECE_FRAME
 from securecore.errors import BusyError, RefusedError, SecurecoreError, StorageError
@@ -26,7 +27,7 @@ from securecore.sender.patience import Wait
 from securecore.store.growing_core import GrowingCore
 from securecore.store.layout import open_store
 from securecore.wire.messages import Accept, Ack, Data, End, Zero
-from tests.support.certificates import DOMAIN, Fleet, no_passphrase
+from tests.support.certificates import DOMAIN, Fleet, make_hierarchy, no_passphrase
 from tests.support.hands import Hand
 from tests.support.receivers import new_dump_id, papers_of, running_receiver, send_bytes, wait_until_idle
 
@@ -303,6 +304,27 @@ def test_a_host_whose_certificate_expires_while_it_sends_gets_no_receipt(
     wait_until_idle(receiver)
 
     assert published(tmp_path) == []
+    assert incoming(tmp_path) == []
+
+
+@pytest.mark.parametrize("gone", ["root", "hosts CA"])
+def test_a_host_whose_root_or_ca_is_taken_away_while_it_sends_gets_no_receipt(
+    gone: str, fleet: Fleet, receiver: Receiver, tmp_path: Path, hands: Hands
+) -> None:
+    """The commit's anchors are those of now, whatever chain was found at the handshake."""
+    dump, hand = new_dump_id(), hands(fleet, receiver)
+    hand.open(dump)
+    hand.send(PIECES[2])
+    material, other = receiver.material, make_hierarchy()
+    root, ours = material.identity.anchors
+    left = Anchors(other.anchors.roots, ours) if gone == "root" else Anchors(root, other.anchors.intermediates)
+    receiver._service.material = material._replace(identity=material.identity._replace(anchors=left))
+    with pytest.raises(RefusedError, match="which none of our roots signed" if gone == "root" else "signed by a"):
+        hand.delivery.end(hand.manifest(dump))
+    wait_until_idle(receiver)
+
+    assert published(tmp_path) == []
+    assert incoming(tmp_path) == []
 
 
 @pytest.mark.parametrize("was_acknowledged", [False, True], ids=["nothing acknowledged", "a part acknowledged"])
