@@ -257,8 +257,7 @@ class Session:
         self._unsynced, self._ack_due = 0, math.inf
 
     def _commit(self, manifest: bytes, dump: IncomingDump, report: bytes) -> bytes:
-        # A long transfer may outlive the host's certificate: what was judged before READY is judged again by today's lists,
-        # those of receiver.toml included.
+        # A long transfer may outlive its certificate: it is judged again, by today's lists, those of receiver.toml included.
         material, now = self._service.material, self._service.clock()
         material.revocation.check(material.judge_host(self._leaf, now), now)
         self._service.admission.check_host(dump.host)
@@ -284,7 +283,8 @@ class Session:
             self._socket.sendall(data)
         except OSError as error:
             raise UnreachableError(f"connection was lost: {error.strerror or error}") from error
-        self._socket.settimeout(0)
+        finally:
+            self._socket.settimeout(0)
 
     def _receive(self, dump: IncomingDump | None = None) -> Message | None:
         """Return the peer's next message, None when it ended the connection between two dumps.
@@ -311,8 +311,8 @@ class Session:
     def _read(self) -> int | None:
         """Take in what has come, and return how many bytes, 0 at the connection's end, None while a TLS record is not whole.
 
-        Never waits (``_send`` leaves the socket so): a peer may die in the middle of a record, and others must be able to end this
-        session all the same.
+        Never waits: READY was sent, and ``_send`` leaves the socket so, however it ends. A peer may die in the middle of a record,
+        and others must be able to end this session all the same.
         """
         space, filled = self._connection.space(), 0
         is_rest = self._connection.find_begun() is not None

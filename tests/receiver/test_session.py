@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,18 +16,20 @@ from securecore import limits
 from securecore.certs.chain import Anchors
 from securecore.dump.compression import Compressor
 from securecore.dump.frames import ZERO_PIECE_FRAME
-from securecore.errors import BusyError, RefusedError, SecurecoreError, StorageError
+from securecore.errors import BusyError, RefusedError, SecurecoreError, StorageError, UnreachableError
 from securecore.merkle import leaf_hash
 from securecore.names import DumpId, HostName, StoreId
 from securecore.pki.revocation import revoke_name
+from securecore.receiver.observer import Observer
 from securecore.receiver.policy import Policy
 from securecore.receiver.server import Receiver
+from securecore.receiver.session import Session
 from securecore.sender import evidence
 from securecore.sender.parcel import Outcome
 from securecore.sender.patience import Wait
 from securecore.store.growing_core import GrowingCore
 from securecore.store.layout import open_store
-from securecore.wire.messages import Accept, Ack, Data, End, Zero
+from securecore.wire.messages import REST_FEATURE, Accept, Ack, Data, End, Ready, Zero
 from tests.support.certificates import DOMAIN, Fleet, make_hierarchy, no_passphrase
 from tests.support.hands import Hand
 from tests.support.receivers import new_dump_id, papers_of, running_receiver, send_bytes, wait_until_idle
@@ -242,6 +245,25 @@ def test_a_sender_may_not_speak_the_receivers_messages(fleet: Fleet, receiver: R
     hand = hands(fleet, receiver)
     with pytest.raises(RefusedError, match="not allowed"):
         hand.say(Ack(1))
+
+
+def test_a_send_that_fails_leaves_the_socket_to_be_read_without_waiting(receiver: Receiver) -> None:
+    """Whatever comes behind it, a session reads within a turn that others want, and waits there for nobody."""
+    far, near = socket.socketpair()
+    far.close()
+    with _Plain(fileno=near.detach()) as secured:
+        session = Session(secured, "somebody", receiver._service, Observer(), lambda host: None, lambda line: None)  # type: ignore[arg-type]
+        with pytest.raises(UnreachableError):
+            session._send(Ready(receiver._service.store.store_id, limits.MAX_FRAMES, REST_FEATURE))
+        assert secured.gettimeout() == 0
+
+
+class _Plain(socket.socket):
+    """A socket that has as much of TLS as a session asks for before its first message."""
+
+    def getpeercert(self, binary_form: bool) -> bytes | None:
+        """Return that there is none."""
+        return None
 
 
 def test_two_hosts_may_use_the_same_dump_id(fleet: Fleet, receiver: Receiver, tmp_path: Path, hands: Hands) -> None:
