@@ -44,7 +44,10 @@ class ManifestRefused(BrokenError):
 
 
 class Signed(NamedTuple):
-    """A manifest whose signature is by the key of its own x5c[0]; whose key that is, is not yet known."""
+    """A manifest whose signature is by the key of its own x5c[0]; whose key that is, is not yet known.
+
+    Only read_signed makes one.
+    """
 
     token: bytes
     chain_der: list[bytes]
@@ -72,8 +75,9 @@ class Committer:
     def finish(self, dump: IncomingDump, signed: Signed, report: bytes, certificate: bytes, crl: CrlFile | None = None) -> bytes:
         """Do steps 1 to 5 for a dump whose frames are all here; return its receipt.
 
-        *report* is as the session's OPEN had it, *certificate* the leaf (DER) that the session was opened with, *crl* that by which
-        it was judged just now. Raises ManifestRefused when the manifest does not hold; then nothing was written and the frames stay
+        *report* is as the session's OPEN had it, and no other than what is stored: the dump began with it, or IncomingDump.resume
+        has compared the two. *certificate* is the leaf (DER) that the session was opened with, *crl* that by which it was judged
+        just now. Raises ManifestRefused when the manifest does not hold; then nothing was written and the frames stay
         for another try, as they do where the disk does not take the CRL.
         """
         check_manifest(signed, dump, self._store.store_id, report, certificate)
@@ -223,7 +227,7 @@ def check_signer(signed: Signed, anchors: Anchors, now: datetime) -> None:
 def check_manifest(signed: Signed, dump: IncomingDump, store: StoreId, report: bytes, certificate: bytes | None) -> None:
     """Hold a manifest against everything that is known of the dump; raises ManifestRefused.
 
-    1. The signature is by the key of its own x5c[0] (``read_signed``), and this is the session's *certificate* (when there is one).
+    1. The key of its signature, which is that of its own x5c[0], is that of the session's *certificate* (when there is one).
     2. It speaks of this dump, this host and this store.
     3. Number of frames, plaintext size and Merkle root are those that were recomputed here; the report's digest likewise.
     4. It does not claim more than it says: ``complete`` is not shorter than predicted.
