@@ -48,10 +48,16 @@ def test_what_never_was_root_may_make_no_call_of_roots(name: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("unit", [AGENT, OF_A_USER["receiver"], OF_A_USER["vacuum"]], ids=["agent", "receiver", "vacuum"])
-def test_a_service_waits_for_the_disk_that_it_writes_to(unit: bytes) -> None:
-    """Before a disk is there, its empty mount point would be taken for an empty store or spool, and what is put there is hidden."""
+@pytest.mark.parametrize("name", ["agent", "renew", *OF_A_USER])
+def test_a_service_waits_for_the_disk_that_it_writes_to(name: str) -> None:
+    """Before a disk is there, its empty mount point would be taken for an empty store or spool, and what is put there is hidden.
+
+    Not so for the flush, which makes no spool, comes again soon, and must not mount time and again what somebody has unmounted.
+    """
+    unit = ({"agent": AGENT} | OF_ROOT | OF_A_USER)[name]
+
     assert f"\nRequiresMountsFor={PLACE}" in unit.decode().partition("[Service]")[0]
+    assert b"RequiresMountsFor" not in OF_ROOT["flush"]
 
 
 @pytest.mark.parametrize("path", ["/a b", "/a%b", "/a$b", '/a"b', "/a'b", "/a\\b", "/a\nUser=root"])

@@ -33,6 +33,7 @@ _SERVICE: Final = """\
 Description=securecore: fetch the receiver's CAs and revocation lists
 Wants=network-online.target
 After=network-online.target
+RequiresMountsFor={identity}
 
 [Service]
 Type=oneshot

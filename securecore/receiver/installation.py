@@ -53,6 +53,7 @@ Description=securecore receiver: takes core dumps from hosts into a store
 Wants=network-online.target
 After=network-online.target
 # A disk that comes late (nofail, or a network's) is waited for: in its empty mount point the receiver would make a new store.
+# What has kept a start from beginning is no failure to Restart=: once the disk is there, the receiver has to be started.
 RequiresMountsFor={store}
 
 [Service]

@@ -105,8 +105,11 @@ def flush_service(interpreter: str, settings: str = SETTINGS) -> bytes:
 
     Its place in the machine is behind a handler's (confinement.py), for nobody waits for it: nice 10, as the receiver's vacuum and
     next to the 9 of systemd-coredump@.service; the same disk priority; and where memory is short it goes as early (500, which that
-    unit has too), for what it has not delivered is in the spool still. It may have FLUSH_MEMORY_BYTES of memory. Raises ConfigError
-    when a path cannot stand in a unit.
+    unit has too), for what it has not delivered is in the spool still. It may have FLUSH_MEMORY_BYTES of memory.
+
+    It waits for no disk, unlike the others: an empty mount point is no spool, none is made there, and two minutes later it looks
+    again. With RequiresMountsFor= it would mount every two minutes what somebody has unmounted. Raises ConfigError when a path
+    cannot stand in a unit.
     """
     systemd.check_paths(interpreter, settings)
     return _FLUSH_SERVICE.format(

@@ -28,6 +28,7 @@ _SERVICE: Final = """\
 Description=securecore: renew this host's certificate, when that is due
 Wants=network-online.target
 After=network-online.target
+RequiresMountsFor={identity}
 
 [Service]
 Type=oneshot
