@@ -25,7 +25,7 @@ SystemCallErrorNumber=EPERM
 What a service may have all the same, capabilities, addresses and places to write to, its own unit says before them.
 """
 
-NO_DEVICES: Final = """\
+NOT_FOR_THE_AGENT: Final = """\
 PrivateDevices=yes
 ProtectHostname=yes
 ProtectKernelLogs=yes

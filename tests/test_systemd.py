@@ -33,7 +33,7 @@ def test_every_service_has_the_sandbox(name: str) -> None:
     unit = ({"agent": AGENT} | OF_ROOT | OF_A_USER)[name]
 
     assert missing(unit, systemd.SANDBOX) == []
-    assert missing(unit, systemd.NO_DEVICES) == ([] if name != "agent" else systemd.NO_DEVICES.splitlines())
+    assert missing(unit, systemd.NOT_FOR_THE_AGENT) == ([] if name != "agent" else systemd.NOT_FOR_THE_AGENT.splitlines())
 
 
 @pytest.mark.parametrize("name", OF_A_USER)

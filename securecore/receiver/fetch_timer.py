@@ -19,7 +19,7 @@ def fetch_service(interpreter: str, identity: str, user: str, group: str | None 
         command=f"{interpreter} -I -m securecore.cli.main pki fetch --identity {identity}",
         user=systemd.run_as(user, group),
         identity=identity,
-        sandbox=systemd.NO_DEVICES + systemd.SANDBOX + systemd.SERVICE_USER,
+        sandbox=systemd.NOT_FOR_THE_AGENT + systemd.SANDBOX + systemd.SERVICE_USER,
     ).encode()
 
 

@@ -43,7 +43,7 @@ def receiver_service(
         capability=capability,
         files=connections * _FILES_PER_CONNECTION,
         stop_s=_STOP_S,
-        sandbox=systemd.NO_DEVICES + systemd.SANDBOX + systemd.SERVICE_USER,
+        sandbox=systemd.NOT_FOR_THE_AGENT + systemd.SANDBOX + systemd.SERVICE_USER,
     ).encode()
 
 

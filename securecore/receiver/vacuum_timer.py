@@ -20,7 +20,7 @@ def vacuum_service(interpreter: str, store: str, user: str, group: str | None = 
         command=f"{interpreter} -I -m securecore.cli.main vacuum --if-any --config {CONFIGURATION}",
         user=systemd.run_as(user, group),
         store=store,
-        sandbox=systemd.NO_DEVICES + systemd.SANDBOX + systemd.SERVICE_USER,
+        sandbox=systemd.NOT_FOR_THE_AGENT + systemd.SANDBOX + systemd.SERVICE_USER,
     ).encode()
 
 

@@ -116,7 +116,7 @@ def flush_service(interpreter: str, settings: str = SETTINGS) -> bytes:
         interpreter=interpreter,
         settings=settings,
         memory=limits.FLUSH_MEMORY_BYTES,
-        sandbox=systemd.NO_DEVICES + systemd.SANDBOX,
+        sandbox=systemd.NOT_FOR_THE_AGENT + systemd.SANDBOX,
     ).encode()
 
 

@@ -15,7 +15,7 @@ def renew_service(interpreter: str, identity: str) -> bytes:
     Root without a capability: the directory and all in it are root's. Raises ConfigError when a path cannot stand in a unit.
     """
     systemd.check_paths(interpreter, identity)
-    return _SERVICE.format(interpreter=interpreter, identity=identity, sandbox=systemd.NO_DEVICES + systemd.SANDBOX).encode()
+    return _SERVICE.format(interpreter=interpreter, identity=identity, sandbox=systemd.NOT_FOR_THE_AGENT + systemd.SANDBOX).encode()
 
 
 def renew_timer() -> bytes:
