@@ -79,7 +79,6 @@ def issue_host(name: str, directory: Path, out: Path, days: int, passphrase_file
 
 def _server(*told: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
     """Return what adds that which a receiver's and an enroller's certificate is made of; *told* is where it comes from and goes."""
-
     adding: list[Callable[[_Command], _Command]] = [click.argument("name"), dir_option, *told, _addresses, _days, passphrase_option]
 
     def add_all(command: _Command) -> _Command:
