@@ -1,16 +1,14 @@
 """How far a pump reads ahead: places and memory, whichever of pieces and frames it is that waits."""
 
-import errno
-import os
 import threading
 from mmap import mmap
 
 import pytest
 
 from securecore import limits
-from securecore.sender import ahead
 from securecore.sender.ahead import PIECES, Ahead
 from tests.support.kernel import wait_until
+from tests.support.poor_memory import leave_memory_for
 
 
 def make_ahead(*, is_compressing: bool = False) -> Ahead:
@@ -62,16 +60,7 @@ def test_a_reader_waits_for_a_place() -> None:
 
 def test_with_little_memory_the_buffers_that_there_are_have_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """The third cannot be had: the reader waits for one of the two, and nobody is said to hold it."""
-    made = 0
-
-    def make(fd: int, length: int, flags: int) -> mmap:
-        nonlocal made
-        if made == 2:
-            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-        made += 1
-        return mmap(fd, length, flags)
-
-    monkeypatch.setattr(ahead, "mmap", make)
+    leave_memory_for(2, monkeypatch)
     places = make_ahead()
     first, _ = places.take(), places.take()
     taken: list[mmap] = []
@@ -86,11 +75,7 @@ def test_with_little_memory_the_buffers_that_there_are_have_to_do(monkeypatch: p
 
 def test_without_memory_for_one_buffer_there_is_no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is the first, so nobody could give one back: to wait would be for ever."""
-
-    def make(*_: object) -> mmap:
-        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-
-    monkeypatch.setattr(ahead, "mmap", make)
+    leave_memory_for(0, monkeypatch)
     with pytest.raises(MemoryError):
         make_ahead().take()
 
@@ -132,11 +117,7 @@ def test_memory_that_was_let_go_of_is_not_missed(monkeypatch: pytest.MonkeyPatch
     places = make_ahead()
     for buffer in [places.take() for _ in range(PIECES)]:
         places.give_back(buffer, limits.MAX_FRAME_BYTES)
-
-    def make(*_: object) -> mmap:
-        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-
-    monkeypatch.setattr(ahead, "mmap", make)
+    leave_memory_for(0, monkeypatch)
     places.leave(limits.MAX_FRAME_BYTES)
 
     assert len(places.take()) == limits.PIECE_BYTES

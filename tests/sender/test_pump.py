@@ -1,6 +1,5 @@
 """The pump: every byte, in order, in bounded memory, whatever the source and the consumer do."""
 
-import errno
 import os
 import random
 import sys
@@ -8,7 +7,6 @@ import threading
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from mmap import mmap
 from pathlib import Path
 
 import pytest
@@ -26,6 +24,7 @@ from securecore.sender.pump import Frame, Pump
 from securecore.sender.threads import ROOM_BYTES
 from tests.support.elf import write_core
 from tests.support.kernel import wait_until
+from tests.support.poor_memory import leave_memory_for
 
 PIECES_AHEAD = ahead.PIECES
 """Pieces that were read, and whose frames wait to be taken: all that a pump holds."""
@@ -362,16 +361,7 @@ def test_who_compresses_himself_is_the_one_that_holds_the_source(monkeypatch: py
 
 def test_with_little_memory_the_workers_are_at_work_before_frames_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The third buffer cannot be had, and who will take frames has no connection yet: the reading goes on all the same."""
-    made = 0
-
-    def make(fd: int, length: int, flags: int) -> mmap:
-        nonlocal made
-        if made == 2:
-            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-        made += 1
-        return mmap(fd, length, flags)
-
-    monkeypatch.setattr(ahead, "mmap", make)
+    leave_memory_for(2, monkeypatch)
     core = random.Random(21).randbytes(6 * limits.MIB + 1)
     pump = Pump(Compressor)
     with pumping(pump, [core]) as reader:
