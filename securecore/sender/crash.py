@@ -4,7 +4,7 @@ import os
 import time
 
 from securecore import __version__, limits
-from securecore.declarations import TYPE_CHECKING, Callable, NamedTuple
+from securecore.declarations import TYPE_CHECKING, Any, NamedTuple, Self
 from securecore.errors import ConfigError
 from securecore.names import DumpId
 from securecore.report import CrashReport
@@ -52,15 +52,15 @@ def send(
 
     settings = provisions.settings if provisions is not None else load_settings(settings_path)
     confine(settings.confinement)
-    with Lifetime(core, settings.confinement.deadline_s, settings.confinement.source_deadline_s) as lifetime:
-        crash = meet(arguments, core, load_tally)
+    deadlines = settings.confinement.deadline_s, settings.confinement.source_deadline_s
+    with Lifetime(core, *deadlines) as lifetime, meet(arguments, core) as crash:
+        # Only now: a child finds out meanwhile about the program.
         from securecore.sender import spool_directory, tally
 
         owner = settings.uid, settings.gid
         place = tally.Place(lambda: spool_directory.open_spool_directory(settings.spool), *owner, "spool-missing")
-        taken = tally.judge(core, place, settings.admission, dump, crash.report, gate)
+        taken = tally.judge(core, place, settings.admission, dump, crash.report, gate, crash.find_file)
         if taken is None:
-            crash.leave()
             return 0
         try:
             # Only now: in a storm most crashes have ended before.
@@ -71,7 +71,6 @@ def send(
 
             return network.send(core, settings, dump, crash.finish, taken, lifetime, provisions)
         finally:
-            crash.leave()
             # An error may have come before anybody knew what becomes of the dump. Root's files in the spool would be no use to
             # anybody.
             privileges.drop(settings.uid, settings.gid)
@@ -82,29 +81,27 @@ def keep(core: int, arguments: KernelArguments, mode: LocalMode, dump: DumpId, s
     """Do what is left on a machine that keeps its cores, and return the exit code."""
     settings, problem = find_local_settings(settings_path)
     confine(Confinement())
-    with Lifetime(core, limits.HANDLER_DEADLINE_S, limits.SOURCE_DEADLINE_S) as lifetime:
-        crash = meet(arguments, core, load_tally)
+    with Lifetime(core, limits.HANDLER_DEADLINE_S, limits.SOURCE_DEADLINE_S) as lifetime, meet(arguments, core) as crash:
+        # Only now, as on the other way.
         from securecore.sender import cores_directory, tally
 
         fd, owner = cores_directory.open_cores_directory(mode.directory)
         cores_directory.check_owner(owner, mode.directory)
         place = tally.Place(lambda: cores_directory.open_state(fd, owner), *owner)
-        taken = tally.judge(core, place, settings.admission, dump, crash.report)
+        taken = tally.judge(core, place, settings.admission, dump, crash.report, find_file=crash.find_file)
         if taken is None:
-            crash.leave()
             return 0
         if problem is not None:
             # Not of each crash of a storm.
             log("untidy", error=f"{problem}; the usual admission and floor hold")
         try:
-            # Only now, as on the other way.
+            # Only now: in a storm most crashes have ended before.
             from securecore.sender import cores, local
 
             collect_garbage()
             directory = cores.CoreDirectory(fd, owner, settings.floor)
             return local.keep(core, mode, directory, dump, crash.finish(), taken, lifetime)
         finally:
-            crash.leave()
             # Of what fails once a core was begun, local.py knows what is there.
             privileges.drop(*owner)
             taken.conclude(is_kept=False)
@@ -120,34 +117,32 @@ def find_local_settings(settings_path: str) -> "tuple[LocalSettings, str | None]
         return LocalSettings(), error.message
 
 
-def load_tally() -> None:
-    """Load what decides next, in either way."""
-    from securecore.sender import tally  # noqa: F401
-
-
 class Crash(NamedTuple):
-    """What is known of a crash so far."""
+    """What is known of a crash so far; whoever leaves it as a context has nobody read of its program any more."""
 
     report: CrashReport
     program: "ProgramReader | None"
     """Reads what names the program meanwhile."""
 
-    def finish(self) -> CrashReport:
-        """Return the report with what names the program, as far as that was told in time."""
-        return self.report if self.program is None else self.report._replace(**self.program.finish())
+    def __enter__(self) -> Self:
+        return self
 
-    def leave(self) -> None:
-        """Have nobody read of the program any more; after that, and after ``finish``, there is nothing to leave."""
+    def __exit__(self, *_: object) -> None:
         if self.program is not None:
             self.program.leave()
 
+    def find_file(self) -> dict[str, Any]:
+        """Return the report fields that say which file the program is, as far as they are told in time."""
+        return {} if self.program is None else self.program.find_file()
 
-def meet(arguments: KernelArguments, core: int, meanwhile: Callable[[], object] = lambda: None) -> Crash:
-    """Return the kernel's arguments as a report, and what /proc tells. Nobody else is left with the descriptor *core*.
+    def finish(self) -> CrashReport:
+        """Return the report with which file the program is and what names it, as far as that was told in time."""
+        return self.report if self.program is None else self.report._replace(**self.program.finish())
 
-    *meanwhile* is called while a child reads of the program.
-    """
-    found = procfs.snapshot(arguments, held=(core,), meanwhile=meanwhile)
+
+def meet(arguments: KernelArguments, core: int) -> Crash:
+    """Return the kernel's arguments as a report, and what /proc tells. Nobody else is left with the descriptor *core*."""
+    found = procfs.snapshot(arguments, held=(core,))
     report = CrashReport(
         sender=f"securecore {__version__}",
         source="kernel",

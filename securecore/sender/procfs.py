@@ -10,7 +10,7 @@ it never costs the core.
 import os
 
 from securecore import limits
-from securecore.declarations import Any, Callable, Final, Iterable, NamedTuple
+from securecore.declarations import Any, Final, Iterable, NamedTuple
 from securecore.sender.kernel_arguments import KernelArguments
 from securecore.sender.program import ProgramReader
 
@@ -37,7 +37,7 @@ class _Process(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """What is known of the crashed process, and who still reads what names its program."""
+    """What is known of the crashed process, and who still finds out which file its program is, and what names it."""
 
     fields: dict[str, Any]
     """Report fields, ``metadata`` always among them."""
@@ -45,16 +45,10 @@ class Snapshot(NamedTuple):
     """To be finished, or left; None where nobody reads, or nothing of what is read would be believed."""
 
 
-def snapshot(
-    arguments: KernelArguments,
-    proc: str = "/proc",
-    held: Iterable[int] = (),
-    meanwhile: Callable[[], object] = lambda: None,
-) -> Snapshot:
-    """Return what /proc tells of the crashed process; which file its program is, but not what that file's bytes name.
+def snapshot(arguments: KernelArguments, proc: str = "/proc", held: Iterable[int] = ()) -> Snapshot:
+    """Return what /proc tells of the crashed process, while a child finds out about its program, for which nobody waits here.
 
-    *held* are the descriptors that nobody but this process may hold, the core's among them. *meanwhile* is called while a child
-    reads the program, for what would have to be done next.
+    *held* are the descriptors that nobody but this process may hold, the core's among them.
 
     ``verified``: a pidfd proved that the fields are the crashed process's. ``unverified``: no pidfd to prove it, but nothing speaks
     against it. ``arguments``: /proc was gone or another process's; only machine facts are there beside.
@@ -70,8 +64,6 @@ def snapshot(
         program = ProgramReader(thread, held)
         try:
             process = _process(directory, thread, proc)
-            meanwhile()
-            process.fields.update(program.find_file())
             # What the child tells after this is of the same process: it has a descriptor of its directory, which no other one gets.
             proof = _proof(arguments, process, proc)
         except BaseException:

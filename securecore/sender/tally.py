@@ -7,7 +7,7 @@ and cores no more than their directory.
 import os
 import time
 
-from securecore.declarations import TYPE_CHECKING, Callable, Final, NamedTuple
+from securecore.declarations import TYPE_CHECKING, Any, Callable, Final, NamedTuple
 from securecore.errors import BrokenError, SecurecoreError
 from securecore.names import DumpId
 from securecore.report import CrashReport
@@ -52,6 +52,10 @@ class Tally:
         self._counted_by = _UNCOUNTED
         self._is_locked = False
         """Somebody who was stopped keeps the state: a process has waited for it once."""
+
+    def learn(self, fields: dict[str, Any]) -> None:
+        """Have report fields that were not there before: a storm limit goes by which file the program is."""
+        self._report = self._report._replace(**fields)
 
     def admit(self, admission: Admission) -> Verdict:
         """Return what becomes of the crash by the storm limits."""
@@ -174,7 +178,13 @@ class Taken:
 
 
 def judge(
-    core: int, place: Place, admission: Admission, dump: DumpId, report: CrashReport, gate: "Gate | None" = None
+    core: int,
+    place: Place,
+    admission: Admission,
+    dump: DumpId,
+    report: CrashReport,
+    gate: "Gate | None" = None,
+    find_file: Callable[[], dict[str, Any]] = dict,
 ) -> Taken | None:
     """Return what is known of a crash that is taken; None when it is declined, or a storm limit suppresses it.
 
@@ -183,6 +193,8 @@ def judge(
     others than root, and are read without its rights.
 
     *gate* is opened once the core is needed: for its head, where its size counts, else when it is taken. A pipe has none.
+    *find_file* returns the report fields that say which file the program is, where *report* lacks them. It may have to wait, so
+    only a storm limit asks it; a rule goes by the path.
     """
     refusal = admission.find_refusal(report)
     if refusal is not None:
@@ -201,6 +213,7 @@ def judge(
             head = read_head(core)
         oversize = admission.find_oversize(head.predicted_size)
         if oversize is None:
+            tally.learn(find_file())
             verdict = tally.admit(admission)
             if verdict.limit is None:
                 if gate is not None:

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -309,28 +309,29 @@ def test_a_process_whose_main_thread_has_ended_is_read_through_the_one_that_cras
     assert "executable" not in without
 
 
-def test_what_comes_next_is_begun_while_the_program_is_read(proc: Proc, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its reader is at work by then, and nobody has waited for it yet."""
-    order = []
+def test_nobody_waits_for_the_program_while_the_process_is_read(proc: Proc, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even for which file it is, which its file system may be slow to say: the rules decide meanwhile."""
+    holding, letting_go = os.pipe()
+    tell_file = program._tell_file
 
-    class Watched(ProgramReader):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            order.append("begun")
+    def tell_later(process: int, writing: int) -> None:
+        os.read(holding, 1)
+        tell_file(process, writing)
 
-        def find_file(self) -> dict[str, Any]:
-            order.append("waited for")
-            return super().find_file()
+    monkeypatch.setattr(program, "_tell_file", tell_later)
+    (proc.process / "exe").unlink()
+    (proc.process / "exe").write_bytes(b"anything")
+    found = snapshot(KernelArguments(4711, 4711, 33, 34, 11, 1, 0, 1, 3), str(proc.path))
+    os.write(letting_go, b".")
 
-    monkeypatch.setattr(procfs, "ProgramReader", Watched)
-    arguments = KernelArguments(4711, 4711, 33, 34, 11, 1, 0, 1, 3)
-    found = snapshot(arguments, str(proc.path), meanwhile=lambda: order.append("meanwhile"))
+    assert found.fields["metadata"] == VERIFIED
+    assert "executable_inode" not in found.fields
+    assert whole(found)["executable_inode"] == (proc.process / "exe").stat().st_ino
+    os.close(holding)
+    os.close(letting_go)
 
-    assert whole(found)["metadata"] == VERIFIED
-    assert order == ["begun", "meanwhile", "waited for"]
 
-
-def test_what_fails_meanwhile_leaves_no_child(proc: Proc, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reading_that_fails_leaves_no_child(proc: Proc, monkeypatch: pytest.MonkeyPatch) -> None:
     """The child that reads the program is root's at first, and may hang where the program wants it: it is ended in any case."""
     ended: list[int] = []
 
@@ -339,12 +340,13 @@ def test_what_fails_meanwhile_leaves_no_child(proc: Proc, monkeypatch: pytest.Mo
             ended.append(self.child)
             super().leave()
 
-    def fail() -> None:
-        raise ImportError("no tally")
+    def fail(*_: object) -> NoReturn:
+        raise MemoryError
 
     monkeypatch.setattr(procfs, "ProgramReader", Watched)
-    with pytest.raises(ImportError):
-        snapshot(KernelArguments(4711, 4711, 33, 34, 11, 1, 0, 1, 3), str(proc.path), meanwhile=fail)
+    monkeypatch.setattr(procfs, "_process", fail)
+    with pytest.raises(MemoryError):
+        snapshot(KernelArguments(4711, 4711, 33, 34, 11, 1, 0, 1, 3), str(proc.path))
 
     assert len(ended) == 1
 
@@ -361,8 +363,8 @@ def test_a_crash_is_judged_before_its_program_is_named(proc: Proc, monkeypatch: 
     (proc.process / "exe").unlink()
     (proc.process / "exe").write_bytes(b"anything")
     found = snapshot(KernelArguments(4711, 4711, 33, 34, 11, 1, 0, 1, 3), str(proc.path))
-    assert found.fields["executable_inode"] == (proc.process / "exe").stat().st_ino
-    assert "build_id" not in found.fields
+    assert found.program is not None
+    assert found.program.find_file()["executable_inode"] == (proc.process / "exe").stat().st_ino
     os.write(letting_go, b".")
 
     assert whole(found)["build_id"] == "00ff"

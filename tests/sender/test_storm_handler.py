@@ -349,6 +349,28 @@ def test_the_kernels_log_is_closed_before_a_taken_crash_meets_the_network(
     assert State.parse((tmp_path / "spool" / "storms.json").read_bytes()).skipped == 3
 
 
+def test_which_file_it_is_is_asked_for_when_a_storm_limit_needs_it(
+    spool: Spool, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file system may be slow to say: what a rule declines waits for no such word, what is taken is counted by it."""
+    asked: list[int] = []
+
+    def judge(user: int) -> bool:
+        def find_file() -> dict[str, Any]:
+            asked.append(user)
+            return {"executable_device": 8, "executable_inode": 1}
+
+        place, core = tally.Place(lambda: os.dup(spool.fd), 1, 1), os.open("/dev/null", os.O_RDONLY)
+        taken = tally.judge(core, place, admission, new_dump_id(), CrashReport(uid=user), find_file=find_file)
+        return taken is not None
+
+    monkeypatch.setattr(tally.privileges, "Acting", lambda uid, gid: nullcontext())
+    monkeypatch.setattr(tally.privileges, "drop", lambda uid, gid: None)
+    admission = Admission(program=StormLimit(1, 3600), user=FREE, host=FREE, rules=(Rule(EXCLUDE, user="2"),))
+
+    assert ([judge(2), judge(1), judge(1)], asked) == ([False, True, False], [1, 1])
+
+
 def test_the_count_of_a_dump_that_went_nowhere_is_counted_again(
     fleet: Fleet, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
