@@ -8,6 +8,7 @@ counted twice.
 """
 
 import os
+import sys
 import time
 
 from securecore import limits
@@ -47,7 +48,7 @@ def open_kernel_log() -> int | None:
         log = os.open(KMSG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return None
-    if not can_others_import([os.path.dirname(os.__file__)]):
+    if "re" not in sys.modules and not can_others_import([os.path.dirname(os.__file__)]):
         import re  # noqa: F401  # who reads the log may not be root any more, and could not load this then
     return log
 

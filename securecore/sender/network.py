@@ -4,14 +4,14 @@ import os
 import sys
 import time
 
-from securecore.declarations import TYPE_CHECKING, Callable
+from securecore.declarations import TYPE_CHECKING, Callable, Final
 from securecore.errors import BusyError, ConfigError, StorageError
 from securecore.names import DumpId
 from securecore.report import CrashReport
 from securecore.sender import privileges
 from securecore.sender.handler import collect_garbage
 from securecore.sender.lifetime import Lifetime
-from securecore.sender.papers import PapersReader
+from securecore.sender.papers import PapersReader, read_papers
 from securecore.sender.parcel import Outcome, Papers, Parcel
 from securecore.sender.patience import usual_patience
 from securecore.sender.settings import WHOLE, Settings
@@ -21,6 +21,9 @@ from securecore.sender.tally import Taken
 if TYPE_CHECKING:
     from securecore.sender.provisions import Provisions
     from securecore.sender.spool import Spool
+
+_LAST_LOADED: Final = ("transfer", "evidence", "backlog", "schedule")
+"""Modules of this package that a crash needs last: they are loaded behind the drop, where they may be."""
 
 
 def send(
@@ -37,15 +40,16 @@ def send(
     *report* is called by root, as late as root may: what names the program may still be on its way. *provisions* are the
     agent's.
     """
-    reader = PapersReader(settings.identity, provisions.context if provisions is not None else None)
+    # As in the agent's children. Then there is nothing to do meanwhile but to read the core, and a thread or a handshake takes the
+    # same processors.
+    is_loaded = all(f"securecore.sender.{name}" in sys.modules for name in _LAST_LOADED)
+    anchored = provisions.context if provisions is not None else None
+    reader = None if is_loaded else PapersReader(settings.identity, anchored)
     # Only now: the identity is read meanwhile.
     from securecore.sender.dialling import Dialler
 
-    papers = reader.finish()
-    # As in the agent's children. Then there is nothing to do meanwhile but to read the core, and a handshake takes the same
-    # processors.
-    is_loaded = "securecore.sender.transfer" in sys.modules
-    if not privileges.can_others_import(_find_packages()):
+    papers = read_papers(settings.identity, anchored) if reader is None else reader.finish()
+    if not is_loaded and not privileges.can_others_import(_find_packages()):
         # Installed where only root can read, as in a checkout under /root: what is loaded last must be loaded while we still may.
         from securecore.sender import backlog, evidence, schedule, transfer  # noqa: F401
     whole = report()

@@ -32,16 +32,17 @@ class PapersReader:
         if self._is_started:
             self._thread.join()
         # Without a thread, or without memory in it, this one reads, and has the error for its own.
-        return self._found or _read(self._identity, self._anchored)
+        return self._found or read_papers(self._identity, self._anchored)
 
     def _run(self) -> None:
         try:
-            self._found = _read(self._identity, self._anchored)
+            self._found = read_papers(self._identity, self._anchored)
         except MemoryError:
             pass  # ``finish`` tries again.
 
 
-def _read(identity: str, anchored: ssl.SSLContext | None) -> Papers | ConfigError:
+def read_papers(identity: str, anchored: ssl.SSLContext | None = None) -> Papers | ConfigError:
+    """Return what is in one identity directory, or why it is not fit to send; *anchored* is as PapersReader has it."""
     try:
         if anchored is None:
             return Papers(tls.sender_context(identity), read_credentials(identity))

@@ -85,23 +85,29 @@ def test_a_skipped_crash_in_the_log_has_its_patterns_made_already() -> None:
 _HANDLED = """
 import os, sys
 from securecore.names import DumpId
-from securecore.sender import agent, crash
+from securecore.sender import agent, crash, kernel_log, papers, privileges
 from securecore.sender.kernel_arguments import parse_arguments
 agent.warm_up()
 before = set(sys.modules)
+asked = []
+privileges.can_others_import = kernel_log.can_others_import = lambda paths: asked.append("imports") or True
+papers.start = lambda thread: asked.append("thread") or thread.start()
 core, writing = os.pipe()
 os.write(writing, b"x" * 4096)
 os.close(writing)
 crash.send(core, parse_arguments(sys.argv[2:]), DumpId.make(0, os.urandom(10)), sys.argv[1])
-print(*set(sys.modules) - before)
+print(*set(sys.modules) - before, *asked)
 """
-"""A crash as an agent's child handles it, and what was loaded for it."""
+"""A crash as an agent's child handles it, what was loaded for it, and what was done as if anything had to be."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_up", [True, False])
 def test_a_crash_loads_nothing(fleet: Fleet, receiver: Receiver, tmp_path: Path, is_up: bool) -> None:
-    """Delivered or spooled: no module of ours, of a library's or of Python's own, from the settings to the last line in the log."""
+    """Delivered or spooled: no module of ours, of a library's or of Python's own, from the settings to the last line in the log.
+
+    So nobody asks whether any could be, and no thread reads the identity while they are.
+    """
     installed = Installed(tmp_path, fleet.host, receiver.addresses if is_up else [Address("127.0.0.1:9")])
     command = [sys.executable, "-I", "-c", _HANDLED, str(installed.settings), *kernel_arguments()]
     answer = subprocess.run(command, capture_output=True, check=True, text=True)

@@ -217,7 +217,7 @@ def test_the_receiver_is_dialled_while_the_rest_is_loaded(installed: Handler, tm
 
 def test_where_all_is_loaded_the_core_is_read_first(installed: Handler, tmp_path: Path) -> None:
     """As in the agent's children: there is nothing to do meanwhile but to read the core, which a handshake would only slow down."""
-    seen = dialling_beside(installed, tmp_path / "seen", "from securecore.sender import transfer")
+    seen = dialling_beside(installed, tmp_path / "seen", "from securecore.sender import backlog, evidence, schedule, transfer")
 
     assert seen[0] == "drops True"
     assert "dials True" not in seen
