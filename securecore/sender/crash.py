@@ -4,7 +4,7 @@ import os
 import time
 
 from securecore import __version__, limits
-from securecore.declarations import TYPE_CHECKING, Any, NamedTuple, Self
+from securecore.declarations import TYPE_CHECKING, NamedTuple, Self
 from securecore.errors import ConfigError
 from securecore.names import DumpId
 from securecore.report import CrashReport
@@ -59,7 +59,7 @@ def send(
 
         owner = settings.uid, settings.gid
         place = tally.Place(lambda: spool_directory.open_spool_directory(settings.spool), *owner, "spool-missing")
-        taken = tally.judge(core, place, settings.admission, dump, crash.report, gate, crash.find_file)
+        taken = tally.judge(core, place, settings.admission, dump, crash.report, crash.program, gate)
         if taken is None:
             return 0
         try:
@@ -71,6 +71,7 @@ def send(
 
             return network.send(core, settings, dump, crash.finish, taken, lifetime, provisions)
         finally:
+            crash.leave()
             # An error may have come before anybody knew what becomes of the dump. Root's files in the spool would be no use to
             # anybody.
             privileges.drop(settings.uid, settings.gid)
@@ -88,7 +89,7 @@ def keep(core: int, arguments: KernelArguments, mode: LocalMode, dump: DumpId, s
         fd, owner = cores_directory.open_cores_directory(mode.directory)
         cores_directory.check_owner(owner, mode.directory)
         place = tally.Place(lambda: cores_directory.open_state(fd, owner), *owner)
-        taken = tally.judge(core, place, settings.admission, dump, crash.report, find_file=crash.find_file)
+        taken = tally.judge(core, place, settings.admission, dump, crash.report, crash.program)
         if taken is None:
             return 0
         if problem is not None:
@@ -102,6 +103,7 @@ def keep(core: int, arguments: KernelArguments, mode: LocalMode, dump: DumpId, s
             directory = cores.CoreDirectory(fd, owner, settings.floor)
             return local.keep(core, mode, directory, dump, crash.finish(), taken, lifetime)
         finally:
+            crash.leave()
             # Of what fails once a core was begun, local.py knows what is there.
             privileges.drop(*owner)
             taken.conclude(is_kept=False)
@@ -118,7 +120,7 @@ def find_local_settings(settings_path: str) -> "tuple[LocalSettings, str | None]
 
 
 class Crash(NamedTuple):
-    """What is known of a crash so far; whoever leaves it as a context has nobody read of its program any more."""
+    """What is known of a crash so far; as a context it is left at the end, whatever happens."""
 
     report: CrashReport
     program: "ProgramReader | None"
@@ -128,12 +130,12 @@ class Crash(NamedTuple):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Have nobody read of the program any more: by root still, who may end the child; once is enough."""
         if self.program is not None:
             self.program.leave()
-
-    def find_file(self) -> dict[str, Any]:
-        """Return the report fields that say which file the program is, as far as they are told in time."""
-        return {} if self.program is None else self.program.find_file()
 
     def finish(self) -> CrashReport:
         """Return the report with which file the program is and what names it, as far as that was told in time."""
@@ -141,7 +143,10 @@ class Crash(NamedTuple):
 
 
 def meet(arguments: KernelArguments, core: int) -> Crash:
-    """Return the kernel's arguments as a report, and what /proc tells. Nobody else is left with the descriptor *core*."""
+    """Return the kernel's arguments and what /proc tells as a report.
+
+    A child reads of the program; before anything that may hang it lets go of the descriptor *core*.
+    """
     found = procfs.snapshot(arguments, held=(core,))
     report = CrashReport(
         sender=f"securecore {__version__}",

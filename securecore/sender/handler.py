@@ -9,12 +9,12 @@ The order of work:
  3  make ourselves non-dumpable, create nothing that others may read
  4  parse the arguments
  5  read the settings (in local mode: what is taken, no more), take the place in the machine that they give (confinement.py), and
-    read /proc of the crashed process, which waits for us; a child reads what names its program (program.py), and its answer is in
-    the report by step 7. What the rules decline is let go here (admission.py). Then open as root the spool, or the directory that
-    core_pattern names, and the kernel's log, and act as the handler's own user, or the directory's owner, for as long as it takes
-    to decide: what is too large, or too much of a storm, is let go here (tally.py), before anything of the network or of a
-    compressor is loaded, and the key opened; of a crash that is taken one line in the log says so, and the kernel's log is read
-    and closed.
+    read /proc of the crashed process, which waits for us; a child finds out which file its program is, for which the storm limits
+    wait, and what names it, which is in the report by step 7 (program.py). What the rules decline is let go here (admission.py).
+    Then open as root the spool, or the directory that core_pattern names, and the kernel's log, and act as the handler's own
+    user, or the directory's owner, for as long as it takes to decide: what is too large, or too much of a storm, is let go here
+    (tally.py), before anything of the network or of a compressor is loaded, and the key opened; of a crash that is taken one line
+    in the log says so, and the kernel's log is read and closed.
     From here on the network's way (network.py) or the local one (local.py)
  6  open as root what else root must open: the identity
  7  become the handler's own user, or the directory's owner, for good; only now the first network byte: the first receiver is

@@ -43,12 +43,12 @@ def send(
     # As in the agent's children. Then there is nothing to do meanwhile but to read the core, and a thread or a handshake takes the
     # same processors.
     is_loaded = all(f"securecore.sender.{name}" in sys.modules for name in _LAST_LOADED)
-    anchored = provisions.context if provisions is not None else None
-    reader = None if is_loaded else PapersReader(settings.identity, anchored)
+    reader = None if is_loaded else PapersReader(settings.identity)
     # Only now: the identity is read meanwhile.
     from securecore.sender.dialling import Dialler
 
-    papers = read_papers(settings.identity, anchored) if reader is None else reader.finish()
+    anchored = provisions.context if provisions is not None else None
+    papers = reader.finish() if reader is not None else read_papers(settings.identity, anchored)
     if not is_loaded and not privileges.can_others_import(_find_packages()):
         # Installed where only root can read, as in a checkout under /root: what is loaded last must be loaded while we still may.
         from securecore.sender import backlog, evidence, schedule, transfer  # noqa: F401

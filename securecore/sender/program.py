@@ -144,5 +144,6 @@ def _fields(answer: bytes) -> dict[str, Any]:
         except (ValueError, RecursionError):
             continue
         if isinstance(found, dict):
-            fields |= {name: found[name] for name, kind in _KINDS.items() if type(found.get(name)) is kind}
+            # What was said as root stays: who was made nobody and has met the program's bytes says no other file.
+            fields = {name: found[name] for name, kind in _KINDS.items() if type(found.get(name)) is kind} | fields
     return fields

@@ -19,6 +19,7 @@ from securecore.sender.system_log import log
 
 if TYPE_CHECKING:
     from securecore.sender.coredump_socket import Gate
+    from securecore.sender.program import ProgramReader
 
 _UNCOUNTED: Final = Admission(program=StormLimit(0, 0), user=StormLimit(0, 0), host=StormLimit(0, 0))
 """Of a crash that the state could not count: it has no place to give back."""
@@ -183,8 +184,8 @@ def judge(
     admission: Admission,
     dump: DumpId,
     report: CrashReport,
+    program: "ProgramReader | None",
     gate: "Gate | None" = None,
-    find_file: Callable[[], dict[str, Any]] = dict,
 ) -> Taken | None:
     """Return what is known of a crash that is taken; None when it is declined, or a storm limit suppresses it.
 
@@ -193,8 +194,8 @@ def judge(
     others than root, and are read without its rights.
 
     *gate* is opened once the core is needed: for its head, where its size counts, else when it is taken. A pipe has none.
-    *find_file* returns the report fields that say which file the program is, where *report* lacks them. It may have to wait, so
-    only a storm limit asks it; a rule goes by the path.
+    *program* finds out which file the program is, which *report* does not say. It may have to be waited for, so only a storm limit
+    asks it, a rule goes by the path; of a crash that is not taken it is left before root is given up.
     """
     refusal = admission.find_refusal(report)
     if refusal is not None:
@@ -202,7 +203,7 @@ def judge(
             gate.refuse()
         os.close(core)
         tally = open_tally(place, report)
-        privileges.drop(place.uid, place.gid)
+        _give_up_root(place, program)
         tally.decline(dump, refusal)
         return None
     tally, head, verdict = open_tally(place, report), Head(), Verdict(None, Untaken())
@@ -213,7 +214,8 @@ def judge(
             head = read_head(core)
         oversize = admission.find_oversize(head.predicted_size)
         if oversize is None:
-            tally.learn(find_file())
+            if program is not None and tally.directory is not None:
+                tally.learn(program.find_file())
             verdict = tally.admit(admission)
             if verdict.limit is None:
                 if gate is not None:
@@ -226,9 +228,16 @@ def judge(
     if gate is not None:
         gate.refuse()
     os.close(core)
-    privileges.drop(place.uid, place.gid)
+    _give_up_root(place, program)
     if oversize is not None:
         tally.decline(dump, oversize)
     else:
         tally.suppress(dump, verdict)
     return None
+
+
+def _give_up_root(place: Place, program: "ProgramReader | None") -> None:
+    if program is not None:
+        # Before: its child is root's until it has opened the program's file, and may hang there.
+        program.leave()
+    privileges.drop(place.uid, place.gid)

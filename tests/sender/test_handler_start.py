@@ -15,6 +15,7 @@ from securecore.errors import ConfigError
 from tests.support.certificates import Fleet
 from tests.support.kernel import Installed, kernel_arguments, write_script
 from tests.support.launchers import as_by_the_kernel
+from tests.support.local_handlers import LocalHost
 from tests.support.receivers import running_receiver
 from tests.support.stores import published
 
@@ -222,6 +223,47 @@ def test_where_all_is_loaded_the_core_is_read_first(installed: Handler, tmp_path
     assert seen[0] == "drops True"
     assert "dials True" not in seen
     assert published(tmp_path / "store") == [CORE]
+
+
+_FAILING = """
+import fcntl, os
+from securecore.errors import ConfigError
+from securecore.sender import cores, handler, network, privileges, program
+
+# Above what the handler binds to /dev/null, and opened by root still.
+seen = fcntl.fcntl(os.open({seen!r}, os.O_WRONLY | os.O_CREAT), fcntl.F_DUPFD, 20)
+owner = os.getpid()
+
+def note(name, call):
+    def noted(*arguments):
+        if os.getpid() == owner:
+            os.write(seen, f"{{name}}\\n".encode())
+        return call(*arguments)
+    return noted
+
+def fail(*arguments):
+    raise ConfigError("nothing goes any further")
+
+network.send = cores.CoreDirectory = fail
+privileges.drop = note("drops", privileges.drop)
+program.ProgramReader.leave = note("leaves", program.ProgramReader.leave)
+handler.main({settings!r})
+"""
+
+
+@pytest.mark.parametrize("is_local", [False, True], ids=["sent", "kept here"])
+def test_a_crash_that_fails_has_its_programs_reader_ended_by_root(
+    is_local: bool, installed: Handler, tmp_path: Path
+) -> None:
+    """Who has become another user may not end the child that reads it any more, which is root's while it hangs in the opening."""
+    (tmp_path / "local").mkdir()
+    host = LocalHost(tmp_path / "local")
+    text = _FAILING.format(settings=str(installed.settings), seen=str(tmp_path / "seen"))
+    handler = host.handler if is_local else installed.handler
+    write_script(handler, f"#!{sys.executable} -I\n{text}")
+
+    assert (host.run(CORE) if is_local else installed.run()) == ConfigError.exit_code
+    assert (tmp_path / "seen").read_text().split()[:2] == ["leaves", "drops"]
 
 
 _STALE = """

@@ -134,6 +134,14 @@ def test_a_line_cut_at_every_offset_says_nothing() -> None:
         assert program._fields(other + file + other + names) == whole | {"build_id": "00ff"}
 
 
+def test_what_was_said_as_root_is_not_said_otherwise() -> None:
+    """Who has met the program's bytes may be the program's: a storm limit goes by the file that was named before."""
+    file = b'{"executable_device": 8, "executable_inode": 7}\n'
+    found = program._fields(file + b'{"build_id": "00ff", "executable_inode": 9}\n')
+
+    assert found == {"executable_device": 8, "executable_inode": 7, "build_id": "00ff"}
+
+
 _UMOUNT_DETACH = 2
 
 

@@ -7,9 +7,10 @@ import resource
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -23,6 +24,7 @@ from securecore.sender.admission import EXCLUDE, INCLUDE, Admission, Rule, Storm
 from securecore.sender.buckets import State, Untaken, Verdict
 from securecore.sender.kernel_log import Skips
 from securecore.sender.parcel import Outcome
+from securecore.sender.program import ProgramReader
 from securecore.sender.settings import Settings
 from securecore.sender.spool import Spool, open_spool
 from securecore.sender.tally import Tally
@@ -341,7 +343,7 @@ def test_the_kernels_log_is_closed_before_a_taken_crash_meets_the_network(
     monkeypatch.setattr(tally.privileges, "Acting", lambda uid, gid: nullcontext())
     storms.count_skips(spool.fd, "earlier", Skips(1, ()), lambda: 1.0)
     place, report = tally.Place(lambda: spool.fd, 1, 1), CrashReport(uid=1, boot_id="boot")
-    taken = tally.judge(os.open("/dev/null", os.O_RDONLY), place, Admission(), new_dump_id(), report)
+    taken = tally.judge(os.open("/dev/null", os.O_RDONLY), place, Admission(), new_dump_id(), report, None)
 
     assert taken is not None
     with pytest.raises(OSError, match="Bad file descriptor"):
@@ -349,26 +351,51 @@ def test_the_kernels_log_is_closed_before_a_taken_crash_meets_the_network(
     assert State.parse((tmp_path / "spool" / "storms.json").read_bytes()).skipped == 3
 
 
+class Program:
+    """Stands for who finds out which file the program is, and notes what is asked of it."""
+
+    def __init__(self, noted: list[str]) -> None:
+        self._noted = noted
+
+    def find_file(self) -> dict[str, Any]:
+        """One file for every crash."""
+        self._noted.append("file")
+        return {"executable_device": 8, "executable_inode": 1}
+
+    def leave(self) -> None:
+        """Only noted."""
+        self._noted.append("left")
+
+
 def test_which_file_it_is_is_asked_for_when_a_storm_limit_needs_it(
     spool: Spool, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its file system may be slow to say: what a rule declines waits for no such word, what is taken is counted by it."""
-    asked: list[int] = []
+    """Its file system may be slow to say: what a rule declines waits for no such word, nor does what is too large or never counted.
 
-    def judge(user: int) -> bool:
-        def find_file() -> dict[str, Any]:
-            asked.append(user)
-            return {"executable_device": 8, "executable_inode": 1}
-
-        place, core = tally.Place(lambda: os.dup(spool.fd), 1, 1), os.open("/dev/null", os.O_RDONLY)
-        taken = tally.judge(core, place, admission, new_dump_id(), CrashReport(uid=user), find_file=find_file)
-        return taken is not None
-
+    Of a crash that is not taken nobody reads any more by the time when root, who may end the child, is given up.
+    """
+    noted: list[str] = []
     monkeypatch.setattr(tally.privileges, "Acting", lambda uid, gid: nullcontext())
-    monkeypatch.setattr(tally.privileges, "drop", lambda uid, gid: None)
+    monkeypatch.setattr(tally.privileges, "drop", lambda uid, gid: noted.append("dropped"))
     admission = Admission(program=StormLimit(1, 3600), user=FREE, host=FREE, rules=(Rule(EXCLUDE, user="2"),))
 
-    assert ([judge(2), judge(1), judge(1)], asked) == ([False, True, False], [1, 1])
+    def refuse() -> int:
+        raise StorageError("no spool")
+
+    def judge(admission: Admission, user: int = 1, find: Callable[[], int] = lambda: os.dup(spool.fd)) -> tuple[bool, list[str]]:
+        noted.clear()
+        reading, writing = os.pipe()
+        os.write(writing, CORE)
+        os.close(writing)
+        place, report = tally.Place(find, 1, 1), CrashReport(uid=user)
+        program = cast(ProgramReader, Program(noted))
+        return tally.judge(reading, place, admission, new_dump_id(), report, program) is not None, [*noted]
+
+    assert judge(admission, user=2) == (False, ["left", "dropped"])
+    assert judge(admission._replace(max_size=1)) == (False, ["left", "dropped"])
+    assert judge(admission, find=refuse) == (True, [])
+    assert judge(admission) == (True, ["file"])
+    assert judge(admission) == (False, ["file", "left", "dropped"])
 
 
 def test_the_count_of_a_dump_that_went_nowhere_is_counted_again(
@@ -395,7 +422,7 @@ def test_the_count_of_a_dump_that_went_nowhere_is_counted_again(
         reading, writing = os.pipe()
         os.close(writing)
         dump = new_dump_id()
-        taken = tally.judge(reading, place, settings.admission, dump, crash)
+        taken = tally.judge(reading, place, settings.admission, dump, crash, None)
         assert taken is not None
         network.send(reading, settings, dump, lambda: crash, taken)
 
@@ -421,7 +448,7 @@ def test_what_a_receiver_has_a_part_of_is_neither_lost_nor_counted_again(
     settings = settings._replace(admission=Admission(program=StormLimit(1, 3600)))
     reading, writing = os.pipe()
     os.close(writing)
-    taken = tally.judge(reading, tally.Place(lambda: spool.fd, 1, 1), settings.admission, new_dump_id(), crash)
+    taken = tally.judge(reading, tally.Place(lambda: spool.fd, 1, 1), settings.admission, new_dump_id(), crash, None)
     assert taken is not None
     network.send(reading, settings, new_dump_id(), lambda: crash, taken)
     verdict = storms.admit(spool.fd, settings.admission, crash)

@@ -81,7 +81,7 @@ def test_without_a_spool_a_crash_now_and_then_has_its_lines(
     def crash_on_and_on() -> None:
         for _ in range(MANY):
             core = os.open("/dev/null", os.O_RDONLY)
-            assert tally.judge(core, tally.Place(refuse, 1, 1, missing), admission, new_dump_id(), CRASH) is None
+            assert tally.judge(core, tally.Place(refuse, 1, 1, missing), admission, new_dump_id(), CRASH, None) is None
 
     for _ in range(2):
         crash_on_and_on()
