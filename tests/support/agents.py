@@ -93,6 +93,9 @@ class RunningAgent:
     def kill(self) -> None:
         """End it, and its children, at once."""
         if self.process.poll() is None:
+            # Stopped, it reaps none of its children: the numbers stay theirs.
+            os.kill(self.process.pid, signal.SIGSTOP)
+            os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
             for pid in [*self.children(), self.process.pid]:
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
