@@ -34,6 +34,7 @@ def command(settings_path: str, socket_path: str, no_chores: bool) -> int:
     from securecore.errors import ConfigError
     from securecore.sender import agent, agent_chores, privileges
     from securecore.sender.agent_socket import find_readiness, open_listener
+    from securecore.sender.settings import load_settings
 
     if os.geteuid() != 0:
         raise ConfigError("the agent needs root, to see who has crashed and to become its own user", hint="`sudo securecore agent`")
@@ -41,6 +42,12 @@ def command(settings_path: str, socket_path: str, no_chores: bool) -> int:
     os.umask(0o077)
     tell_ready = find_readiness(os.environ)
     listener = open_listener(socket_path, os.environ, os.getpid())
+    try:
+        load_settings(settings_path)
+    except ConfigError as error:
+        # It serves all the same: systemd's socket would hold each crash for an agent that does not start, and what is mended later
+        # counts for the next one.
+        click.echo(f"securecore: warning: {error.message}: no crash can be handled until that is mended", err=True)
     chores = [] if no_chores else agent_chores.plan([sys.executable, "-I", "-m", __package__ + ".main"], settings_path)
     agent.Agent(listener, settings_path, chores).serve(tell_ready)
     return 0
