@@ -45,9 +45,9 @@ def command(settings_path: str, socket_path: str, no_chores: bool) -> int:
     try:
         load_settings(settings_path)
     except ConfigError as error:
-        # It serves all the same: systemd's socket would hold each crash for an agent that does not start, and what is mended later
-        # counts for the next one.
+        # It serves all the same: what is mended counts for the next crash, and until then each one is let go, and says why.
         click.echo(f"securecore: warning: {error.message}: no crash can be handled until that is mended", err=True)
+        click.echo(f"  hint: {error.hint}", err=True)
     chores = [] if no_chores else agent_chores.plan([sys.executable, "-I", "-m", __package__ + ".main"], settings_path)
     agent.Agent(listener, settings_path, chores).serve(tell_ready)
     return 0

@@ -4,9 +4,9 @@
 are parsed, and the file system that it lies on may be one that never answers (FUSE, or NFS without its server). So a child does
 both: it says first which file it is, in a line of its own, so that a storm limit does not depend on what the file holds, or on how
 fast it is read; then it opens the file as root must, becomes nobody, parses, writes a second line and ends. The handler waits for
-these lines for so long and no longer, and for the second one while the kernel dumps already. Whoever does not wait need not end it
-either, which he may have no right to any more: the child ends itself by then, also where it hangs. A thread would not do: one that
-hangs in ``open`` keeps the whole process from changing its user.
+these lines for so long and no longer, and for the second one while the kernel dumps already. Whoever does not wait ends it as
+root; one that nobody ends does that itself by then, also where it hangs. A thread would not do: one that hangs in ``open`` keeps
+the whole process from changing its user.
 """
 
 import os
@@ -29,7 +29,7 @@ DEADLINE_S: Final = 0.5
 """From the child's start to its last line: it takes a millisecond (measured), and some tens where a slow flash has to be read. A
 crashed process is held for this long at most by its own program."""
 _ANSWER_BYTES: Final = 4 * limits.KIB
-"""A build-id has 128 digits at most, a ``.uuid`` 512."""
+"""Of both lines: a build-id has 128 digits at most, a ``.uuid`` 512."""
 _LINES: Final = 2
 """Which file it is, and what its bytes name: that the child has ended as well is nothing to wait for."""
 _KINDS: Final = {"build_id": str, "uuid": str, "executable_device": int, "executable_inode": int}
@@ -79,7 +79,7 @@ class ProgramReader:
             try:
                 os.kill(self.child, signal.SIGKILL)
             except PermissionError:
-                pass  # We are nobody that it knows by now, and it ends by itself.
+                pass  # We are not root, or not any more, and it ends by itself.
             # One that has not ended yet is left to whoever takes our children over: it may hang in a call which no signal ends, and
             # on its way out too, behind its answer.
             os.waitpid(self.child, os.WNOHANG)
@@ -87,10 +87,11 @@ class ProgramReader:
     def _wait_for(self, lines: int) -> None:
         poll = select.poll()
         poll.register(self._answer, select.POLLIN)
-        while not self._is_over and self._told.count(b"\n") < lines:
+        # The bound on its bytes is for a child that is the program's by now: one that writes on and never ends its line.
+        while not self._is_over and self._told.count(b"\n") < lines and len(self._told) < _ANSWER_BYTES:
             if not poll.poll(max(0, int(1000 * (self._deadline - time.monotonic())))):
                 return
-            part = os.read(self._answer, _ANSWER_BYTES)
+            part = os.read(self._answer, _ANSWER_BYTES - len(self._told))
             if not part:
                 return
             self._told += part

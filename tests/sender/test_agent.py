@@ -258,15 +258,15 @@ def test_it_says_why_it_does_not_start(installed: Installed, tmp_path: Path) -> 
 
 
 def test_it_says_at_once_that_its_settings_cannot_be_read(installed: Installed, tmp_path: Path) -> None:
-    """It serves all the same: a crash that nobody takes is held, and settings that are mended count for the next one."""
+    """It serves all the same: settings that are mended count for the next crash."""
     installed.settings.rename(tmp_path / "aside")
     with running_agent(installed, tmp_path) as agent:
-        assert agent.listens()
-        assert agent.stop() == 0
+        assert connect(agent) == b""
 
-    told = agent.output.read_text()
-    assert told.startswith(f"securecore: warning: {installed.settings}: ")
-    assert told.splitlines()[0].endswith("no crash can be handled until that is mended")
+    warning, hint = agent.output.read_text().splitlines()[:2]
+    assert warning.startswith(f"securecore: warning: {installed.settings}: ")
+    assert warning.endswith("no crash can be handled until that is mended")
+    assert hint == "  hint: run `securecore setup sender` again"
 
 
 def test_only_root_can_be_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -240,6 +240,28 @@ def test_who_has_left_waits_for_nothing_and_leaves_nothing(tmp_path: Path, monke
     assert reader.finish() == file_of(tmp_path / "exe")
 
 
+def test_a_child_that_writes_on_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be the program's by now: a line that never ends holds the crash no longer than one in time, and has a bound."""
+
+    def write_on(writing: int, fields: object) -> None:
+        program.signal.signal(program.signal.SIGALRM, program.signal.SIG_IGN)
+        while True:
+            os.write(writing, b"x" * 1000)
+
+    monkeypatch.setattr(program, "_tell", write_on)
+    (tmp_path / "exe").write_bytes(b"anything")
+    with directory(tmp_path) as fd:
+        reader = ProgramReader(fd)
+        child = os.pidfd_open(reader.child)
+        assert reader.finish() == {}
+    has_ended = select.poll()
+    has_ended.register(child, select.POLLIN)
+
+    assert len(reader._told) == program._ANSWER_BYTES
+    assert has_ended.poll(5000) != []
+    os.close(child)
+
+
 def test_a_child_that_nobody_may_end_ends_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has become another user meanwhile has no right to end it, and need not: it hangs no longer than anybody would wait."""
     holding, letting_go = os.pipe()
